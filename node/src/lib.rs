@@ -1,0 +1,5 @@
+//! The node: drivers with no opinions around the machines of `mesh-proto`.
+//!
+//! The binary `meshd` is a thin wrapper around this library, so that a Rust program can embed a node.
+
+pub mod handles;

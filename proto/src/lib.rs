@@ -1,0 +1,28 @@
+//! The state machines of meshd, without IO.
+//!
+//! Nothing here reads a clock, a random source of the operating system, a socket or a file. Every
+//! machine takes what happened and the time it happened (`handle(now, input)`), and is then polled
+//! for what to do (`poll() -> Option<Output>`) and when to be woken (`next_deadline()`). `node`
+//! drives them with tokio and quinn, `simulations` drives the very same ones on virtual time.
+//!
+//! Layers, each knowing only those below it:
+//!
+//! | module | answers |
+//! |---|---|
+//! | [`shard`] | joins the machines below for one thread |
+//! | [`edge`], [`session`], [`room`] | who gets which packet, in which order |
+//! | [`entity`] | when an owner may let an effect out |
+//! | [`link`] | ordered, lossless envelopes to one incarnation of a peer |
+//! | [`membership`], [`view`], [`ring`] | who is there, who owns what |
+//! | [`engineio`], [`socketio`], [`plain`], [`wire`] | bytes |
+//! | [`id`], [`time`], [`keys`], [`collections`], [`limits`] | words |
+
+pub mod collections;
+pub mod id;
+pub mod keys;
+pub mod limits;
+pub mod ring;
+pub mod shard;
+pub mod time;
+pub mod view;
+pub mod wire;

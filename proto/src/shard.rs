@@ -1,0 +1,334 @@
+//! One shard: the edge for its clients and the host of its part of sessions and rooms.
+//!
+//! Belongs here: routing between the machines of a shard, to other shards and to peers.
+//! Stays out: what edges, sessions and rooms do (`edge`, `session`, `room`); sockets, timers, threads.
+//! How to drive it: call [`Shard::handle`] for each input, then [`Shard::poll`] until `None`, and
+//! wake it with [`Input::Timer`] at [`Shard::next_deadline`]. Inputs may be batched before polling:
+//! that is what lets a driver write many messages to one client in one call.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::id::{ClientIx, NodeRef};
+use crate::limits::Limits;
+use crate::time::Instant;
+use crate::view::View;
+use crate::wire::{Answer, CommandFailed, Envelope, Lane, Query};
+
+/// What a client's transport speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientProtocol {
+    /// Engine.IO v4 over WebSocket, Socket.IO v5 inside.
+    SocketIo,
+    /// Our JSON messages over a plain WebSocket (`docs/protocol.md`).
+    Plain,
+}
+
+/// A client whose WebSocket handshake is done and whose product and user are known.
+#[derive(Clone, Debug)]
+pub struct NewClient {
+    /// Its protocol.
+    pub protocol: ClientProtocol,
+    /// The product it asked for, known to exist; or why it is refused.
+    pub admission: Result<Admission, Refusal>,
+}
+
+/// A client that may connect.
+#[derive(Clone, Debug)]
+pub struct Admission {
+    /// Its product.
+    pub product: Arc<ProductRules>,
+    /// Its user.
+    pub uid: Arc<str>,
+}
+
+/// Why a client may not connect; told in its own protocol (DESIGN §10).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Stable word: `uid_required`, `uid_invalid`, `product_unknown`.
+    pub code: &'static str,
+    /// One sentence saying what to do.
+    pub message: String,
+}
+
+/// The rules of one product, as far as the machines need them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProductRules {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Who may publish into a room.
+    pub publish: PublishRule,
+    /// Who may join a room.
+    pub join: JoinRule,
+}
+
+impl ProductRules {
+    /// The defaults: anyone with a uid joins, members publish.
+    #[must_use]
+    pub fn open(name: &str) -> Self {
+        Self { name: name.into(), publish: PublishRule::Members, join: JoinRule::Anyone }
+    }
+}
+
+/// Who may publish into a room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PublishRule {
+    /// Sessions that are in it.
+    Members,
+    /// Any session of the product.
+    Anyone,
+    /// Backends only, by the HTTP API.
+    Nobody,
+}
+
+/// Who may join a room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JoinRule {
+    /// Any session of the product.
+    Anyone,
+    /// Only rooms named `{uid}…` after the session's own user; backends may put anyone anywhere.
+    OwnTag,
+    /// Only by a backend.
+    Nobody,
+}
+
+/// One message of a client's transport: a WebSocket message, or a packet of a polling payload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Packet {
+    /// Text, valid UTF-8.
+    Text(Bytes),
+    /// Binary.
+    Binary(Bytes),
+}
+
+impl Packet {
+    /// Bytes of content.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Text(bytes) | Self::Binary(bytes) => bytes.len(),
+        }
+    }
+
+    /// Whether it has no content.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Input {
+    /// A client's transport is open.
+    ClientOpened(ClientIx, NewClient),
+    /// A client sent a message.
+    ClientPacket(ClientIx, Packet),
+    /// A client's transport is gone (also after our own [`Output::Close`]: exactly once per client).
+    ClientClosed(ClientIx, ClientGone),
+    /// The driver has tried to write all that was polled for this client; so many bytes did not go
+    /// out yet. Sent once per turn for each client with output *left over*, and once with 0 when
+    /// the rest has drained.
+    ClientQueue(ClientIx, usize),
+    /// An envelope from another shard or a peer.
+    Envelope(Envelope),
+    /// The cluster has changed.
+    View(Arc<View>),
+    /// The link to this life of a peer has lost what was under way: repeat what is unconfirmed.
+    LinkReset(NodeRef),
+    /// The HTTP API, or `meshctl explain`, asks; answered by [`Output::Answer`] with the same token.
+    Query(u64, Query),
+    /// Close all clients (their transports only: they may come back), at most so many now.
+    CloseClients(usize),
+    /// A deadline may have passed.
+    Timer,
+}
+
+/// How a transport ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientGone {
+    /// The peer closed it, or we did.
+    Closed,
+    /// It broke.
+    Error,
+}
+
+/// What to do.
+#[derive(Debug)]
+pub enum Output {
+    /// Queue one message for a client.
+    Write(ClientIx, Packet),
+    /// Queue the same messages for each of these clients (more than one where there are attachments).
+    Fanout(Arc<[Packet]>, Vec<ClientIx>),
+    /// Close the transport after what is queued for it, with this code.
+    Close(ClientIx, CloseCode),
+    /// Stop reading from a client: it has sent more than its owner has confirmed, or too fast.
+    PauseReading(ClientIx),
+    /// Read from it again.
+    ResumeReading(ClientIx),
+    /// Send to another node, or to another shard of this one (`to == me`).
+    Send {
+        /// The receiving life of a node.
+        to: NodeRef,
+        /// The ordered stream it belongs on.
+        lane: Lane,
+        /// What.
+        envelope: Envelope,
+    },
+    /// The answer to [`Input::Query`].
+    Answer(u64, Result<Answer, CommandFailed>),
+}
+
+/// Why we close a client's transport. One table for all protocols; `docs/protocol.md` lists it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseCode {
+    /// 1000: the client asked for it.
+    Normal,
+    /// 1002: the client broke its protocol.
+    ProtocolError,
+    /// 1008: a limit that a well-behaved client does not meet.
+    Policy,
+    /// 1009: a message over the limit.
+    TooBig,
+    /// 1012: the node stops; come back anywhere.
+    Restart,
+    /// 1013: nothing drained, or the client fell behind what is kept; come back.
+    TooSlow,
+    /// 4408: no CONNECT, or no heartbeat, in time; come back.
+    Timeout,
+    /// 4409: the session was ended by a backend or by a limit; do not come back.
+    Ended,
+    /// 4430: no or no valid uid, or an unknown product; do not come back.
+    Refused,
+}
+
+impl CloseCode {
+    /// The WebSocket close code.
+    #[must_use]
+    pub fn code(self) -> u16 {
+        match self {
+            Self::Normal => 1000,
+            Self::ProtocolError => 1002,
+            Self::Policy => 1008,
+            Self::TooBig => 1009,
+            Self::Restart => 1012,
+            Self::TooSlow => 1013,
+            Self::Timeout => 4408,
+            Self::Ended => 4409,
+            Self::Refused => 4430,
+        }
+    }
+
+    /// The reason sent with it.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Normal => "bye",
+            Self::ProtocolError => "protocol error",
+            Self::Policy => "limit exceeded",
+            Self::TooBig => "message too big",
+            Self::Restart => "node stops, reconnect",
+            Self::TooSlow => "too slow, reconnect",
+            Self::Timeout => "timeout",
+            Self::Ended => "session ended",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// Counts for metrics and status; cheap to copy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShardStats {
+    /// Clients whose transport ends here.
+    pub clients: u64,
+    /// Sessions owned.
+    pub sessions: u64,
+    /// Rooms owned.
+    pub rooms: u64,
+    /// Rooms with local members.
+    pub tails: u64,
+    /// Packets received from clients.
+    pub packets_received_total: u64,
+    /// Messages handed to clients' transports.
+    pub deliveries_total: u64,
+    /// Entries appended to rooms owned.
+    pub publishes_total: u64,
+    /// Publishes dropped as repeats.
+    pub duplicates_total: u64,
+    /// Clients that fell behind.
+    pub behind_total: u64,
+    /// Clients closed because they were too slow.
+    pub too_slow_total: u64,
+    /// Clients closed for breaking their protocol.
+    pub protocol_errors_total: u64,
+    /// Volatile events dropped.
+    pub volatile_dropped_total: u64,
+    /// Holes in a room's log told to an edge.
+    pub gaps_total: u64,
+    /// Envelopes bounced because this node does not own what they are about.
+    pub not_owner_total: u64,
+    /// Sessions attached anew after their owner changed.
+    pub reattached_total: u64,
+    /// Bytes in room logs.
+    pub log_bytes: u64,
+    /// Bytes in tails.
+    pub tail_bytes: u64,
+}
+
+/// Everything a shard is built from.
+#[derive(Debug)]
+pub struct ShardConfig {
+    /// This shard and this life of the node.
+    pub me: crate::id::Address,
+    /// Shards of this node.
+    pub shards: u16,
+    /// Bounds.
+    pub limits: Limits,
+    /// Opens and seals socket ids.
+    pub ids: crate::keys::IdKey,
+    /// Seed of its random numbers. From the operating system in production.
+    pub seed: u64,
+}
+
+/// The machine of one shard.
+#[derive(Debug)]
+pub struct Shard {
+    config: ShardConfig,
+}
+
+impl Shard {
+    /// A shard without clients, sessions or rooms.
+    #[must_use]
+    pub fn new(config: ShardConfig) -> Self {
+        Self { config }
+    }
+
+    /// Takes one input at `now`. Outputs wait in [`Shard::poll`].
+    pub fn handle(&mut self, now: Instant, input: Input) {
+        let _ = (now, input, &self.config);
+    }
+
+    /// The next thing to do; `None` when there is nothing left.
+    pub fn poll(&mut self) -> Option<Output> {
+        None
+    }
+
+    /// When to call [`Shard::handle`] with [`Input::Timer`] at the latest.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    /// Counts so far.
+    #[must_use]
+    pub fn stats(&self) -> ShardStats {
+        ShardStats::default()
+    }
+
+    /// Asserts every invariant this machine promises; for tests and simulations.
+    ///
+    /// # Panics
+    /// When one does not hold, with the state that broke it.
+    pub fn check_invariants(&self) {}
+}

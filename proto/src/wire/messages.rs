@@ -1,0 +1,642 @@
+//! What edges, session owners and room owners say to each other.
+//!
+//! Each enum is one direction between two machines. Every message of an owner carries its term, so
+//! that a receiver can refuse a lower one (DESIGN §4).
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::id::{Address, ClientIx, Cursor, NodeRef, Pid, Placement, PublishId, RoomKey, SocketSid, Term};
+
+/// An event or ack argument list as it came from a client: raw JSON array text (already checked by
+/// the ingest gate), and the binary attachments its placeholders name. Never decoded on the way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Payload {
+    /// JSON text of one array, e.g. `["hello",{"n":1}]`.
+    pub json: Bytes,
+    /// Attachment `i` belongs to the placeholder with `"num":i`.
+    pub attachments: Vec<Bytes>,
+}
+
+impl Payload {
+    /// JSON without attachments.
+    #[must_use]
+    pub fn json(json: impl Into<Bytes>) -> Self {
+        Self { json: json.into(), attachments: Vec::new() }
+    }
+
+    /// Bytes it holds.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.json.len() + self.attachments.iter().map(Bytes::len).sum::<usize>()
+    }
+
+    /// Whether it holds nothing at all; a checked payload holds at least `[]`.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.json.is_empty() && self.attachments.is_empty()
+    }
+}
+
+/// Who a session belongs to, fixed at CONNECT.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionIdentity {
+    /// Its public id.
+    pub sid: SocketSid,
+    /// Its secret for resuming.
+    pub pid: Pid,
+    /// The product it uses.
+    pub product: Arc<str>,
+    /// The user it belongs to.
+    pub uid: Arc<str>,
+    /// Its namespace, `/` for the main one and for plain WebSocket.
+    pub namespace: Arc<str>,
+}
+
+/// Where the transport of a session ends. A newer one beats an older one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct EdgeRef {
+    /// Counts the transports of this session, from 1.
+    pub attachment: u64,
+    /// The edge's node and shard.
+    pub edge: Address,
+    /// The client there.
+    pub client: ClientIx,
+}
+
+/// What an edge knows of a live session: enough to rebuild it when owner and backup are lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shadow {
+    /// The highest term this edge has heard an owner of this session speak under.
+    pub term: Term,
+    /// Inbound packets the owner has confirmed.
+    pub inbound_confirmed: u64,
+    /// The last entry of the own log that has reached this edge.
+    pub own_seq: u64,
+    /// Rooms joined, with the position of each join.
+    pub rooms: Vec<(RoomKey, Cursor)>,
+}
+
+/// One packet from a client, numbered by its edge from 1 per session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Inbound {
+    /// An event; `ack` is the client's id when it wants an answer.
+    Event {
+        /// The id to answer under.
+        ack: Option<u64>,
+        /// Name and arguments.
+        payload: Payload,
+    },
+    /// The client's answer to an event of ours.
+    Ack {
+        /// The id the event was sent under.
+        id: u64,
+        /// The arguments.
+        payload: Payload,
+    },
+    /// The client leaves this namespace for good.
+    Disconnect,
+}
+
+/// Edge to session owner.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToSession {
+    /// This edge holds the session's transport: a new session, or one whose owner has changed.
+    Attach {
+        /// Whose.
+        identity: SessionIdentity,
+        /// Where.
+        edge: EdgeRef,
+        /// What to rebuild it from where the owner knows nothing.
+        shadow: Shadow,
+    },
+    /// Packets of the client, `first` and those that follow it.
+    Inbound {
+        /// Whose.
+        sid: SocketSid,
+        /// Number of the first.
+        first: u64,
+        /// In order.
+        packets: Vec<Inbound>,
+    },
+    /// The own log has reached the edge up to here.
+    OwnReceived {
+        /// Whose.
+        sid: SocketSid,
+        /// The last entry.
+        own_seq: u64,
+    },
+    /// A join is in force at the edge: from `at` on the client is served.
+    Joined {
+        /// Whose.
+        sid: SocketSid,
+        /// The own-log entry that asked for it.
+        own_seq: u64,
+        /// The position.
+        at: Cursor,
+    },
+    /// The transport is gone.
+    Detach {
+        /// Whose.
+        sid: SocketSid,
+        /// Which transport; a later one is not touched.
+        attachment: u64,
+        /// Whether the client said goodbye: no resume.
+        clean: bool,
+        /// Socket.IO's word for why.
+        reason: DetachReason,
+    },
+}
+
+/// Why a transport ended, in Socket.IO's strings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DetachReason {
+    /// "client namespace disconnect"
+    ClientDisconnect,
+    /// "server namespace disconnect"
+    ServerDisconnect,
+    /// "ping timeout"
+    PingTimeout,
+    /// "transport close"
+    TransportClose,
+    /// "transport error"
+    TransportError,
+    /// "parse error"
+    ParseError,
+    /// "server shutting down"
+    ServerShuttingDown,
+}
+
+impl DetachReason {
+    /// Socket.IO's string.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ClientDisconnect => "client namespace disconnect",
+            Self::ServerDisconnect => "server namespace disconnect",
+            Self::PingTimeout => "ping timeout",
+            Self::TransportClose => "transport close",
+            Self::TransportError => "transport error",
+            Self::ParseError => "parse error",
+            Self::ServerShuttingDown => "server shutting down",
+        }
+    }
+}
+
+/// Session owner to edge.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum SessionToEdge {
+    /// The owner has taken the session on (answer to `Attach`).
+    Attached {
+        /// Whose.
+        sid: SocketSid,
+        /// Under which term.
+        term: Term,
+        /// Packets processed so far; the edge repeats what lies above.
+        inbound_confirmed: u64,
+    },
+    /// Packets up to here are processed and safe; the edge may forget them.
+    Confirmed {
+        /// Whose.
+        sid: SocketSid,
+        /// Under which term.
+        term: Term,
+        /// The last one.
+        inbound: u64,
+    },
+    /// Entries of the own log, `first` and those that follow it.
+    Own {
+        /// Whose.
+        sid: SocketSid,
+        /// Under which term.
+        term: Term,
+        /// Number of the first.
+        first: u64,
+        /// In order.
+        entries: Vec<OwnEntry>,
+    },
+    /// The owner does not know this session (it has ended); the edge closes the client's namespace.
+    Unknown {
+        /// Whose.
+        sid: SocketSid,
+        /// Which transport was meant.
+        attachment: u64,
+    },
+}
+
+/// An entry of a session's own log: what is for this client alone.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OwnEntry {
+    /// What.
+    pub kind: OwnKind,
+    /// Held at the edge until the client has been served this far in that room (its own publish
+    /// comes before its ack), for 1 s at most and only while it is in the room.
+    pub after: Option<(RoomKey, Cursor)>,
+}
+
+/// What an own-log entry does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum OwnKind {
+    /// The answer to the client's event `id`.
+    Ack {
+        /// The client's id.
+        id: u64,
+        /// The arguments.
+        payload: Payload,
+    },
+    /// An event for this client.
+    Emit {
+        /// Name and arguments.
+        payload: Payload,
+        /// Written only if it can be written at once.
+        volatile: bool,
+    },
+    /// The session is in this room from here on.
+    Join(RoomKey),
+    /// The session is not in this room any more.
+    Leave(RoomKey),
+    /// The session ends; the client is told (`41`), and its transport closed if asked.
+    Disconnect {
+        /// Close the transport as well.
+        close: bool,
+        /// For the plain protocol and the log.
+        code: DisconnectCode,
+    },
+}
+
+/// Why an owner ends a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DisconnectCode {
+    /// A backend or an operator asked for it.
+    Requested,
+    /// One session more of this uid than is allowed; this was the oldest.
+    SessionsPerUid,
+}
+
+/// To a room's owner.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToRoom {
+    /// Append to the log, once per id; answered by `RoomToPublisher`.
+    Publish(Publish),
+    /// The sending edge shard wants these rooms from its cursors on.
+    Subscribe(Vec<(RoomKey, Cursor)>),
+    /// The sending edge shard has no member any more.
+    Unsubscribe(Vec<RoomKey>),
+    /// The sending edge shard has taken entries up to here: the window opens.
+    Taken {
+        /// Which room.
+        room: RoomKey,
+        /// The last entry.
+        cursor: Cursor,
+    },
+}
+
+/// One publish to one room.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Publish {
+    /// The room.
+    pub room: RoomKey,
+    /// By whom, kept through retries.
+    pub id: PublishId,
+    /// An id the client or backend chose: the same (origin, key) is appended once.
+    pub dedupe: Option<DedupeKey>,
+    /// What the members get.
+    pub event: RoomEvent,
+}
+
+/// An idempotency key with whoever chose it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct DedupeKey {
+    /// The uid; `None` for the HTTP API.
+    pub uid: Option<Arc<str>>,
+    /// Chosen by the client or backend.
+    pub key: Arc<str>,
+}
+
+/// An event for a room's members.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RoomEvent {
+    /// Name and arguments.
+    pub payload: Payload,
+    /// Sessions that do not get it.
+    pub except_sids: Vec<SocketSid>,
+    /// Rooms whose members do not get it.
+    pub except_rooms: Vec<Arc<str>>,
+    /// Written only to clients whose queue is empty; not in the log.
+    pub volatile: bool,
+}
+
+/// Room owner to publisher.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum RoomToPublisher {
+    /// Appended (or seen before): the publish is safe.
+    Published {
+        /// The room.
+        room: RoomKey,
+        /// Which publish.
+        id: PublishId,
+        /// Its position. For a repeat of an entry the log no longer has: the last known one.
+        at: Cursor,
+    },
+    /// Not appended, and a repeat would not be.
+    Refused {
+        /// The room.
+        room: RoomKey,
+        /// Which publish.
+        id: PublishId,
+        /// Why.
+        why: PublishRefused,
+    },
+}
+
+/// Why a room's owner refuses a publish for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PublishRefused {
+    /// The node owns as many rooms as it may.
+    RoomsPerNode,
+}
+
+/// Room owner to edge shards.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum RoomToEdge {
+    /// In force (answer to `Subscribe`): entries follow after `from`.
+    Subscribed {
+        /// The room.
+        room: RoomKey,
+        /// Under which term.
+        term: Term,
+        /// Where this subscription starts. Below it nothing will come.
+        from: Cursor,
+        /// Whether entries between the asked cursor and `from` are gone: a hole, to be told.
+        gap: bool,
+    },
+    /// Entries of the log, `first` and those that follow it.
+    Entries {
+        /// The room.
+        room: RoomKey,
+        /// Under which term they are sent.
+        term: Term,
+        /// Number of the first.
+        first: u64,
+        /// In order.
+        entries: Vec<RoomEntry>,
+    },
+    /// A volatile event, beside the log.
+    Volatile {
+        /// The room.
+        room: RoomKey,
+        /// What.
+        event: RoomEvent,
+    },
+}
+
+/// An entry of a room's log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RoomEntry {
+    /// The term it was appended under.
+    pub term: Term,
+    /// By whom.
+    pub id: PublishId,
+    /// What.
+    pub event: RoomEvent,
+}
+
+/// The receiver does not own what it was sent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NotOwner {
+    /// What was meant.
+    pub subject: Subject,
+    /// Who owns it by the receiver's ring.
+    pub owner: Option<NodeRef>,
+    /// The receiver's ring.
+    pub ring_digest: u64,
+}
+
+/// What a `NotOwner` is about.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Subject {
+    /// A session.
+    Session(SocketSid),
+    /// A room.
+    Room(RoomKey),
+    /// A query.
+    Call(u64),
+}
+
+/// A question or command from the HTTP API or an operator.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Query {
+    /// Publish to a room (to its owner).
+    Publish(Publish),
+    /// Do this with all sessions of a user (to their owner).
+    User {
+        /// The product.
+        product: Arc<str>,
+        /// The user.
+        uid: Arc<str>,
+        /// What to do.
+        command: Command,
+    },
+    /// Do this with one session (to its owner).
+    Session {
+        /// The product it must belong to.
+        product: Arc<str>,
+        /// Which.
+        sid: SocketSid,
+        /// What to do.
+        command: Command,
+    },
+    /// Who is in a room (to its owner, which asks the edges).
+    Members {
+        /// The room.
+        room: RoomKey,
+        /// Names too, or counts only.
+        list: bool,
+    },
+    /// Who of this room is at this edge shard (room owner to edges).
+    LocalMembers {
+        /// The room.
+        room: RoomKey,
+        /// Names too, or counts only.
+        list: bool,
+    },
+    /// The recent entries of a room's log (to its owner).
+    History {
+        /// The room.
+        room: RoomKey,
+        /// At most so many, newest last.
+        count: u32,
+    },
+    /// What the owner knows of a user (for `meshctl explain`).
+    ExplainUser {
+        /// The product.
+        product: Arc<str>,
+        /// The user.
+        uid: Arc<str>,
+    },
+    /// What the owner knows of a room (for `meshctl explain`).
+    ExplainRoom(RoomKey),
+    /// Counts of one node ([`To::Node`](super::To::Node)).
+    NodeStatus,
+}
+
+impl Query {
+    /// Where its owner is, for those that go to an owner. `ids` opens a socket id.
+    #[must_use]
+    pub fn placement(&self, ids: &crate::keys::IdKey) -> Option<Placement> {
+        match self {
+            Self::Publish(publish) => Some(publish.room.placement()),
+            Self::User { product, uid, .. } | Self::ExplainUser { product, uid } => {
+                Some(Placement::of_user(product, uid))
+            }
+            Self::Session { sid, .. } => Some(ids.placement_of(*sid)),
+            Self::Members { room, .. } | Self::History { room, .. } | Self::ExplainRoom(room) => {
+                Some(room.placement())
+            }
+            Self::LocalMembers { .. } | Self::NodeStatus => None,
+        }
+    }
+}
+
+/// What a backend can have done to a session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Command {
+    /// Send it an event.
+    Emit {
+        /// Name and arguments.
+        payload: Payload,
+        /// Rooms whose members do not get it.
+        except_rooms: Vec<Arc<str>>,
+        /// Sessions that do not get it.
+        except_sids: Vec<SocketSid>,
+        /// The same (origin, key) acts once.
+        dedupe: Option<DedupeKey>,
+    },
+    /// Put it into a room.
+    Join(Arc<str>),
+    /// Take it out of a room.
+    Leave(Arc<str>),
+    /// End it.
+    Disconnect {
+        /// Close the transport as well.
+        close: bool,
+    },
+}
+
+/// An answer to a [`Query`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Answer {
+    /// To `Publish`.
+    Published {
+        /// The position.
+        at: Cursor,
+        /// Whether this key had been published before.
+        duplicate: bool,
+    },
+    /// To `User` and `Session`: sessions reached.
+    Done {
+        /// How many.
+        sessions: u32,
+    },
+    /// To `Members` and `LocalMembers`.
+    Members(Members),
+    /// To `History`.
+    History(Vec<(Cursor, Payload)>),
+    /// To `ExplainUser`.
+    User(Vec<SessionFacts>),
+    /// To `ExplainRoom`.
+    Room(RoomFacts),
+    /// To `NodeStatus`.
+    NodeStatus(NodeStatus),
+}
+
+/// Who is in a room.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Members {
+    /// Sessions in it.
+    pub sessions: u64,
+    /// Who, as far as asked for and within `members_listed_max`.
+    pub listed: Vec<Member>,
+    /// Nodes that did not answer in time: the answer is without their members.
+    pub silent: Vec<NodeRef>,
+}
+
+/// One member of a room.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Member {
+    /// The user.
+    pub uid: Arc<str>,
+    /// The session.
+    pub sid: SocketSid,
+}
+
+/// What an owner knows of a session, for people.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SessionFacts {
+    /// Its public id.
+    pub sid: SocketSid,
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// The term it is owned under.
+    pub term: Term,
+    /// Where its transport ends.
+    pub edge: Option<Address>,
+    /// Rooms it is in.
+    pub rooms: u32,
+    /// Inbound packets processed.
+    pub inbound: u64,
+    /// Entries of its own log so far.
+    pub own_seq: u64,
+}
+
+/// What an owner knows of a room, for people.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RoomFacts {
+    /// The term and position of the newest entry; the term alone when the log is empty.
+    pub head: Cursor,
+    /// Entries kept.
+    pub entries: u64,
+    /// Bytes kept.
+    pub bytes: u64,
+    /// Seconds since the oldest entry kept.
+    pub seconds_kept: u64,
+    /// Edge shards subscribed, and how far each is.
+    pub subscribers: Vec<(Address, Cursor)>,
+}
+
+/// Counts of one node, for `meshctl status`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Clients whose transport ends there.
+    pub clients: u64,
+    /// Sessions owned.
+    pub sessions: u64,
+    /// Rooms owned.
+    pub rooms: u64,
+    /// Ring digest.
+    pub ring_digest: u64,
+    /// Seconds since its start.
+    pub uptime_secs: u64,
+}
+
+/// A query that got no answer of its kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum CommandFailed {
+    /// No session of that uid or sid, or nothing known of that room.
+    #[error("no such session or room")]
+    NotFound,
+    /// Nobody answered in time.
+    #[error("no answer from the owner in time")]
+    Timeout,
+    /// No node is active.
+    #[error("no node owns this key yet")]
+    NoOwner,
+    /// More calls under way than allowed; come back.
+    #[error("too many calls under way")]
+    Overloaded,
+    /// The owner refuses it, and would again.
+    #[error("refused: {0}")]
+    Refused(String),
+}

@@ -1,0 +1,63 @@
+//! Bytes between nodes.
+//!
+//! Belongs here: types that cross the mesh, their codec and its bounds. Nothing else: inner state of
+//! machines is not serialisable.
+//! Stays out: what the messages mean (`edge`, `session`, `room`), how they travel (`link`).
+//! Format: postcard, positional. **Append variants and fields, never reorder**; golden bytes in
+//! `tests` hold this.
+
+mod envelope;
+mod hello;
+mod messages;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+pub use envelope::{Body, Envelope, Lane, To};
+pub use hello::{Hello, PROTOCOL_MAX, PROTOCOL_MIN, ProtocolRange, Refused};
+pub use messages::*;
+
+/// The largest encoded envelope a link carries.
+pub const ENVELOPE_BYTES_MAX: usize = 4 << 20;
+
+/// Bytes from a peer that are no message of this protocol. The link they came on is closed; nothing
+/// of them is applied.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// Longer than the bound for this kind of message.
+    #[error("message of {len} bytes is over the limit of {max}")]
+    TooLong {
+        /// Its length.
+        len: usize,
+        /// What is allowed.
+        max: usize,
+    },
+    /// Not postcard of the expected type.
+    #[error("malformed message: {0}")]
+    Malformed(String),
+    /// A whole message, then more bytes.
+    #[error("{0} bytes after the message")]
+    TrailingBytes(usize),
+}
+
+/// Encodes a wire type.
+///
+/// # Panics
+/// Never for the types of this module: they have no unserialisable values.
+#[must_use]
+pub fn encode<T: Serialize>(value: &T) -> Bytes {
+    Bytes::from(postcard::to_stdvec(value).expect("wire types always serialise"))
+}
+
+/// Decodes a wire type that fills `bytes` exactly.
+///
+/// # Errors
+/// [`DecodeError`] for anything else.
+pub fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, DecodeError> {
+    if bytes.len() > ENVELOPE_BYTES_MAX {
+        return Err(DecodeError::TooLong { len: bytes.len(), max: ENVELOPE_BYTES_MAX });
+    }
+    let (value, rest) =
+        postcard::take_from_bytes(bytes).map_err(|e| DecodeError::Malformed(e.to_string()))?;
+    if rest.is_empty() { Ok(value) } else { Err(DecodeError::TrailingBytes(rest.len())) }
+}
