@@ -21,6 +21,7 @@ pub mod collections;
 pub mod id;
 pub mod keys;
 pub mod limits;
+pub mod link;
 pub mod ring;
 pub mod shard;
 pub mod time;
