@@ -28,8 +28,8 @@ use bytes::Bytes;
 
 use crate::time::Instant;
 use crate::wire::{ENVELOPE_BYTES_MAX, Lane};
-use frame::{Frame, FrameBuilder, FrameReader};
 pub use frame::{FRAME_BYTES_MAX, FrameError, PerLane, Resume};
+use frame::{Frame, FrameBuilder, FrameReader};
 
 /// What a batch of envelopes grows to before it becomes a frame. One write per envelope costs forty
 /// times the CPU; more than this gains nothing.

@@ -1,8 +1,8 @@
 use std::collections::VecDeque;
 
 use proptest::prelude::*;
-use rand::rngs::StdRng;
 use rand::SeedableRng as _;
+use rand::rngs::StdRng;
 
 use super::*;
 
@@ -108,7 +108,8 @@ impl Pair {
             if moved.contains(&true) {
                 continue;
             }
-            let Some(next) = [A, B].iter().filter_map(|&end| self.ends[end].link.next_deadline()).min() else {
+            let Some(next) = [A, B].iter().filter_map(|&end| self.ends[end].link.next_deadline()).min()
+            else {
                 return;
             };
             self.now = self.now.max(next);
