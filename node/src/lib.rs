@@ -3,3 +3,4 @@
 //! The binary `meshd` is a thin wrapper around this library, so that a Rust program can embed a node.
 
 pub mod handles;
+pub mod transport;
