@@ -49,9 +49,9 @@ impl Origins {
     fn allow(&self, head: &RequestHead<'_>) -> bool {
         match self {
             Self::Any => true,
-            Self::Listed(listed) => head.values("origin").all(|origin| {
-                listed.iter().any(|allowed| allowed.as_bytes().eq_ignore_ascii_case(origin))
-            }),
+            Self::Listed(listed) => head
+                .values("origin")
+                .all(|origin| listed.iter().any(|allowed| allowed.as_bytes().eq_ignore_ascii_case(origin))),
         }
     }
 }
@@ -262,7 +262,12 @@ mod tests {
             // FAULTS row 1.
             ("GET /socket.io/?EIO=4", "", 400, "Transport unknown"),
             ("GET /socket.io/?EIO=4&transport=flash", "", 400, "Transport unknown"),
-            ("GET /socket.io/?EIO=4&transport=websocket&transport=polling", UPGRADE, 400, "Transport unknown"),
+            (
+                "GET /socket.io/?EIO=4&transport=websocket&transport=polling",
+                UPGRADE,
+                400,
+                "Transport unknown",
+            ),
             // Row 2.
             ("GET /socket.io/?EIO=4&transport=websocket&sid=__proto__", UPGRADE, 400, "Session ID unknown"),
             // Row 3.
@@ -284,7 +289,12 @@ mod tests {
             ("GET /ws", &UPGRADE.replace("13", "8"), 400, "Bad request"),
             ("GET /ws", &UPGRADE.replace("dGhlIHNhbXBsZSBub25jZQ==", "c2hvcnQ="), 400, "Bad request"),
             ("GET /ws", &UPGRADE.replace("dGhlIHNhbXBsZSBub25jZQ==", "***"), 400, "Bad request"),
-            ("GET /ws", &format!("{UPGRADE}Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"), 400, "Bad request"),
+            (
+                "GET /ws",
+                &format!("{UPGRADE}Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"),
+                400,
+                "Bad request",
+            ),
             // Row 23.
             ("GET /ws", &long, 101, "Plain"),
             // Rows 25 and 26.
@@ -333,7 +343,8 @@ mod tests {
             ..RoutePolicy::default()
         };
         let big = "a".repeat(KEPT_HEADER_BYTES_MAX);
-        let text = format!("GET / HTTP/1.1\r\nHost: x\r\nAuthorization: {big}\r\nX-Small: 1\r\nOther: 2\r\n\r\n");
+        let text =
+            format!("GET / HTTP/1.1\r\nHost: x\r\nAuthorization: {big}\r\nX-Small: 1\r\nOther: 2\r\n\r\n");
         let head = RequestHead::parse(text.as_bytes()).unwrap();
         assert_eq!(kept_headers(&head, &policy), vec![("x-small".to_owned(), "1".to_owned())]);
     }

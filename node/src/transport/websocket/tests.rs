@@ -86,7 +86,11 @@ fn each_broken_rule_has_its_close_code() {
         // Row 34.
         ("bad UTF-8", frame(0x81, b"\xff"), 1007),
         ("half a character", frame(0x81, b"\xe2\x82"), 1007),
-        ("half a character at the end of fragments", [frame(0x01, b"\xe2"), frame(0x80, b"\x82")].concat(), 1007),
+        (
+            "half a character at the end of fragments",
+            [frame(0x01, b"\xe2"), frame(0x80, b"\x82")].concat(),
+            1007,
+        ),
         ("bad UTF-8 in the first fragment", frame(0x01, b"a\xff"), 1007),
         // Row 35.
         ("close of one byte", frame(0x88, b"a"), 1002),
