@@ -18,12 +18,16 @@
 //! | [`id`], [`time`], [`keys`], [`collections`], [`limits`] | words |
 
 pub mod collections;
+pub mod engineio;
+pub mod gate;
 pub mod id;
+pub mod json;
 pub mod keys;
 pub mod limits;
 pub mod link;
 pub mod ring;
 pub mod shard;
+pub mod socketio;
 pub mod time;
 pub mod view;
 pub mod wire;
