@@ -3,4 +3,5 @@
 //! The binary `meshd` is a thin wrapper around this library, so that a Rust program can embed a node.
 
 pub mod handles;
+pub mod tasks;
 pub mod transport;

@@ -1,0 +1,139 @@
+//! Where tasks are started: with a name, a span, a place to be waited for, and a word on panics.
+//!
+//! Belongs here: the one call of `tokio::spawn` in this crate.
+//! Stays out: what tasks do; operating system threads (shards, gossip).
+//! Invariants: no task outlives [`Tasks::stop`]'s deadline unseen; no panic goes unnoticed.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
+
+/// What a panic in a task means. The panic itself is always logged with the task's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnPanic {
+    /// The task's state is only its own (one request, one connection): the node goes on without it.
+    EndTask,
+    /// The node cannot keep its promises without the task: it stops, and its peers take over.
+    EndNode,
+}
+
+/// A group of tasks that end together. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Tasks {
+    tracker: TaskTracker,
+    stopping: CancellationToken,
+    failed: CancellationToken,
+}
+
+impl Default for Tasks {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Tasks {
+    /// An empty group.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            tracker: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+            failed: CancellationToken::new(),
+        }
+    }
+
+    /// A group that stops with this one, or before it. A failure in it is a failure of this one.
+    #[must_use]
+    pub fn child(&self) -> Self {
+        Self {
+            tracker: TaskTracker::new(),
+            stopping: self.stopping.child_token(),
+            failed: self.failed.clone(),
+        }
+    }
+
+    /// Starts a task on the current runtime. `name` says what it owns: `link/<peer>`, `acceptor`.
+    ///
+    /// A panic ends the task and is logged as an error; with [`OnPanic::EndNode`] it also completes
+    /// [`Tasks::failed`], on which the node stops with a failure.
+    pub fn spawn(
+        &self,
+        name: impl Into<String>,
+        on_panic: OnPanic,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let name = name.into();
+        let span = tracing::info_span!("task", %name);
+        let failed = self.failed.clone();
+        let inner = tokio::spawn(task.instrument(span.clone()));
+        let watch = async move {
+            let Err(error) = inner.await else { return };
+            if error.is_panic() {
+                tracing::error!(ends_node = on_panic == OnPanic::EndNode, "task panicked");
+                if on_panic == OnPanic::EndNode {
+                    failed.cancel();
+                }
+            }
+        };
+        self.tracker.spawn(watch.instrument(span));
+    }
+
+    /// Completes when the group is told to stop; tasks select on it.
+    #[must_use]
+    pub fn stopping(&self) -> CancellationToken {
+        self.stopping.clone()
+    }
+
+    /// Completes when a task that the node cannot do without has panicked.
+    #[must_use]
+    pub fn failed(&self) -> CancellationToken {
+        self.failed.clone()
+    }
+
+    /// Tasks that have not ended.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.tracker.len()
+    }
+
+    /// Whether all have ended.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tracker.is_empty()
+    }
+
+    /// Tells all tasks to stop and waits for them, at most so long; how many were still running.
+    pub async fn stop(&self, deadline: Duration) -> usize {
+        self.stopping.cancel();
+        self.tracker.close();
+        let _ = tokio::time::timeout(deadline, self.tracker.wait()).await;
+        self.tracker.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_ends_the_node_only_where_it_must() {
+        let tasks = Tasks::new();
+        tasks.spawn("minor", OnPanic::EndTask, async { panic!("minor") });
+        assert_eq!(tasks.stop(Duration::from_secs(5)).await, 0);
+        assert!(!tasks.failed().is_cancelled());
+        tasks.child().spawn("major", OnPanic::EndNode, async { panic!("major") });
+        tasks.failed().cancelled().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stop_waits_until_its_deadline_and_counts_what_is_left() {
+        let tasks = Tasks::new();
+        let stopping = tasks.stopping();
+        tasks.spawn("obeys", OnPanic::EndTask, async move { stopping.cancelled().await });
+        tasks.spawn("hangs", OnPanic::EndTask, std::future::pending());
+        assert_eq!(tasks.stop(Duration::from_secs(5)).await, 1);
+    }
+}
