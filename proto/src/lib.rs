@@ -25,6 +25,7 @@ pub mod json;
 pub mod keys;
 pub mod limits;
 pub mod link;
+pub mod membership;
 pub mod ring;
 pub mod shard;
 pub mod socketio;

@@ -5,6 +5,7 @@
 //! Invariants: immutable once built; on the ring are only nodes that are up *and* active.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -85,8 +86,8 @@ pub struct View {
     pub me: NodeRef,
     /// Every node that is up, this one included, ordered by id.
     pub nodes: Vec<NodeInfo>,
-    /// The circle of those that are active.
-    pub ring: Ring,
+    /// The circle of those that are active; shared between views that differ in other things.
+    pub ring: Arc<Ring>,
 }
 
 impl View {
@@ -94,10 +95,20 @@ impl View {
     #[must_use]
     pub fn new(version: u64, me: NodeRef, mut nodes: Vec<NodeInfo>, vnodes: u32) -> Self {
         nodes.sort_by_key(|n| n.node);
-        let active = nodes.iter().filter(|n| n.state() == NodeState::Active);
-        let ring =
-            Ring::new(active.map(|n| RingNode { node: n.node, zone: n.zone, weight: n.weight }), vnodes);
+        let ring = Arc::new(Ring::new(on_ring(&nodes), vnodes));
         Self { version, me, nodes, ring }
+    }
+
+    /// The view after this one. The ring is built anew only if other nodes are on it.
+    #[must_use]
+    pub fn next(&self, me: NodeRef, mut nodes: Vec<NodeInfo>, vnodes: u32) -> Self {
+        nodes.sort_by_key(|n| n.node);
+        let version = self.version + 1;
+        if on_ring(&nodes).eq(self.ring.nodes().iter().copied()) {
+            Self { version, me, nodes, ring: self.ring.clone() }
+        } else {
+            Self::new(version, me, nodes, vnodes)
+        }
     }
 
     /// The node that owns `placement`; `None` while nobody is active.
@@ -124,4 +135,10 @@ impl View {
     pub fn owns(&self, placement: Placement) -> bool {
         self.owner(placement) == Some(self.me)
     }
+}
+
+/// Those of `nodes` that count, in their order.
+fn on_ring(nodes: &[NodeInfo]) -> impl Iterator<Item = RingNode> {
+    let active = nodes.iter().filter(|n| n.state() == NodeState::Active);
+    active.map(|n| RingNode { node: n.node, zone: n.zone, weight: n.weight })
 }
