@@ -116,10 +116,7 @@ impl From<Identity> for Compact {
 impl From<Compact> for Identity {
     fn from(compact: Compact) -> Self {
         Self {
-            node: NodeRef {
-                id: NodeId(u64::from_le_bytes(compact.id)),
-                incarnation: compact.incarnation,
-            },
+            node: NodeRef { id: NodeId(u64::from_le_bytes(compact.id)), incarnation: compact.incarnation },
             addr: SocketAddr::new(compact.ip, u16::from_le_bytes(compact.port)),
             zone: compact.zone,
             weight: compact.weight,
