@@ -3,5 +3,6 @@
 //! The binary `meshd` is a thin wrapper around this library, so that a Rust program can embed a node.
 
 pub mod handles;
+pub mod identity;
 pub mod tasks;
 pub mod transport;

@@ -120,7 +120,9 @@ impl TokenRefused {
             Self::NotSigned => "the token is not signed with HS256 under this service's key: get one from it",
             Self::Time => "the token is not valid now: get a new one and connect again",
             Self::NoExpiry => "the token has no exp claim: issue it with one",
-            Self::NotForUs => "the token is for another audience or by another issuer: get one for this service",
+            Self::NotForUs => {
+                "the token is for another audience or by another issuer: get one for this service"
+            }
             Self::NoUid => "the token does not name a user: issue it with the uid claim set",
         }
     }

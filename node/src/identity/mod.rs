@@ -96,13 +96,21 @@ pub struct Identity {
 impl Identity {
     /// `uid_param` allows `?uid=` on loopback listeners, unless a JWT policy is set.
     #[must_use]
-    pub fn new(products: Arc<Products>, jwt: Option<JwtPolicy>, uid_param: bool, uid_bytes_max: usize) -> Self {
+    pub fn new(
+        products: Arc<Products>,
+        jwt: Option<JwtPolicy>,
+        uid_param: bool,
+        uid_bytes_max: usize,
+    ) -> Self {
         let uid_param = uid_param && jwt.is_none();
         Self { products, jwt, uid_param, uid_bytes_max }
     }
 
     fn admission(&self, handshake: &Handshake) -> Result<Admission, Refusal> {
-        let product = self.products.chosen(handshake.query_value("product").as_deref())?;
+        let product = match handshake.query_value("product") {
+            None if has_param(&handshake.query, "product") => self.products.chosen(Some("\u{fffd}"))?,
+            asked => self.products.chosen(asked.as_deref())?,
+        };
         let uid = self.uid(handshake)?;
         check_uid(&uid, self.uid_bytes_max)?;
         Ok(Admission { product, uid: uid.into() })
@@ -121,7 +129,10 @@ impl Identity {
             };
         }
         if !(self.uid_param && handshake.loopback_listener) {
-            return Err(refusal(UID_REQUIRED, "this listener has no identity configured: ask its operator to set one"));
+            return Err(refusal(
+                UID_REQUIRED,
+                "this listener has no identity configured: ask its operator to set one",
+            ));
         }
         match handshake.query_value("uid") {
             Some(uid) => Ok(uid.into_owned()),

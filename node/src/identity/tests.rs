@@ -58,6 +58,7 @@ fn on_loopback_the_uid_parameter_is_believed() {
         ("product=chat&uid=al%20ice", Ok("chat/al ice")),
         ("product=&uid=a", Ok("rooms/a")),
         ("product=nope&uid=a", Err(PRODUCT_UNKNOWN)),
+        ("product=%ff&uid=a", Err(PRODUCT_UNKNOWN)),
         ("", Err(UID_REQUIRED)),
         ("uid=", Err(UID_REQUIRED)),
         ("uid=a%00b", Err(UID_INVALID)),
