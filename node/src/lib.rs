@@ -2,6 +2,7 @@
 //!
 //! The binary `meshd` is a thin wrapper around this library, so that a Rust program can embed a node.
 
+pub mod demo;
 pub mod handles;
 pub mod identity;
 pub mod tasks;
