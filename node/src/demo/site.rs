@@ -118,8 +118,11 @@ fn state(view: &View, counts: &Counts, control: Option<&str>, query: &str) -> Va
     let (product, uid, room) = (asked("product"), asked("uid"), asked("room"));
     let shares: BTreeMap<NodeRef, f64> =
         view.ring.nodes().iter().map(|n| n.node).zip(view.ring.shares()).collect();
-    let mut nodes: Vec<Value> =
-        view.nodes.iter().map(|node| node_json(node, counts.get(&node.node), shares.get(&node.node))).collect();
+    let mut nodes: Vec<Value> = view
+        .nodes
+        .iter()
+        .map(|node| node_json(node, counts.get(&node.node), shares.get(&node.node)))
+        .collect();
     nodes.sort_by(|a, b| a["name"].as_str().cmp(&b["name"].as_str()));
     json!({
         "me": name_of(view, view.me),
@@ -133,7 +136,8 @@ fn state(view: &View, counts: &Counts, control: Option<&str>, query: &str) -> Va
 }
 
 fn node_json(node: &NodeInfo, counts: Option<&NodeStatus>, share: Option<&f64>) -> Value {
-    let state = if node.suspect { "suspect".to_owned() } else { format!("{:?}", node.state()).to_lowercase() };
+    let state =
+        if node.suspect { "suspect".to_owned() } else { format!("{:?}", node.state()).to_lowercase() };
     json!({
         "name": node.name(),
         "state": state,
@@ -231,7 +235,8 @@ mod tests {
 
     #[test]
     fn the_state_names_owners_as_the_ring_does() {
-        let answer = asked("/demo/state.json?product=rooms&uid=al%20ice&room=lobby", "Host: 127.0.0.1:8080\r\n");
+        let answer =
+            asked("/demo/state.json?product=rooms&uid=al%20ice&room=lobby", "Host: 127.0.0.1:8080\r\n");
         let state: Value = serde_json::from_slice(&answer.unwrap().body).unwrap();
         let view = view(&["a", "b", "c"]);
         let user = Placement::of_user("rooms", "al ice");
@@ -263,8 +268,12 @@ mod tests {
             let answer = asked("/demo/state.json", &headers).unwrap();
             answer.headers.iter().any(|(name, _)| *name == "Access-Control-Allow-Origin")
         };
-        assert!(allowed("http://127.0.0.1:7001") && allowed("http://localhost:1") && allowed("http://[::1]:9"));
-        assert!(!allowed("http://127.0.0.1.evil.example") && !allowed("https://evil.example") && !allowed("null"));
+        assert!(
+            allowed("http://127.0.0.1:7001") && allowed("http://localhost:1") && allowed("http://[::1]:9")
+        );
+        assert!(
+            !allowed("http://127.0.0.1.evil.example") && !allowed("https://evil.example") && !allowed("null")
+        );
         assert!(asked("/", "Host: evil.example\r\n").is_none(), "a name that was made to point here");
     }
 
