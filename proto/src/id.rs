@@ -320,6 +320,27 @@ pub struct Cursor {
 impl Cursor {
     /// Before everything.
     pub const NONE: Self = Self { term: Term::NONE, seq: 0 };
+
+    /// Its text form for clients, `<term>-<node>-<incarnation>.<seq>`: hexadecimal, the sequence number
+    /// decimal. Opaque to them.
+    #[must_use]
+    pub fn to_text(self) -> String {
+        let Term { number, owner } = self.term;
+        format!("{number:x}-{:x}-{:x}.{}", owner.id.0, owner.incarnation, self.seq)
+    }
+
+    /// Reads the text form; `None` for anything else.
+    #[must_use]
+    pub fn from_text(text: &str) -> Option<Self> {
+        let hex = |digits| u64::from_str_radix(digits, 16).ok();
+        let (term, seq) = text.split_once('.')?;
+        let mut parts = term.splitn(3, '-');
+        let number = hex(parts.next()?)?;
+        let owner = NodeRef { id: NodeId(hex(parts.next()?)?), incarnation: hex(parts.next()?)? };
+        let cursor = Self { term: Term { number, owner }, seq: seq.parse().ok()? };
+        // One spelling per cursor: no signs, no leading zeros, no capitals.
+        (cursor.to_text() == text).then_some(cursor)
+    }
 }
 
 impl fmt::Debug for Cursor {
@@ -347,4 +368,38 @@ pub enum PublishId {
         /// Its running number there.
         number: u64,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_has_one_text_form() {
+        let owner = NodeRef { id: NodeId(u64::MAX), incarnation: 17 };
+        for cursor in [Cursor::NONE, Cursor { term: Term { number: 26, owner }, seq: u64::MAX }] {
+            assert_eq!(Cursor::from_text(&cursor.to_text()), Some(cursor));
+        }
+        assert_eq!(
+            Cursor::from_text("1a-ffffffffffffffff-11.7").map(Cursor::to_text).as_deref(),
+            Some("1a-ffffffffffffffff-11.7")
+        );
+        for text in [
+            "",
+            "1",
+            "1.2",
+            "1-2.3",
+            "1-2-3",
+            "1-2-3.",
+            "+1-2-3.4",
+            "01-2-3.4",
+            "A-2-3.4",
+            "1-2-3.4 ",
+            "1-2-3-4.5",
+            "1-2-3.4.5",
+            "11111111111111111-2-3.4",
+        ] {
+            assert_eq!(Cursor::from_text(text), None, "{text}");
+        }
+    }
 }

@@ -384,6 +384,15 @@ pub fn first_element(array: &[u8]) -> Option<&[u8]> {
     elements(array, DEPTH_MAX).next()?.ok().map(|at| &array[at])
 }
 
+/// The first element of an array that has been checked, and the text from the second element to the
+/// closing bracket (empty if there is none). Reads no further than the first. `None` if it is empty.
+#[must_use]
+pub fn split_first(array: &[u8]) -> Option<(&[u8], &[u8])> {
+    let at = elements(array, DEPTH_MAX).next()?.ok()?;
+    let inner = array[at.end..].trim_ascii_end().strip_suffix(b"]")?.trim_ascii();
+    Some((&array[at], inner.strip_prefix(b",").unwrap_or(inner).trim_ascii_start()))
+}
+
 /// What stands between the quotes of a checked string, escapes undone. Bytes, not text: a lone
 /// surrogate (`"\ud800"`) has no UTF-8 form and comes out as three bytes that no valid text contains.
 /// `None` if `raw` is no string.

@@ -26,6 +26,7 @@ pub mod keys;
 pub mod limits;
 pub mod link;
 pub mod membership;
+pub mod plain;
 pub mod product;
 pub mod ring;
 pub mod shard;

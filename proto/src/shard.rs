@@ -204,6 +204,26 @@ pub enum CloseCode {
 }
 
 impl CloseCode {
+    /// Every code, for tables and tests.
+    pub const ALL: [Self; 9] = [
+        Self::Normal,
+        Self::ProtocolError,
+        Self::Policy,
+        Self::TooBig,
+        Self::Restart,
+        Self::TooSlow,
+        Self::Timeout,
+        Self::Ended,
+        Self::Refused,
+    ];
+
+    /// Whether a client that comes back, after a pause that grows, can be let in. After the others it
+    /// would be closed the same way again.
+    #[must_use]
+    pub fn may_reconnect(self) -> bool {
+        !matches!(self, Self::Ended | Self::Refused)
+    }
+
     /// The WebSocket close code.
     #[must_use]
     pub fn code(self) -> u16 {

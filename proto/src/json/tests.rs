@@ -134,6 +134,18 @@ fn arrays_split_into_slices_of_the_same_bytes() {
 }
 
 #[test]
+fn the_first_element_comes_off_an_array() {
+    for (array, first, rest) in
+        [("[1]", "1", ""), (" [ \"a,\" , [2] ,3 ] ", "\"a,\"", "[2] ,3"), ("[[1,2],3]", "[1,2]", "3")]
+    {
+        assert_eq!(split_first(array.as_bytes()), Some((first.as_bytes(), rest.as_bytes())), "{array}");
+        assert_eq!(first_element(array.as_bytes()), Some(first.as_bytes()));
+    }
+    assert_eq!(split_first(b" [ ] "), None);
+    assert_eq!(first_element(b"[]"), None);
+}
+
+#[test]
 fn objects_give_their_members_in_order() {
     let text = br#" { "a" : 1 , "b":{"c":[]}, "a":"x" } "#;
     let members: Vec<_> =

@@ -10,9 +10,9 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{ErrorCode, RequestError};
+use super::{ErrorCode, RequestError, ack_ok};
 use crate::gate;
-use crate::id::SocketSid;
+use crate::id::{Cursor, SocketSid};
 use crate::json::{self, Elements};
 use crate::limits::Limits;
 use crate::shard::{JoinRule, ProductRules, PublishRule};
@@ -83,6 +83,12 @@ pub fn parse(payload: &Payload, limits: &Limits) -> Result<Request, RequestError
         }
         _ => Err(RequestError::new(ErrorCode::UnknownEvent, "there are join, leave, publish and rooms")),
     }
+}
+
+/// The arguments of the ack for a publish that is safe: `[{"ok":true,"pos":"…"}]`.
+#[must_use]
+pub fn ack_published(at: Cursor) -> Payload {
+    ack_ok(&[("pos", &format!("\"{}\"", at.to_text()))])
 }
 
 /// Whether a name may be a room's: not empty (that is everyone), not too long, no control characters.
@@ -418,6 +424,11 @@ mod tests {
         );
         assert_eq!(with_attachment(r#"["join",{"_placeholder":true,"num":0}]"#), ErrorCode::RoomName);
         assert_eq!(with_attachment(r#"["rooms"]"#), ErrorCode::Arguments);
+    }
+
+    #[test]
+    fn a_safe_publish_is_acked_with_its_position() {
+        assert_eq!(ack_published(Cursor::NONE).json, r#"[{"ok":true,"pos":"0-0-0.0"}]"#);
     }
 
     #[test]
