@@ -16,8 +16,10 @@ use mesh_proto::id::{NodeRef, ShardIx};
 use mesh_proto::shard::{NewClient, ShardStats};
 use mesh_proto::view::View;
 use mesh_proto::wire::{Answer, CommandFailed, Envelope, Query, To};
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::admission::ClientPlace;
+use crate::shard::DriverStats;
 
 /// Inputs waiting for one shard. Full: link tasks wait (QUIC's flow control then slows the peer),
 /// the acceptor refuses with 503, the HTTP API answers 503; another shard keeps its own backlog.
@@ -40,28 +42,32 @@ pub enum ToShard {
     /// Close so many clients now (drain, shutdown).
     CloseClients(usize),
     /// Counts, for metrics and status.
-    Stats(oneshot::Sender<ShardStats>),
+    Stats(oneshot::Sender<ShardReport>),
 }
 
 /// A client handed over by the acceptor.
 #[derive(Debug)]
 pub struct OpenedClient {
-    /// Its stream, after the `101`.
-    pub stream: TcpStream,
+    /// Its stream, non-blocking, not yet registered with any runtime.
+    pub stream: std::net::TcpStream,
+    /// The `101`: written by the shard, in one call with the first message.
+    pub greeting: Bytes,
     /// Bytes that came with the request head: the first frames.
-    pub read_ahead: Bytes,
+    pub read_ahead: Vec<u8>,
     /// What the machine needs to know.
     pub client: NewClient,
     /// Held while the client lives; dropping it frees its place in the admission counts.
     pub place: ClientPlace,
 }
 
-/// A client's place in the counts of the listener. Dropped with the client.
-#[derive(Debug)]
-pub struct ClientPlace(pub(crate) Option<Box<dyn PlaceGuard>>);
-
-/// Whatever the listener counts clients with.
-pub(crate) trait PlaceGuard: std::fmt::Debug + Send {}
+/// What one shard has to tell about itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShardReport {
+    /// The machine's counts.
+    pub machine: ShardStats,
+    /// Its driver's counts.
+    pub driver: DriverStats,
+}
 
 /// Sends to one shard's thread.
 #[derive(Clone, Debug)]

@@ -2,8 +2,13 @@
 //!
 //! The binary `meshd` is a thin wrapper around this library, so that a Rust program can embed a node.
 
+pub mod admission;
+pub mod clock;
 pub mod demo;
+pub mod fd_limit;
 pub mod handles;
 pub mod identity;
+pub mod listener;
+pub mod shard;
 pub mod tasks;
 pub mod transport;

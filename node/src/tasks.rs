@@ -81,6 +81,38 @@ impl Tasks {
         self.tracker.spawn(watch.instrument(span));
     }
 
+    /// Starts an operating system thread, for state that must not share one (`shard/<n>`). It is
+    /// waited for like a task and should end soon after [`Tasks::stopping`].
+    ///
+    /// A panic is handled as in [`Tasks::spawn`]. Shards use [`OnPanic::EndNode`]: what a panic leaves
+    /// of their state is in doubt, and everybody on the shard shares it (FAULTS F30 would keep the
+    /// process; a crash, which peers mend within seconds, is the safer end).
+    ///
+    /// # Errors
+    /// When the operating system gives no thread.
+    pub fn spawn_thread(
+        &self,
+        name: impl Into<String>,
+        on_panic: OnPanic,
+        body: impl FnOnce() + Send + 'static,
+    ) -> std::io::Result<()> {
+        let name = name.into();
+        let (failed, token) = (self.failed.clone(), self.tracker.token());
+        let span = tracing::info_span!("task", %name);
+        let run = move || {
+            let _entered = span.entered();
+            // The state goes with the panic: nothing is looked at afterwards.
+            if std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_err() {
+                tracing::error!(ends_node = on_panic == OnPanic::EndNode, "thread panicked");
+                if on_panic == OnPanic::EndNode {
+                    failed.cancel();
+                }
+            }
+            drop(token);
+        };
+        std::thread::Builder::new().name(name).spawn(run).map(drop)
+    }
+
     /// Completes when the group is told to stop; tasks select on it.
     #[must_use]
     pub fn stopping(&self) -> CancellationToken {

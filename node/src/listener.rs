@@ -1,0 +1,319 @@
+//! The client port: accepts, admits, reads the request head and hands the stream to a shard.
+//!
+//! Belongs here: the listening socket, half-open handshakes and their deadline, short HTTP answers.
+//! Stays out: counts and rates (`admission`), what a request means (`transport`), who asks
+//! (`identity`), everything after the handshake (`shard`).
+//! Owner: one acceptor task owns the socket; each half-open handshake is a task that owns its stream
+//! until a shard takes it. A panic in one ends that one.
+//! What filling up means: no place → 503 or 429 before the request is read; shard queues full → 503;
+//! no file descriptors → the acceptor waits 100 ms, the kernel's backlog holds the rest.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_proto::shard::ClientProtocol;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use crate::admission::{Admission, ClientPlace, Reason};
+use crate::clock::Clock;
+use crate::handles::{OpenedClient, Shards, ToShard};
+use crate::tasks::{OnPanic, Tasks};
+use crate::transport::head::{HeadBuffer, HeadError, RequestHead};
+use crate::transport::route::{self, Route, RoutePolicy};
+use crate::transport::{Doorkeeper, Handshake, Response, Site};
+
+/// Connections the kernel completes while the acceptor is busy.
+const BACKLOG: i32 = 4_096;
+
+/// Pause after running out of file descriptors or memory.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+
+/// One read of a request head.
+const READ_BYTES: usize = 4 << 10;
+
+/// How long a refused client may go on sending before its stream is closed under it. Closing with
+/// unread bytes resets the connection, and the answer would be lost with it.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Refused clients that are lingered for. Beyond it they may lose their answer.
+const LINGERING_MAX: usize = 512;
+
+/// The client port could not be opened. Nothing listens.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen for clients on {addr}")]
+pub struct ListenError {
+    /// Where.
+    pub addr: SocketAddr,
+    /// Why: most often the address is in use.
+    #[source]
+    pub cause: io::Error,
+}
+
+/// Everything the client port asks.
+#[derive(Clone)]
+pub struct ClientPort {
+    /// Where clients go.
+    pub shards: Shards,
+    /// Who they are.
+    pub doorkeeper: Arc<dyn Doorkeeper>,
+    /// Answers what is for no client transport.
+    pub site: Option<Site>,
+    /// What a handshake may carry, and what is kept of it.
+    pub policy: Arc<RoutePolicy>,
+    /// Who may come in.
+    pub admission: Arc<Admission>,
+    /// A whole request head must arrive within this time.
+    pub head_timeout: Duration,
+    /// The node's clock.
+    pub clock: Clock,
+}
+
+/// A bound client port.
+#[derive(Debug)]
+pub struct ClientListener {
+    socket: std::net::TcpListener,
+    addr: SocketAddr,
+}
+
+impl ClientListener {
+    /// Binds, so that a port in use is known before anything else starts. Port 0 picks one.
+    ///
+    /// # Errors
+    /// [`ListenError`] naming the address.
+    pub fn bind(addr: SocketAddr) -> Result<Self, ListenError> {
+        let bind = || {
+            let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+            // A restarted node must not wait for the last life's connections to time out.
+            socket.set_reuse_address(true)?;
+            socket.set_nonblocking(true)?;
+            socket.bind(&addr.into())?;
+            socket.listen(BACKLOG)?;
+            let socket = std::net::TcpListener::from(socket);
+            let addr = socket.local_addr()?;
+            Ok(Self { socket, addr })
+        };
+        bind().map_err(|cause| ListenError { addr, cause })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Accepts until the tasks are told to stop. To be called on the runtime that handshakes run on.
+    ///
+    /// # Errors
+    /// When the socket cannot be registered with the runtime.
+    pub fn start(self, port: ClientPort, tasks: &Tasks) -> io::Result<()> {
+        let listener = TcpListener::from_std(self.socket)?;
+        let door = Arc::new(Door {
+            loopback: self.addr.ip().to_canonical().is_loopback(),
+            lingering: Semaphore::new(LINGERING_MAX),
+            port,
+        });
+        let (group, stopping) = (tasks.clone(), tasks.stopping());
+        tasks.spawn("acceptor", OnPanic::EndNode, async move {
+            tokio::select! {
+                () = accept(listener, door, group) => {}
+                () = stopping.cancelled() => {}
+            }
+        });
+        Ok(())
+    }
+}
+
+/// What handshakes share.
+struct Door {
+    port: ClientPort,
+    /// Whether the port is bound to a loopback address.
+    loopback: bool,
+    /// Places for refused clients that are lingered for.
+    lingering: Semaphore,
+}
+
+async fn accept(listener: TcpListener, door: Arc<Door>, tasks: Tasks) {
+    loop {
+        let (stream, remote) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            // The peer gave up before we got to it.
+            Err(error) if is_of_the_peer(&error) => continue,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept clients for the moment");
+                tokio::time::sleep(EXHAUSTED_PAUSE).await;
+                continue;
+            }
+        };
+        let door = door.clone();
+        match door.port.admission.admit(remote.ip(), door.port.clock.now()) {
+            Ok(place) => {
+                tasks.spawn("handshake", OnPanic::EndTask, async move {
+                    handshake(&door, stream, remote, place).await;
+                });
+            }
+            Err(reason) => {
+                door.count(reason, remote.ip());
+                // Without a place in the lingering there is no task either: a storm costs one write.
+                let answer = reason.busy_response().to_bytes(false);
+                let _ = stream.try_write(&answer);
+                if door.lingering.available_permits() > 0 {
+                    tasks.spawn("refusal", OnPanic::EndTask, async move { door.linger(stream).await });
+                }
+            }
+        }
+    }
+}
+
+fn is_of_the_peer(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
+}
+
+/// From the first byte to the shard, or to a short answer.
+async fn handshake(door: &Door, stream: TcpStream, remote: SocketAddr, place: ClientPlace) {
+    let mut buffer = HeadBuffer::default();
+    let whole = match timeout(door.port.head_timeout, read_head(&stream, &mut buffer)).await {
+        Ok(Ok(whole)) => whole,
+        // Gone before it had asked for anything: a port scan, a balancer's check.
+        Ok(Err(ReadError::Gone)) => return,
+        Ok(Err(ReadError::Head(error))) => return door.refuse_head(stream, remote, error).await,
+        Err(_) => return door.refuse_head(stream, remote, HeadError::Timeout).await,
+    };
+    let head = match RequestHead::parse(&buffer.bytes()[..whole]) {
+        Ok(head) => head,
+        Err(error) => return door.refuse_head(stream, remote, error).await,
+    };
+    let head_only = head.method == "HEAD";
+    let answer = match route::route(&head, &door.port.policy) {
+        Route::WebSocket { protocol, accept_key } => {
+            let handshake = door.kept(&head, remote, protocol);
+            drop(head);
+            let read_ahead = buffer.into_read_ahead(whole);
+            return door.open(stream, place, &handshake, &accept_key, read_ahead).await;
+        }
+        Route::Polling => {
+            door.count(Reason::BadHandshake, remote.ip());
+            route::polling_refused()
+        }
+        Route::Refused(answer) => {
+            door.count(Reason::BadHandshake, remote.ip());
+            answer
+        }
+        Route::Site => match door.port.site.as_ref().and_then(|site| site(&head)) {
+            Some(answer) => answer,
+            None => {
+                door.count(Reason::NotFound, remote.ip());
+                route::not_found()
+            }
+        },
+    };
+    drop(head);
+    door.answer(stream, &answer, head_only).await;
+}
+
+enum ReadError {
+    Gone,
+    Head(HeadError),
+}
+
+/// Reads until the head is whole. Only what has arrived is kept while waiting.
+async fn read_head(stream: &TcpStream, buffer: &mut HeadBuffer) -> Result<usize, ReadError> {
+    loop {
+        stream.readable().await.map_err(|_| ReadError::Gone)?;
+        if let Some(whole) = read_some(stream, buffer)? {
+            return Ok(whole);
+        }
+    }
+}
+
+/// One read. Its own function, so that the bytes on its stack are not kept across the wait.
+fn read_some(stream: &TcpStream, buffer: &mut HeadBuffer) -> Result<Option<usize>, ReadError> {
+    let mut bytes = [0; READ_BYTES];
+    match stream.try_read(&mut bytes) {
+        Ok(0) => Err(ReadError::Gone),
+        Ok(len) => buffer.push(&bytes[..len]).map_err(ReadError::Head),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(_) => Err(ReadError::Gone),
+    }
+}
+
+impl Door {
+    fn count(&self, reason: Reason, ip: IpAddr) {
+        self.port.admission.count_refusal(reason, ip, self.port.clock.now());
+    }
+
+    fn kept(&self, head: &RequestHead<'_>, remote: SocketAddr, protocol: ClientProtocol) -> Handshake {
+        Handshake {
+            remote,
+            loopback_listener: self.loopback,
+            path: head.path.to_owned(),
+            query: head.query.to_owned(),
+            headers: route::kept_headers(head, &self.port.policy),
+            protocol,
+        }
+    }
+
+    /// Finds out who it is and hands the stream to the shard with the fewest clients.
+    async fn open(
+        &self,
+        stream: TcpStream,
+        mut place: ClientPlace,
+        handshake: &Handshake,
+        accept_key: &str,
+        read_ahead: Vec<u8>,
+    ) {
+        let client = self.port.doorkeeper.admit(handshake);
+        let shard = self.port.admission.emptiest_shard();
+        let Some(Ok(permit)) = self.port.shards.0.get(usize::from(shard.0)).map(|s| s.tx.try_reserve())
+        else {
+            self.count(Reason::ShardBusy, handshake.remote.ip());
+            return self.answer(stream, &Reason::ShardBusy.busy_response(), false).await;
+        };
+        // Small messages must not wait for the acknowledgement of the one before (RFC 896).
+        let _ = stream.set_nodelay(true);
+        let Ok(stream) = stream.into_std() else { return };
+        place.enter(shard);
+        let greeting = route::switching_protocols(accept_key).into();
+        permit.send(ToShard::Client(OpenedClient { stream, greeting, read_ahead, client, place }));
+    }
+
+    async fn refuse_head(&self, stream: TcpStream, remote: SocketAddr, error: HeadError) {
+        let reason = match error {
+            HeadError::Malformed(_) => Reason::Malformed,
+            HeadError::TargetTooLong | HeadError::TooLarge => Reason::HeadTooLarge,
+            HeadError::Timeout => Reason::HeadTimeout,
+        };
+        self.count(reason, remote.ip());
+        self.answer(stream, &error.response(), false).await;
+    }
+
+    /// Writes a short answer and closes.
+    async fn answer(&self, mut stream: TcpStream, answer: &Response, head_only: bool) {
+        let bytes = answer.to_bytes(head_only);
+        if let Ok(Ok(())) = timeout(self.port.head_timeout, stream.write_all(&bytes)).await {
+            self.linger(stream).await;
+        }
+    }
+
+    /// Takes what the client still sends until it closes, for a moment.
+    async fn linger(&self, mut stream: TcpStream) {
+        let Ok(_permit) = self.lingering.try_acquire() else { return };
+        let _ = stream.shutdown().await;
+        let drain = async {
+            while stream.readable().await.is_ok() {
+                match stream.try_read(&mut [0; READ_BYTES]) {
+                    Ok(1..) => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Ok(0) | Err(_) => break,
+                }
+            }
+        };
+        let _ = timeout(LINGER, drain).await;
+    }
+}
