@@ -203,8 +203,7 @@ impl<M: Machine> Driver<M> {
                 }
             }
             Wanted::Flushing(ix) => {
-                if let Some(rest) =
-                    client_mut(&mut self.clients, ix).and_then(|client| client.rest.as_mut())
+                if let Some(rest) = client_mut(&mut self.clients, ix).and_then(|client| client.rest.as_mut())
                 {
                     rest.flushing = Some(task);
                 }
@@ -496,7 +495,13 @@ impl<M: Machine> Driver<M> {
         let left = client.rest_len();
         self.feed(now, Input::ClientQueue(ix, left));
         if left > REST_BYTES_MAX {
-            self.close(now, ix, Some(CloseCode::TooSlow.code()), CloseCode::TooSlow.reason(), ClientGone::Closed);
+            self.close(
+                now,
+                ix,
+                Some(CloseCode::TooSlow.code()),
+                CloseCode::TooSlow.reason(),
+                ClientGone::Closed,
+            );
             self.remove(now, ix, ClientGone::Closed);
         }
     }

@@ -274,8 +274,7 @@ mod tests {
         let mut outgoing = Outgoing::new(me(), shards(1).0, Box::new(Link::default()));
         let big = "x".repeat(1 << 20);
         let query = Query::ExplainUser { product: "p".into(), uid: big.into() };
-        let envelope =
-            Envelope { from: me(), to: To::Node, body: Body::Query { call: 0, query } };
+        let envelope = Envelope { from: me(), to: To::Node, body: Body::Query { call: 0, query } };
         let resets: Vec<_> =
             (0..17).filter_map(|_| outgoing.send(node(2), Lane(0), envelope.clone())).collect();
         assert_eq!(resets, [node(2)]);
