@@ -4,6 +4,7 @@
 
 pub mod admission;
 pub mod clock;
+pub mod config;
 pub mod demo;
 pub mod fd_limit;
 pub mod handles;

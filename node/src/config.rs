@@ -1,0 +1,446 @@
+//! Everything an operator can set, with defaults and reasons.
+//!
+//! Belongs here: the settings, section by section. Each field's documentation is also its text in
+//! `docs/config.md`: meaning, unit, default and why, relation to others, cost.
+//! Stays out: reading (`sources`), rules between settings (`check`), printing (`reference`), secrets
+//! in files (`secrets`); what the settings do.
+//! Sources, weaker first: default < file (`--config`) < environment (`MESHD_MESH__LISTEN` is
+//! `mesh.listen`) < flag. Every value remembers which one set it.
+//! Invariants: a [`Config`] that [`Config::load`] returns has passed every check.
+
+mod check;
+mod origin;
+pub mod reference;
+pub mod secrets;
+mod setting;
+mod sources;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use mesh_proto::limits::Limits;
+use mesh_proto::membership::Timing;
+
+pub use check::OPEN_FILES_RESERVE;
+pub use origin::{ConfigError, ConfigErrors, Origin, Origins};
+pub use setting::{Kind, SecretText, Value};
+pub use sources::{Flag, Sources};
+pub use table::{Key, Section};
+
+use table::section;
+
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+/// Ports of a node started without settings: clients, HTTP API, admin, mesh.
+pub const PORTS: [u16; 4] = [4080, 4081, 4082, 4083];
+
+/// All settings of one node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// `[node]`
+    pub node: NodeConfig,
+    /// `[mesh]`
+    pub mesh: MeshConfig,
+    /// `[client]`
+    pub client: ClientConfig,
+    /// `[api]`
+    pub api: ApiConfig,
+    /// `[admin]`
+    pub admin: AdminConfig,
+    /// `[log]`
+    pub log: LogConfig,
+    /// `[limits]`
+    pub limits: Limits,
+    /// `[products.NAME]`; without any, one named `rooms`.
+    pub products: Products,
+    /// Where each value comes from.
+    pub origins: Origins,
+}
+
+/// The products by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Products(pub BTreeMap<String, ProductConfig>);
+
+impl Default for Products {
+    fn default() -> Self {
+        Self(BTreeMap::from([(DEFAULT_PRODUCT.to_owned(), ProductConfig::default())]))
+    }
+}
+
+/// The product of a node that is told of none.
+pub const DEFAULT_PRODUCT: &str = "rooms";
+
+section! {
+    /// This node.
+    pub struct NodeConfig {
+        /// The node's name: its lasting identity on the ring, and how people refer to it. Unique in
+        /// the cluster: a second holder exits with code 3. Default `""`: the host's name and the
+        /// mesh port, so that several nodes of one host differ.
+        name: String = String::new(), Kind::Text;
+        /// Failure domain, as a number: owner and backup are chosen from different zones where
+        /// there are several. Default 0: one zone.
+        zone: u16 = 0, Kind::Count(0..=65_535);
+        /// Share of users and rooms, relative to other nodes. Default 1. A node of weight 2 owns
+        /// twice as much. Changing it moves keys.
+        weight: u16 = 1, Kind::Count(1..=64);
+        /// Threads that hold clients, sessions and rooms. Default 0: one per core. More than the
+        /// cores cost memory and gain nothing.
+        shards: u16 = 0, Kind::Count(0..=64);
+        /// How long a stop may take, from SIGTERM to exit. Default 30s: 5s in which balancers
+        /// notice, 25s for clients to be closed at a bearable pace. Raise it with more than 10,000
+        /// clients a node, together with the supervisor's own limit (systemd, Kubernetes: 30s too).
+        stop_within: Duration = Duration::from_secs(30), Kind::Time(Duration::from_secs(1)..=Duration::from_secs(3600));
+        /// How long a stopping node stays up, not ready and refusing, before it closes clients:
+        /// the time balancers need to notice. Default 5s; less than `node.stop_within`.
+        stop_notice: Duration = Duration::from_secs(5), Kind::Time(Duration::ZERO..=Duration::from_secs(600));
+    }
+}
+
+section! {
+    /// The mesh: how nodes find and trust each other. All nodes of a cluster should agree on
+    /// everything but the addresses.
+    pub struct MeshConfig {
+        /// UDP address of gossip and links. Default 127.0.0.1:4083: this host only. Anything else
+        /// needs a key.
+        listen: SocketAddr = SocketAddr::new(LOOPBACK, PORTS[3]), Kind::Address;
+        /// The address by which other nodes reach this one. Default `""`: the address bound. Needed
+        /// where `mesh.listen` is a wildcard, or behind address translation.
+        advertise: Option<SocketAddr> = None, Kind::AddressOrNone;
+        /// Nodes to join through, `HOST:PORT` of their mesh addresses; names are looked up again
+        /// and again. Default none: this node begins a cluster. Give all nodes the same two or
+        /// three; a node that reaches none of them owns nothing and keeps trying.
+        seeds: Vec<String> = Vec::new(), Kind::Peers;
+        /// The cluster's name, checked when nodes meet: keeps a test cluster apart from the real
+        /// one even with the same key.
+        cluster: String = "meshd".into(), Kind::Name;
+        /// File with the cluster key: 32 random bytes as text, made by `meshctl keygen`, readable
+        /// by its owner only. Default `""`: on loopback a development key of this user is made and
+        /// used; on any other address the node refuses to start.
+        key_file: Option<PathBuf> = None, Kind::Path;
+        /// The cluster key itself, from the environment (`MESHD_MESH__KEY`) only: a file or a
+        /// command line would show it. Default `""`. Excludes `mesh.key_file`.
+        key: SecretText = SecretText::default(), Kind::Secret;
+        /// Timing of failure detection: `lan` for round trips of a few milliseconds, `wan` for up
+        /// to 100 ms. Sets the settings below that nothing else sets. Default `lan`: a death is
+        /// noticed in 0.9 s (median).
+        timing: String = "lan".into(), Kind::Choice(&["lan", "wan"]);
+        /// A random peer is probed this often. Shorter: deaths are noticed sooner, more datagrams.
+        /// Default 100ms (`wan`: 300ms). More than twice `mesh.probe_rtt`.
+        probe_period: Duration = Duration::from_millis(100), Kind::Time(Duration::from_millis(20)..=Duration::from_secs(10));
+        /// No answer within this time: other nodes are asked to try. Default 35ms (`wan`: 120ms):
+        /// above the round trip's p99 of one site.
+        probe_rtt: Duration = Duration::from_millis(35), Kind::Time(Duration::from_millis(1)..=Duration::from_secs(5));
+        /// How many others are asked to try. Default 5. More: fewer false suspicions when datagrams
+        /// are lost, more datagrams then.
+        helpers: usize = 5, Kind::Count(1..=32);
+        /// A suspect that has not spoken up for this long is down. Default 600ms (`wan`: 1200ms).
+        /// Longer than any pause of a healthy process; the larger part of the time to notice a
+        /// death. At least twice `mesh.probe_period`.
+        suspect_for: Duration = Duration::from_millis(600), Kind::Time(Duration::from_millis(100)..=Duration::from_secs(60));
+        /// While there is news it is sent this often. Default 50ms (`wan`: 100ms).
+        gossip_period: Duration = Duration::from_millis(50), Kind::Time(Duration::from_millis(10)..=Duration::from_secs(5));
+        /// Points on the ring per unit of weight. Default 256: the busiest of ten nodes has under
+        /// 10 % more than its share. More: evener, slower to rebuild. **All nodes must have the
+        /// same**, else they disagree about owners.
+        vnodes: u32 = 256, Kind::Count(16..=4_096);
+    }
+}
+
+section! {
+    /// The port clients connect to.
+    pub struct ClientConfig {
+        /// TCP address for clients: Socket.IO at `/socket.io/`, plain WebSocket at `/ws`. Default
+        /// 127.0.0.1:4080: this host only. Anything else needs products with an identity other
+        /// than `query`.
+        listen: SocketAddr = SocketAddr::new(LOOPBACK, PORTS[0]), Kind::Address;
+        /// What other nodes and people are told of this port, `HOST:PORT`. Default `""`: the
+        /// address bound. For display only.
+        advertise: String = String::new(), Kind::Text;
+        /// Pages that may connect, as `https://app.example.com`; `*` is any. Default `*`: nothing
+        /// here authenticates by cookie, so that another site gains nothing by connecting.
+        /// Requests without `Origin` (not from browsers) always pass.
+        allowed_origins: Vec<String> = vec!["*".into()], Kind::List;
+        /// Addresses or networks of balancers whose `X-Forwarded-For` is believed. Reserved: must be
+        /// empty in this version, in which limits count the peer's own address.
+        trusted_proxies: Vec<String> = Vec::new(), Kind::List;
+        /// Clients of this node. Default 50,000. One more is refused with 503. Each costs about
+        /// 8 KiB and a file descriptor: 64 more than this must be open to the process.
+        connections_max: usize = 50_000, Kind::Count(1..=10_000_000);
+        /// Clients of one address (IPv6: one /64). Default 1,000. One more is refused with 429.
+        /// Loopback and private addresses are exempt: behind them stands a balancer.
+        connections_per_ip_max: usize = 1_000, Kind::Count(1..=10_000_000);
+        /// Handshakes per second of this node. Default 2,000: what one core can do beside its
+        /// work. Above it 503 with `Retry-After`.
+        handshakes_per_second: u32 = 2_000, Kind::Count(1..=1_000_000);
+        /// Handshakes per second of one address. Default 100. Same exemption.
+        handshakes_per_ip_per_second: u32 = 100, Kind::Count(1..=1_000_000);
+        /// A request head must be whole within this time. Default 5s: half-open connections cost a
+        /// file descriptor each.
+        head_timeout: Duration = Duration::from_secs(5), Kind::Time(Duration::from_millis(100)..=Duration::from_secs(60));
+    }
+}
+
+section! {
+    /// The port backends publish by.
+    pub struct ApiConfig {
+        /// TCP address of the HTTP API. Default 127.0.0.1:4081: this host only. Anything else needs
+        /// a key.
+        listen: SocketAddr = SocketAddr::new(LOOPBACK, PORTS[1]), Kind::Address;
+        /// File with the key that callers send as `Authorization: Bearer KEY`; at least 16
+        /// characters, readable by its owner only. Default `""`: no key is asked for, on loopback
+        /// only.
+        key_file: Option<PathBuf> = None, Kind::Path;
+    }
+}
+
+section! {
+    /// The port of `meshctl`, health checks and metrics.
+    pub struct AdminConfig {
+        /// TCP address. Default 127.0.0.1:4082: this host only. Anything else needs a token.
+        listen: SocketAddr = SocketAddr::new(LOOPBACK, PORTS[2]), Kind::Address;
+        /// File with the token that `meshctl` sends; at least 16 characters, readable by its owner
+        /// only. Default `""`: none is asked for, on loopback only. `/healthz`, `/readyz` and
+        /// `/metrics` never ask for it.
+        token_file: Option<PathBuf> = None, Kind::Path;
+    }
+}
+
+section! {
+    /// What is logged, to standard error.
+    pub struct LogConfig {
+        /// `text` for people, `json` for machines: one object a line. Default `text`.
+        format: String = "text".into(), Kind::Choice(&["text", "json"]);
+        /// Levels, as `info`, or `info,meshd::mesh=debug`. Default `info`: rare events of the node's
+        /// life. `debug` speaks of each session, `trace` of each packet. Payloads and secrets are
+        /// never logged.
+        filter: String = "info".into(), Kind::Text;
+    }
+}
+
+section! {
+    /// One product: an application on the mesh. Clients name it by `?product=NAME`. Where no
+    /// product is configured there is one named `rooms`, with the defaults below.
+    pub struct ProductConfig {
+        /// What handles its events. Default `rooms`: built in, no code. (`app` and `proxy` are
+        /// not part of this version.)
+        kind: String = "rooms".into(), Kind::Choice(&["rooms"]);
+        /// Who may join a room: `anyone` with a uid (default), `own-tag`: only rooms named
+        /// `{uid}…` after the client's own uid, `nobody`: only a backend puts clients into rooms.
+        join: String = "anyone".into(), Kind::Choice(&["anyone", "own-tag", "nobody"]);
+        /// Who may publish into a room: its `members` (default), `anyone` of the product, `nobody`
+        /// but backends.
+        publish: String = "members".into(), Kind::Choice(&["members", "anyone", "nobody"]);
+        /// How a client's uid is found. `jwt`: from a signed token. `query`: the client says
+        /// `?uid=` and is believed, allowed only where `client.listen` is on loopback. Default
+        /// `auto`: `jwt` where `jwt_key_file` is set, else `query`.
+        identity: String = "auto".into(), Kind::Choice(&["auto", "jwt", "query"]);
+        /// File with the key that signs the tokens (HS256): at least 32 bytes, readable by its owner
+        /// only. Default `""`.
+        jwt_key_file: Option<PathBuf> = None, Kind::Path;
+        /// The claim that holds the uid. Default `sub`, the standard one.
+        jwt_claim: String = "sub".into(), Kind::Name;
+        /// Tokens must name this issuer (`iss`). Default `""`: any.
+        jwt_issuer: String = String::new(), Kind::Text;
+        /// Tokens must name this audience (`aud`). Default `""`: any. Set it where one key signs for
+        /// several products: a token for one is then no token for another.
+        jwt_audience: String = String::new(), Kind::Text;
+    }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3_600);
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+section! {
+    /// Bounds of everything that can grow. What is refused or dropped is counted in the metrics.
+    for Limits {
+        /// One message of a client, attachments included; Engine.IO's `maxPayload`. Default 1MB,
+        /// as the stock server. A larger one closes the client with 1009.
+        message_bytes_max, Kind::Size(KIB..=64 * MIB);
+        /// Attachments of one binary packet. Default 10, as the stock parser. More close the client.
+        attachments_max, Kind::Count(0..=1_000);
+        /// Nesting of one JSON message. Default 128: enough for any sane payload, safe for any
+        /// parser behind us.
+        json_depth_max, Kind::Count(8..=128);
+        /// The auth payload of a CONNECT. Default 8KiB: room for a token with many claims.
+        auth_bytes_max, Kind::Size(256..=MIB);
+        /// A room's name. Default 256B.
+        room_name_bytes_max, Kind::Size(1..=4 * KIB);
+        /// An event's name. Default 128B.
+        event_name_bytes_max, Kind::Size(1..=4 * KIB);
+        /// A uid. Default 128B.
+        uid_bytes_max, Kind::Size(1..=KIB);
+        /// Namespaces of one client. Default 16.
+        namespaces_max, Kind::Count(1..=1_000);
+        /// Rooms of one session. Default 1,000. One more is refused with `room_limit`.
+        rooms_per_session_max, Kind::Count(1..=100_000);
+        /// Rooms owned by one node. Default 1,000,000; an idle one costs about 1 KiB. One more is
+        /// refused as overload.
+        rooms_per_node_max, Kind::Count(1..=100_000_000);
+        /// Sessions of one user of a product. Default 16: tabs and devices. One more closes the
+        /// oldest.
+        sessions_per_uid_max, Kind::Count(1..=100_000);
+        /// Packets of one session that its edge keeps unconfirmed. Default 256; then it stops
+        /// reading that client.
+        inbound_packets_max, Kind::Count(1..=65_536);
+        /// Bytes of the same. Default 1MiB; at least one message (`limits.message_bytes_max`).
+        inbound_bytes_max, Kind::Size(KIB..=GIB);
+        /// What may wait in one client's queue. Default 64KiB; beyond it the client is behind and
+        /// is served from the room's tail when it drains. Raise it and every slow client costs
+        /// that much memory.
+        client_queue_bytes_max, Kind::Size(KIB..=64 * MIB);
+        /// A client to whom nothing can be written for this long is closed. Default 20s, as
+        /// `limits.ping_timeout`.
+        client_stall_max, Kind::Time(SECOND..=HOUR);
+        /// Events per second of one session. Default 200; beyond it the client is read more slowly.
+        events_per_second, Kind::Count(1..=1_000_000);
+        /// Events above that rate in one go. Default 1,000; at least `limits.events_per_second`.
+        events_burst, Kind::Count(1..=10_000_000);
+        /// Tail of one room at a node with members: what its slow clients can catch up from.
+        /// Default 256KiB.
+        tail_bytes_max, Kind::Size(KIB..=GIB);
+        /// Tails of all rooms of one shard. Default 64MiB; at least `limits.tail_bytes_max`.
+        tails_bytes_max, Kind::Size(KIB..=64 * GIB);
+        /// Log of one room at its owner, entries. Default 1,000: who comes back within that many
+        /// misses nothing.
+        room_log_entries_max, Kind::Count(1..=1_000_000);
+        /// Log of one room, bytes. Default 1MiB; at least one message.
+        room_log_bytes_max, Kind::Size(KIB..=GIB);
+        /// Log of one room, age. Default 2m, the time a client may be away.
+        room_log_age_max, Kind::Time(SECOND..=HOUR);
+        /// Logs of all rooms owned by one shard. Default 1GiB; the oldest entries of all rooms go
+        /// first. At least `limits.room_log_bytes_max`.
+        room_logs_bytes_max, Kind::Size(MIB..=1024 * GIB);
+        /// A session's own log, entries: what is for this client alone and not yet taken. Default
+        /// 256.
+        own_log_entries_max, Kind::Count(1..=65_536);
+        /// A session's own log, bytes. Default 64KiB.
+        own_log_bytes_max, Kind::Size(KIB..=64 * MIB);
+        /// How long a publish's id or an idempotency key is remembered. Default 2m.
+        dedupe_window, Kind::Time(SECOND..=HOUR);
+        /// Ids remembered per room. Default 10,000; at a higher rate the window is shorter.
+        dedupe_entries_max, Kind::Count(1..=10_000_000);
+        /// Engine.IO's `pingInterval`. Default 25s, as the stock server. With `limits.ping_timeout`
+        /// the time in which a silent client is given up, on both sides.
+        ping_interval, Kind::Time(SECOND / 10..=HOUR);
+        /// Engine.IO's `pingTimeout`. Default 20s, as the stock server; less than
+        /// `limits.ping_interval`.
+        ping_timeout, Kind::Time(SECOND / 10..=HOUR);
+        /// A client must CONNECT within this time of its handshake. Default 15s.
+        connect_timeout, Kind::Time(SECOND / 10..=HOUR);
+        /// Attachments of a packet must arrive within this time. Default 20s.
+        attachment_timeout, Kind::Time(SECOND..=HOUR);
+        /// API requests under way in one shard. Default 10,000; one more is answered 503.
+        api_calls_max, Kind::Count(1..=1_000_000);
+        /// An API request ends within this time. Default 5s, answered 504 then.
+        api_timeout, Kind::Time(Duration::from_millis(100)..=HOUR);
+        /// Members listed in one answer. Default 1,000; the count is exact beyond it.
+        members_listed_max, Kind::Count(0..=100_000);
+    }
+}
+
+/// The fixed sections by name, in order of documentation.
+pub(crate) const SECTIONS: [&str; 7] = ["node", "mesh", "client", "api", "admin", "log", "limits"];
+
+impl Config {
+    /// A fixed section by its name.
+    #[must_use]
+    pub fn section(&self, name: &str) -> Option<&dyn Section> {
+        Some(match name {
+            "node" => &self.node,
+            "mesh" => &self.mesh,
+            "client" => &self.client,
+            "api" => &self.api,
+            "admin" => &self.admin,
+            "log" => &self.log,
+            "limits" => &self.limits,
+            _ => return None,
+        })
+    }
+
+    fn section_mut(&mut self, name: &str) -> Option<&mut dyn Section> {
+        Some(match name {
+            "node" => &mut self.node,
+            "mesh" => &mut self.mesh,
+            "client" => &mut self.client,
+            "api" => &mut self.api,
+            "admin" => &mut self.admin,
+            "log" => &mut self.log,
+            "limits" => &mut self.limits,
+            _ => return None,
+        })
+    }
+
+    /// Collects all sources and checks the result.
+    ///
+    /// # Errors
+    /// Everything that is wrong, all at once.
+    pub fn load(sources: &Sources) -> Result<Self, ConfigErrors> {
+        let (mut config, mut errors) = sources::collect(sources);
+        check::apply_preset(&mut config);
+        errors.extend(check::check(&config, sources.open_files_max, &errors));
+        if errors.is_empty() { Ok(config) } else { Err(ConfigErrors::new(errors)) }
+    }
+}
+
+/// How the clients of a product say who they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// By a signed token.
+    Jwt,
+    /// By `?uid=`, believed as it is.
+    Query,
+}
+
+impl ProductConfig {
+    /// The identity that `auto` comes to.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        match (self.identity.as_str(), &self.jwt_key_file) {
+            ("jwt", _) | ("auto", Some(_)) => Identity::Jwt,
+            _ => Identity::Query,
+        }
+    }
+
+    /// Its rules, as the machines know them.
+    #[must_use]
+    pub fn rules(&self, name: &str) -> mesh_proto::shard::ProductRules {
+        use mesh_proto::shard::{JoinRule, ProductRules, PublishRule};
+        ProductRules {
+            name: name.into(),
+            publish: match self.publish.as_str() {
+                "anyone" => PublishRule::Anyone,
+                "nobody" => PublishRule::Nobody,
+                _ => PublishRule::Members,
+            },
+            join: match self.join.as_str() {
+                "own-tag" => JoinRule::OwnTag,
+                "nobody" => JoinRule::Nobody,
+                _ => JoinRule::Anyone,
+            },
+        }
+    }
+}
+
+impl MeshConfig {
+    /// The membership's clockwork: the preset with the settings of this section put in.
+    #[must_use]
+    pub fn timing(&self) -> Timing {
+        let preset = if self.timing == "wan" { Timing::wan() } else { Timing::lan() };
+        Timing {
+            probe_period: self.probe_period,
+            probe_rtt: self.probe_rtt,
+            helpers: self.helpers,
+            suspect_for: self.suspect_for,
+            gossip_period: self.gossip_period,
+            ..preset
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Rules between settings, and rules of safety.
+//!
+//! Belongs here: contradictions, and what a listener open to others must have.
+//! Stays out: ranges of single settings (the table).
+//! Invariants: a setting that could not be read is not complained about a second time; each
+//! complaint names both settings and both values.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use super::origin::{ConfigError, Origin};
+use super::setting::{Value, is_name};
+use super::{Config, Identity, secrets};
+
+/// Descriptors kept for links, admin, logs and files beside the clients'.
+pub const OPEN_FILES_RESERVE: u64 = 64;
+
+/// Puts in the values of `mesh.timing = "wan"` that nothing else has set.
+pub(super) fn apply_preset(config: &mut Config) {
+    if config.mesh.timing != "wan" {
+        return;
+    }
+    let wan: [(&str, u64); 4] =
+        [("probe_period", 300), ("probe_rtt", 120), ("suspect_for", 1_200), ("gossip_period", 100)];
+    for (field, millis) in wan {
+        let key = format!("mesh.{field}");
+        if config.origins.of(&key) == Origin::Default {
+            super::Section::set(&mut config.mesh, field, Value::Time(Duration::from_millis(millis)));
+            config.origins.set(&key, Origin::Preset("wan".into()));
+        }
+    }
+}
+
+/// Everything that does not fit together.
+pub(super) fn check(
+    config: &Config,
+    open_files_max: Option<u64>,
+    known: &[ConfigError],
+) -> Vec<ConfigError> {
+    let mut checker = Checker { config, known, errors: Vec::new() };
+    checker.names();
+    checker.timing();
+    checker.bounds();
+    checker.descriptors(open_files_max);
+    checker.mesh();
+    checker.listeners();
+    checker.products();
+    checker.errors.extend(secrets::read(config, secrets::DevelopmentKey::Leave).err().unwrap_or_default());
+    checker.errors
+}
+
+struct Checker<'c> {
+    config: &'c Config,
+    known: &'c [ConfigError],
+    errors: Vec<ConfigError>,
+}
+
+impl Checker<'_> {
+    /// Complains about `key`, unless it or one of `others` could not be read anyway.
+    fn fail(&mut self, key: &str, others: &[&str], problem: String, allowed: &str) {
+        let unread = |key: &str| self.known.iter().any(|error| error.key == key);
+        if unread(key) || others.iter().any(|other| unread(other)) {
+            return;
+        }
+        let origin = self.config.origins.of(key);
+        let origin = match (origin, others.first()) {
+            (Origin::Default, Some(other)) => self.config.origins.of(other),
+            (origin, _) => origin,
+        };
+        let allowed = (!allowed.is_empty()).then(|| allowed.to_owned());
+        self.errors.push(ConfigError { origin, key: key.to_owned(), problem, allowed });
+    }
+
+    fn show(&self, key: &str) -> String {
+        let value = key.rsplit_once('.').and_then(|(section, field)| {
+            self.config.section(section).and_then(|section| section.value(field))
+        });
+        value.map(|value| value.to_string()).unwrap_or_default()
+    }
+
+    /// `key` must be `rule` than `other`.
+    fn compare(&mut self, key: &str, holds: bool, rule: &str, other: &str) {
+        if !holds {
+            let problem =
+                format!("{} does not go with {other} = {}", self.show(key), self.show(other));
+            self.fail(key, &[other], problem, &format!("{rule} {other}"));
+        }
+    }
+
+    fn names(&mut self) {
+        let name = &self.config.node.name;
+        if !name.is_empty() && !is_name(name) {
+            let problem = format!("\"{}\" is not a name", name.escape_debug());
+            self.fail("node.name", &[], problem, "1 to 64 of a-z A-Z 0-9 - _ ., or \"\"");
+        }
+        if let Err(cause) = tracing_subscriber::EnvFilter::builder().parse(&self.config.log.filter) {
+            let problem = format!("\"{}\": {cause}", self.config.log.filter);
+            self.fail("log.filter", &[], problem, "levels as \"info\" or \"info,meshd::mesh=debug\"");
+        }
+    }
+
+    fn timing(&mut self) {
+        let mesh = &self.config.mesh;
+        let (rtt, period, suspect) = (mesh.probe_rtt, mesh.probe_period, mesh.suspect_for);
+        self.compare("mesh.probe_rtt", rtt * 2 < period, "less than half of", "mesh.probe_period");
+        self.compare("mesh.suspect_for", suspect >= period * 2, "at least twice", "mesh.probe_period");
+        let node = &self.config.node;
+        let in_time = node.stop_notice < node.stop_within;
+        self.compare("node.stop_notice", in_time, "less than", "node.stop_within");
+        let limits = &self.config.limits;
+        let beats = limits.ping_timeout < limits.ping_interval;
+        self.compare("limits.ping_timeout", beats, "less than", "limits.ping_interval");
+    }
+
+    fn bounds(&mut self) {
+        let limits = &self.config.limits;
+        let rules = [
+            ("inbound_bytes_max", limits.inbound_bytes_max >= limits.message_bytes_max, "message_bytes_max"),
+            ("room_log_bytes_max", limits.room_log_bytes_max >= limits.message_bytes_max, "message_bytes_max"),
+            ("room_logs_bytes_max", limits.room_logs_bytes_max >= limits.room_log_bytes_max, "room_log_bytes_max"),
+            ("tails_bytes_max", limits.tails_bytes_max >= limits.tail_bytes_max, "tail_bytes_max"),
+            ("events_burst", limits.events_burst >= limits.events_per_second, "events_per_second"),
+        ];
+        for (key, holds, other) in rules {
+            self.compare(&format!("limits.{key}"), holds, "at least", &format!("limits.{other}"));
+        }
+    }
+
+    /// Only a number that somebody chose is refused; the default is lowered to what fits.
+    fn descriptors(&mut self, open_files_max: Option<u64>) {
+        let Some(max) = open_files_max else { return };
+        let key = "client.connections_max";
+        let wanted = self.config.client.connections_max as u64 + OPEN_FILES_RESERVE;
+        if wanted > max && self.config.origins.of(key) != Origin::Default {
+            let problem = format!(
+                "{} clients need {wanted} file descriptors, this process may open {max} (ulimit -Hn)",
+                self.show(key)
+            );
+            self.fail(key, &[], problem, &format!("at most {}", max.saturating_sub(OPEN_FILES_RESERVE)));
+        }
+    }
+
+    fn mesh(&mut self) {
+        let mesh = &self.config.mesh;
+        let (has_key, has_file) = (!mesh.key.expose().is_empty(), mesh.key_file.is_some());
+        if has_key && has_file {
+            let problem = "set together with mesh.key: only one of them can be the key".into();
+            self.fail("mesh.key_file", &["mesh.key"], problem, "mesh.key_file or mesh.key");
+        }
+        if !mesh.listen.ip().is_loopback() && !has_key && !has_file {
+            let problem = format!(
+                "{} can be reached from other hosts, and there is no cluster key: make one with \
+                 `meshctl keygen FILE`, copy it to every node and set mesh.key_file",
+                mesh.listen
+            );
+            self.fail("mesh.listen", &["mesh.key_file", "mesh.key"], problem, "a loopback address without a key");
+        }
+        if mesh.listen.ip().is_unspecified() && mesh.advertise.is_none() {
+            let problem = format!("{} is no address other nodes could use: set mesh.advertise", mesh.listen);
+            self.fail("mesh.listen", &["mesh.advertise"], problem, "an address of this host");
+        }
+        if let Some(advertise) = mesh.advertise
+            && (advertise.ip().is_unspecified() || advertise.port() == 0)
+        {
+            let problem = format!("{advertise} is no address other nodes could use");
+            self.fail("mesh.advertise", &[], problem, "the address and port that reach mesh.listen");
+        }
+        let abroad = mesh.seeds.iter().find(|seed| {
+            seed.parse::<SocketAddr>().is_ok_and(|seed| !seed.ip().is_loopback())
+        });
+        if let Some(seed) = abroad.filter(|_| mesh.listen.ip().is_loopback()) {
+            let problem = format!("{seed} cannot be reached from mesh.listen = {}", mesh.listen);
+            self.fail("mesh.seeds", &["mesh.listen"], problem, "seeds on loopback, or another mesh.listen");
+        }
+    }
+
+    fn listeners(&mut self) {
+        let (client, api, admin) =
+            (self.config.client.listen, self.config.api.listen, self.config.admin.listen);
+        let pairs = [
+            ("api.listen", api, "client.listen", client),
+            ("admin.listen", admin, "client.listen", client),
+            ("admin.listen", admin, "api.listen", api),
+        ];
+        for (key, address, other, taken) in pairs {
+            if clash(address, taken) {
+                self.compare(key, false, "another port than", other);
+            }
+        }
+        if !api.ip().is_loopback() && self.config.api.key_file.is_none() {
+            let problem = format!("{api} can be reached from other hosts, and api.key_file is not set");
+            self.fail("api.listen", &["api.key_file"], problem, "a loopback address without a key");
+        }
+        if !admin.ip().is_loopback() && self.config.admin.token_file.is_none() {
+            let problem = format!("{admin} can be reached from other hosts, and admin.token_file is not set");
+            self.fail("admin.listen", &["admin.token_file"], problem, "a loopback address without a token");
+        }
+        if !self.config.client.trusted_proxies.is_empty() {
+            let problem = "not part of this version: limits count the peer's own address".into();
+            self.fail("client.trusted_proxies", &[], problem, "an empty list");
+        }
+    }
+
+    fn products(&mut self) {
+        let client = self.config.client.listen;
+        for (name, product) in &self.config.products.0 {
+            let key = |field: &str| format!("products.{name}.{field}");
+            let (identity, file) = (key("identity"), key("jwt_key_file"));
+            match (product.identity(), product.jwt_key_file.is_some()) {
+                (Identity::Jwt, false) => {
+                    let problem = "\"jwt\" needs the key that signs the tokens: set jwt_key_file".into();
+                    self.fail(&identity, &[&file], problem, "jwt with jwt_key_file");
+                }
+                (Identity::Query, true) => {
+                    let problem = "\"query\" believes what clients say, so that jwt_key_file would protect nothing";
+                    self.fail(&identity, &[&file], problem.into(), "query without jwt_key_file, or jwt");
+                }
+                (Identity::Query, false) if !client.ip().is_loopback() => {
+                    let problem = format!(
+                        "product {name} has no identity, and client.listen = {client} can be reached from \
+                         other hosts: anyone could be anyone; set {file}"
+                    );
+                    self.fail(&identity, &["client.listen", &file], problem, "jwt with jwt_key_file");
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Whether two TCP listeners could not both be bound.
+fn clash(a: SocketAddr, b: SocketAddr) -> bool {
+    let same_host = |a: IpAddr, b: IpAddr| a == b || a.is_unspecified() || b.is_unspecified();
+    a.port() != 0 && a.port() == b.port() && same_host(a.ip(), b.ip())
+}

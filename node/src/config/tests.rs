@@ -1,0 +1,277 @@
+//! Settings from all sources, and every way to get them wrong.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use super::*;
+
+/// A directory of this test's own, removed at its end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(test: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("meshd-config-{}-{test}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn file(&self, name: &str, mode: u32, text: &str) -> PathBuf {
+        let path = self.0.join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn file(path: &Path) -> Sources {
+    Sources { file: Some(path.to_owned()), ..Sources::default() }
+}
+
+fn env(pairs: &[(&str, &str)]) -> Sources {
+    let env = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    Sources { env, ..Sources::default() }
+}
+
+/// The complaints about a file, without its directory.
+fn complaints(scratch: &Scratch, text: &str) -> String {
+    let path = scratch.file("meshd.toml", 0o644, text);
+    let errors = Config::load(&file(&path)).expect_err("accepted").to_string();
+    errors.replace(&format!("{}/", scratch.0.display()), "")
+}
+
+#[test]
+fn without_any_source_everything_is_at_its_default() {
+    assert_eq!(Config::load(&Sources::default()), Ok(Config::default()));
+    let products = Config::default().products.0;
+    assert_eq!(products.keys().collect::<Vec<_>>(), ["rooms"]);
+    assert_eq!(products["rooms"].identity(), Identity::Query);
+}
+
+#[test]
+fn a_flag_beats_the_environment_which_beats_the_file() {
+    let scratch = Scratch::new("strength");
+    let path = scratch.file(
+        "meshd.toml",
+        0o644,
+        "[mesh]\ncluster = \"from-file\"\nprobe_period = \"150ms\"\n\n[log]\nfilter = \"warn\"\n",
+    );
+    let mut sources = file(&path);
+    sources.env = env(&[("MESHD_MESH__CLUSTER", "from-env"), ("MESHD_LOG__FILTER", "debug"), ("MESHD_PORT", "x")]).env;
+    sources.flags =
+        vec![Flag { flag: "--set".into(), key: "mesh.cluster".into(), value: "from-flag".into() }];
+    let config = Config::load(&sources).unwrap();
+    assert_eq!(config.mesh.cluster, "from-flag");
+    assert_eq!(config.log.filter, "debug");
+    assert_eq!(config.mesh.probe_period, Duration::from_millis(150));
+    let origin = |key: &str| config.origins.of(key).to_string();
+    assert_eq!(origin("mesh.cluster"), "flag --set");
+    assert_eq!(origin("log.filter"), "env MESHD_LOG__FILTER");
+    assert_eq!(origin("mesh.probe_period"), format!("{}:3", path.display()));
+    assert_eq!(origin("mesh.probe_rtt"), "default");
+}
+
+#[test]
+fn all_that_is_wrong_is_told_at_once_with_its_line() {
+    let scratch = Scratch::new("all-errors");
+    let text = r#"[mesh]
+lisetn = "127.0.0.1:1"
+probe_rtt = 35
+vnodes = 1
+seeds = ["mesh.internal"]
+cluster = true
+key = "secret"
+
+[cliant]
+listen = "127.0.0.1:1"
+
+[limits]
+message_bytes_max = "2TB"
+json_depth_max = "deep"
+
+[products.chat]
+kind = "proxy"
+colour = "blue"
+"#;
+    let expected = r#"meshd.toml:2: mesh.lisetn: unknown setting, did you mean mesh.listen?
+meshd.toml:3: mesh.probe_rtt: 35 has no unit: write "35s" or "35ms" (allowed: 1ms to 5s)
+meshd.toml:4: mesh.vnodes: 1 is out of range (allowed: 16 to 4096)
+meshd.toml:5: mesh.seeds: "mesh.internal" is not HOST:PORT (allowed: a list of HOST:PORT)
+meshd.toml:6: mesh.cluster: expected a text, found true (allowed: 1 to 64 of a-z A-Z 0-9 - _ .)
+meshd.toml:7: mesh.key: a secret does not belong in this file (allowed: from the environment only)
+meshd.toml:9: cliant: unknown setting, did you mean client.…?
+meshd.toml:13: limits.message_bytes_max: "2TB" is not a size as "64KiB" (allowed: 1KiB to 64MiB)
+meshd.toml:14: limits.json_depth_max: expected a whole number, found the text "deep" (allowed: 8 to 128)
+meshd.toml:17: products.chat.kind: "proxy" is not one of the words (allowed: "rooms")
+meshd.toml:18: products.chat.colour: unknown setting, see docs/config.md"#;
+    assert_eq!(complaints(&scratch, text), expected);
+}
+
+#[test]
+fn settings_given_twice_and_broken_lines_are_told_together() {
+    let scratch = Scratch::new("syntax");
+    let told = complaints(&scratch, "[log]\nformat = \"json\"\nformat = \"text\"\n\n[mesh]\nlisten = \n");
+    let lines: Vec<&str> = told.lines().collect();
+    assert_eq!(lines.len(), 2, "{told}");
+    assert!(lines[0].starts_with("meshd.toml:3: \"format\": duplicate key"), "{told}");
+    assert!(lines[1].starts_with("meshd.toml:6: "), "{told}");
+}
+
+#[test]
+fn contradictions_name_both_settings_and_both_values() {
+    let scratch = Scratch::new("contradictions");
+    let text = r#"[node]
+stop_notice = "40s"
+[mesh]
+probe_rtt = "80ms"
+suspect_for = "150ms"
+[limits]
+ping_timeout = "30s"
+message_bytes_max = "4MiB"
+[api]
+listen = "127.0.0.1:4080"
+"#;
+    let expected = "\
+meshd.toml:2: node.stop_notice: 40s does not go with node.stop_within = 30s (allowed: less than node.stop_within)
+meshd.toml:4: mesh.probe_rtt: 80ms does not go with mesh.probe_period = 100ms (allowed: less than half of mesh.probe_period)
+meshd.toml:5: mesh.suspect_for: 150ms does not go with mesh.probe_period = 100ms (allowed: at least twice mesh.probe_period)
+meshd.toml:7: limits.ping_timeout: 30s does not go with limits.ping_interval = 25s (allowed: less than limits.ping_interval)
+meshd.toml:8: limits.inbound_bytes_max: 1MiB does not go with limits.message_bytes_max = 4MiB (allowed: at least limits.message_bytes_max)
+meshd.toml:8: limits.room_log_bytes_max: 1MiB does not go with limits.message_bytes_max = 4MiB (allowed: at least limits.message_bytes_max)
+meshd.toml:10: api.listen: 127.0.0.1:4080 does not go with client.listen = 127.0.0.1:4080 (allowed: another port than client.listen)";
+    assert_eq!(complaints(&scratch, text), expected);
+}
+
+#[test]
+fn a_listener_open_to_others_needs_its_secret() {
+    let errors = Config::load(&env(&[
+        ("MESHD_MESH__LISTEN", "10.0.0.1:4083"),
+        ("MESHD_CLIENT__LISTEN", "0.0.0.0:4080"),
+        ("MESHD_API__LISTEN", "10.0.0.1:4081"),
+        ("MESHD_ADMIN__LISTEN", "10.0.0.1:4082"),
+    ]));
+    let errors = errors.unwrap_err().to_string();
+    let expected = "\
+env MESHD_ADMIN__LISTEN: admin.listen: 10.0.0.1:4082 can be reached from other hosts, and admin.token_file is not set (allowed: a loopback address without a token)
+env MESHD_API__LISTEN: api.listen: 10.0.0.1:4081 can be reached from other hosts, and api.key_file is not set (allowed: a loopback address without a key)
+env MESHD_CLIENT__LISTEN: products.rooms.identity: product rooms has no identity, and client.listen = 0.0.0.0:4080 can be reached from other hosts: anyone could be anyone; set products.rooms.jwt_key_file (allowed: jwt with jwt_key_file)
+env MESHD_MESH__LISTEN: mesh.listen: 10.0.0.1:4083 can be reached from other hosts, and there is no cluster key: make one with `meshctl keygen FILE`, copy it to every node and set mesh.key_file (allowed: a loopback address without a key)";
+    assert_eq!(errors, expected);
+}
+
+#[test]
+fn a_key_file_open_to_all_users_is_refused_and_never_shown() {
+    let scratch = Scratch::new("open-key");
+    let key = secrets::generate_cluster_key();
+    let path = scratch.file("key", 0o644, key.expose());
+    let set = [("MESHD_MESH__KEY_FILE", path.to_str().unwrap())];
+    let told = Config::load(&env(&set)).unwrap_err().to_string();
+    let name = path.display();
+    let expected = format!(
+        "env MESHD_MESH__KEY_FILE: mesh.key_file: {name} is open to every user of this host: chmod 600 {name}"
+    );
+    assert_eq!(told, expected);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    assert!(Config::load(&env(&set)).is_ok());
+    fs::write(&path, "canary").unwrap();
+    let told = Config::load(&env(&set)).unwrap_err().to_string();
+    assert!(told.ends_with("not a cluster key (make one with `meshctl keygen FILE`)"), "{told}");
+    assert!(!told.contains("canary"));
+}
+
+#[test]
+fn a_key_of_the_environment_works_and_is_not_shown() {
+    let key = secrets::generate_cluster_key();
+    let config = Config::load(&env(&[("MESHD_MESH__KEY", key.expose())])).unwrap();
+    let shown = config.shown_as_text() + &format!("{config:?}");
+    assert!(shown.contains("***") && !shown.contains(key.expose()));
+    let secrets = secrets::read(&config, secrets::DevelopmentKey::Leave).unwrap();
+    assert!(secrets.cluster.is_some());
+}
+
+#[test]
+fn nodes_that_make_a_key_file_at_once_end_with_the_same() {
+    let scratch = Scratch::new("key-race");
+    let path = scratch.0.join("state/development.key");
+    let keys: Vec<[u8; 4]> = std::thread::scope(|scope| {
+        let make = || {
+            secrets::make_key_file(&path).unwrap();
+            secrets::read_cluster_key(&path).unwrap().fingerprint()
+        };
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(make)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(keys.windows(2).all(|pair| pair[0] == pair[1]));
+    assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+}
+
+#[test]
+fn named_products_replace_the_default_one() {
+    let scratch = Scratch::new("products");
+    let jwt = scratch.file("jwt", 0o600, "0123456789abcdef0123456789abcdef\n");
+    let text = format!(
+        "[products.chat]\njwt_key_file = \"{}\"\njoin = \"own-tag\"\n[products.board]\n",
+        jwt.display()
+    );
+    let config = Config::load(&file(&scratch.file("meshd.toml", 0o644, &text))).unwrap();
+    assert_eq!(config.products.0.keys().collect::<Vec<_>>(), ["board", "chat"]);
+    assert_eq!(config.products.0["chat"].identity(), Identity::Jwt);
+    let rules = config.products.0["chat"].rules("chat");
+    assert_eq!(rules.join, mesh_proto::shard::JoinRule::OwnTag);
+    let secrets = secrets::read(&config, secrets::DevelopmentKey::Leave).unwrap();
+    assert_eq!(secrets.jwt_keys["chat"].expose().len(), 32);
+}
+
+#[test]
+fn the_wide_preset_sets_what_nothing_else_sets() {
+    let config =
+        Config::load(&env(&[("MESHD_MESH__TIMING", "wan"), ("MESHD_MESH__SUSPECT_FOR", "2s")])).unwrap();
+    assert_eq!(config.mesh.probe_period, Duration::from_millis(300));
+    assert_eq!(config.mesh.suspect_for, Duration::from_secs(2));
+    assert_eq!(config.origins.of("mesh.probe_period").to_string(), "preset wan");
+    assert_eq!(Config::default().mesh.timing(), mesh_proto::membership::Timing::lan());
+    let wan = Config::load(&env(&[("MESHD_MESH__TIMING", "wan")])).unwrap();
+    assert_eq!(wan.mesh.timing(), mesh_proto::membership::Timing::wan());
+}
+
+#[test]
+fn only_a_chosen_number_of_clients_is_held_against_the_descriptors() {
+    let few = |sources: Sources| Sources { open_files_max: Some(1_024), ..sources };
+    assert!(Config::load(&few(Sources::default())).is_ok());
+    let told = Config::load(&few(env(&[("MESHD_CLIENT__CONNECTIONS_MAX", "1000")]))).unwrap_err();
+    let expected = "env MESHD_CLIENT__CONNECTIONS_MAX: client.connections_max: 1000 clients need 1064 file \
+                    descriptors, this process may open 1024 (ulimit -Hn) (allowed: at most 960)";
+    assert_eq!(told.to_string(), expected);
+}
+
+#[test]
+fn every_default_is_within_its_own_range_and_reads_back() {
+    let config = Config::default();
+    for name in SECTIONS {
+        let section = config.section(name).unwrap();
+        for key in section.keys() {
+            let value = section.value(key.field).unwrap();
+            let text = value.to_string();
+            let optional = text.is_empty() && matches!(key.kind, Kind::Text | Kind::Path | Kind::Secret);
+            assert!(optional || key.kind.parse_text(&text) == Ok(value), "{name}.{} = {text}", key.field);
+        }
+    }
+}
+
+#[test]
+fn the_reference_in_docs_is_what_the_code_says() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/config.md");
+    let text = reference::as_markdown();
+    if std::env::var_os("MESHD_WRITE_DOCS").is_some() {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, &text).unwrap();
+    }
+    let written = fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(written, text, "write it anew: MESHD_WRITE_DOCS=1 cargo test -p meshd reference");
+}
