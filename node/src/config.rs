@@ -223,8 +223,9 @@ section! {
 }
 
 section! {
-    /// One product: an application on the mesh. Clients name it by `?product=NAME`. Where no
-    /// product is configured there is one named `rooms`, with the defaults below.
+    /// One product: an application on the mesh. Clients name it by `?product=NAME`; those that name
+    /// none get `rooms`, or the first by name. Where no product is configured there is one named
+    /// `rooms`, with the defaults below.
     pub struct ProductConfig {
         /// What handles its events. Default `rooms`: built in, no code. (`app` and `proxy` are
         /// not part of this version.)
@@ -246,8 +247,9 @@ section! {
         jwt_claim: String = "sub".into(), Kind::Name;
         /// Tokens must name this issuer (`iss`). Default `""`: any.
         jwt_issuer: String = String::new(), Kind::Text;
-        /// Tokens must name this audience (`aud`). Default `""`: any. Set it where one key signs for
-        /// several products: a token for one is then no token for another.
+        /// Tokens must name this audience (`aud`). Default `""`: tokens that name any are refused
+        /// (RFC 7519 §4.1.3). Set it where one key signs for several products: a token for one is
+        /// then no token for another.
         jwt_audience: String = String::new(), Kind::Text;
     }
 }

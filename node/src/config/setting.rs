@@ -371,14 +371,14 @@ fn missing_unit(text: &str, what: &str, example: &str) -> String {
 }
 
 fn show_size(bytes: u64) -> String {
-    let unit = SIZES.iter().find(|(_, factor)| bytes != 0 && bytes % factor == 0);
+    let unit = SIZES.iter().find(|(_, factor)| bytes != 0 && bytes.is_multiple_of(*factor));
     unit.map_or_else(|| "0B".into(), |(unit, factor)| format!("{}{unit}", bytes / factor))
 }
 
 fn show_time(time: Duration) -> String {
     let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
     let large_first = [TIMES[2], TIMES[3], TIMES[4], TIMES[0], TIMES[1]];
-    let unit = large_first.into_iter().find(|(_, factor)| micros != 0 && micros % factor == 0);
+    let unit = large_first.into_iter().find(|(_, factor)| micros != 0 && micros.is_multiple_of(*factor));
     unit.map_or_else(|| "0s".into(), |(unit, factor)| format!("{}{unit}", micros / factor))
 }
 

@@ -149,8 +149,10 @@ impl Collector {
         };
         let line = |at: usize| 1 + text.as_bytes()[..at.min(text.len())].iter().filter(|b| **b == b'\n').count();
         let (document, syntax) = DeTable::parse_recoverable(&text);
+        let mut broken_lines = Vec::new();
         for error in syntax {
             let span = error.span().unwrap_or(0..0);
+            broken_lines.push(line(span.start));
             let origin = Origin::File(path.to_owned(), line(span.start));
             let near = text.get(span).unwrap_or("").trim();
             let near = if near.is_empty() { "the file".into() } else { format!("\"{near}\"") };
@@ -160,7 +162,11 @@ impl Collector {
         while let Some((prefix, table)) = pending.pop() {
             for (name, value) in table {
                 let key = if prefix.is_empty() { name.get_ref().to_string() } else { format!("{prefix}.{}", name.get_ref()) };
-                let origin = Origin::File(path.to_owned(), line(name.span().start));
+                let at = line(name.span().start);
+                if broken_lines.contains(&at) && !matches!(value.get_ref(), DeValue::Table(_)) {
+                    continue; // What the parser made of it is a guess.
+                }
+                let origin = Origin::File(path.to_owned(), at);
                 self.file_item(key, origin, value, &mut pending);
             }
         }

@@ -235,9 +235,9 @@ fn the_wide_preset_sets_what_nothing_else_sets() {
     assert_eq!(config.mesh.probe_period, Duration::from_millis(300));
     assert_eq!(config.mesh.suspect_for, Duration::from_secs(2));
     assert_eq!(config.origins.of("mesh.probe_period").to_string(), "preset wan");
-    assert_eq!(Config::default().mesh.timing(), mesh_proto::membership::Timing::lan());
+    assert_eq!(Config::default().mesh.timing(), Timing::lan());
     let wan = Config::load(&env(&[("MESHD_MESH__TIMING", "wan")])).unwrap();
-    assert_eq!(wan.mesh.timing(), mesh_proto::membership::Timing::wan());
+    assert_eq!(wan.mesh.timing(), Timing::wan());
 }
 
 #[test]
