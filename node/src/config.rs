@@ -26,7 +26,6 @@ use std::time::Duration;
 use mesh_proto::limits::Limits;
 use mesh_proto::membership::Timing;
 
-pub use check::OPEN_FILES_RESERVE;
 pub use origin::{ConfigError, ConfigErrors, Origin, Origins};
 pub use setting::{Kind, SecretText, Value};
 pub use sources::{Flag, Sources};
@@ -118,7 +117,7 @@ section! {
         /// The cluster's name, checked when nodes meet: keeps a test cluster apart from the real
         /// one even with the same key.
         cluster: String = "meshd".into(), Kind::Name;
-        /// File with the cluster key: 32 random bytes as text, made by `meshctl keygen`, readable
+        /// File with the cluster key: 32 random bytes as 64 hex digits, made by `meshctl keygen`, readable
         /// by its owner only. Default `""`: on loopback a development key of this user is made and
         /// used; on any other address the node refuses to start.
         key_file: Option<PathBuf> = None, Kind::Path;

@@ -11,9 +11,7 @@ use std::time::Duration;
 use super::origin::{ConfigError, Origin};
 use super::setting::{Value, is_name};
 use super::{Config, Identity, secrets};
-
-/// Descriptors kept for links, admin, logs and files beside the clients'.
-pub const OPEN_FILES_RESERVE: u64 = 64;
+use crate::fd_limit;
 
 /// Puts in the values of `mesh.timing = "wan"` that nothing else has set.
 pub(super) fn apply_preset(config: &mut Config) {
@@ -32,11 +30,7 @@ pub(super) fn apply_preset(config: &mut Config) {
 }
 
 /// Everything that does not fit together.
-pub(super) fn check(
-    config: &Config,
-    open_files_max: Option<u64>,
-    known: &[ConfigError],
-) -> Vec<ConfigError> {
+pub(super) fn check(config: &Config, open_files_max: Option<u64>, known: &[ConfigError]) -> Vec<ConfigError> {
     let mut checker = Checker { config, known, errors: Vec::new() };
     checker.names();
     checker.timing();
@@ -81,8 +75,7 @@ impl Checker<'_> {
     /// `key` must be `rule` than `other`.
     fn compare(&mut self, key: &str, holds: bool, rule: &str, other: &str) {
         if !holds {
-            let problem =
-                format!("{} does not go with {other} = {}", self.show(key), self.show(other));
+            let problem = format!("{} does not go with {other} = {}", self.show(key), self.show(other));
             self.fail(key, &[other], problem, &format!("{rule} {other}"));
         }
     }
@@ -116,8 +109,16 @@ impl Checker<'_> {
         let limits = &self.config.limits;
         let rules = [
             ("inbound_bytes_max", limits.inbound_bytes_max >= limits.message_bytes_max, "message_bytes_max"),
-            ("room_log_bytes_max", limits.room_log_bytes_max >= limits.message_bytes_max, "message_bytes_max"),
-            ("room_logs_bytes_max", limits.room_logs_bytes_max >= limits.room_log_bytes_max, "room_log_bytes_max"),
+            (
+                "room_log_bytes_max",
+                limits.room_log_bytes_max >= limits.message_bytes_max,
+                "message_bytes_max",
+            ),
+            (
+                "room_logs_bytes_max",
+                limits.room_logs_bytes_max >= limits.room_log_bytes_max,
+                "room_log_bytes_max",
+            ),
             ("tails_bytes_max", limits.tails_bytes_max >= limits.tail_bytes_max, "tail_bytes_max"),
             ("events_burst", limits.events_burst >= limits.events_per_second, "events_per_second"),
         ];
@@ -130,13 +131,13 @@ impl Checker<'_> {
     fn descriptors(&mut self, open_files_max: Option<u64>) {
         let Some(max) = open_files_max else { return };
         let key = "client.connections_max";
-        let wanted = self.config.client.connections_max as u64 + OPEN_FILES_RESERVE;
+        let wanted = self.config.client.connections_max as u64 + fd_limit::RESERVED;
         if wanted > max && self.config.origins.of(key) != Origin::Default {
             let problem = format!(
                 "{} clients need {wanted} file descriptors, this process may open {max} (ulimit -Hn)",
                 self.show(key)
             );
-            self.fail(key, &[], problem, &format!("at most {}", max.saturating_sub(OPEN_FILES_RESERVE)));
+            self.fail(key, &[], problem, &format!("at most {}", max.saturating_sub(fd_limit::RESERVED)));
         }
     }
 
@@ -153,7 +154,12 @@ impl Checker<'_> {
                  `meshctl keygen FILE`, copy it to every node and set mesh.key_file",
                 mesh.listen
             );
-            self.fail("mesh.listen", &["mesh.key_file", "mesh.key"], problem, "a loopback address without a key");
+            self.fail(
+                "mesh.listen",
+                &["mesh.key_file", "mesh.key"],
+                problem,
+                "a loopback address without a key",
+            );
         }
         if mesh.listen.ip().is_unspecified() && mesh.advertise.is_none() {
             let problem = format!("{} is no address other nodes could use: set mesh.advertise", mesh.listen);
@@ -165,9 +171,10 @@ impl Checker<'_> {
             let problem = format!("{advertise} is no address other nodes could use");
             self.fail("mesh.advertise", &[], problem, "the address and port that reach mesh.listen");
         }
-        let abroad = mesh.seeds.iter().find(|seed| {
-            seed.parse::<SocketAddr>().is_ok_and(|seed| !seed.ip().is_loopback())
-        });
+        let abroad = mesh
+            .seeds
+            .iter()
+            .find(|seed| seed.parse::<SocketAddr>().is_ok_and(|seed| !seed.ip().is_loopback()));
         if let Some(seed) = abroad.filter(|_| mesh.listen.ip().is_loopback()) {
             let problem = format!("{seed} cannot be reached from mesh.listen = {}", mesh.listen);
             self.fail("mesh.seeds", &["mesh.listen"], problem, "seeds on loopback, or another mesh.listen");
@@ -212,7 +219,8 @@ impl Checker<'_> {
                     self.fail(&identity, &[&file], problem, "jwt with jwt_key_file");
                 }
                 (Identity::Query, true) => {
-                    let problem = "\"query\" believes what clients say, so that jwt_key_file would protect nothing";
+                    let problem =
+                        "\"query\" believes what clients say, so that jwt_key_file would protect nothing";
                     self.fail(&identity, &[&file], problem.into(), "query without jwt_key_file, or jwt");
                 }
                 (Identity::Query, false) if !client.ip().is_loopback() => {

@@ -2,7 +2,7 @@
 //!
 //! Belongs here: reading and making them, and refusing files that others can read.
 //! Stays out: what is derived from the cluster key (`mesh_proto::keys`).
-//! Format: a cluster key is 32 random bytes as base64url without padding, 43 characters, one line.
+//! Format: a cluster key is 32 random bytes as 64 hex digits, one line.
 //! Invariants: nothing here prints content; a key file is made in one step, so that nodes started
 //! at once end with the same one.
 
@@ -12,8 +12,6 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use mesh_proto::keys::ClusterKey;
 
 use super::origin::ConfigError;
@@ -88,7 +86,8 @@ pub fn read(config: &Config, development: DevelopmentKey) -> Result<Secrets, Vec
     };
     let api_key = token("api.key_file", &config.api.key_file);
     let admin_token = token("admin.token_file", &config.admin.token_file);
-    let cluster = cluster_key(config, development).map_err(|(key, problem)| fail(key, problem)).ok().flatten();
+    let cluster =
+        cluster_key(config, development).map_err(|(key, problem)| fail(key, problem)).ok().flatten();
     let mut jwt_keys = BTreeMap::new();
     for (name, product) in &config.products.0 {
         let Some(path) = &product.jwt_key_file else { continue };
@@ -124,7 +123,8 @@ fn cluster_key(
 /// A new cluster key as text: what `meshctl keygen` writes.
 #[must_use]
 pub fn generate_cluster_key() -> SecretText {
-    SecretText::new(URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>()))
+    let bytes = rand::random::<[u8; 32]>();
+    SecretText::new(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
 }
 
 /// Writes a new cluster key to `path`, readable by its owner only. A file that is there stays as it
@@ -160,12 +160,20 @@ pub fn read_cluster_key(path: &Path) -> Result<ClusterKey, String> {
 }
 
 fn parse_cluster_key(text: &str) -> Result<ClusterKey, String> {
-    let bytes = URL_SAFE_NO_PAD.decode(text.trim()).ok().and_then(|bytes| bytes.try_into().ok());
-    bytes.map(ClusterKey::new).ok_or_else(|| "not a cluster key (make one with `meshctl keygen FILE`)".into())
+    let digits: Option<Vec<u8>> =
+        text.trim().chars().map(|c| c.to_digit(16).and_then(|digit| u8::try_from(digit).ok())).collect();
+    let bytes = digits
+        .filter(|digits| digits.len() == 64)
+        .map(|digits| digits.chunks(2).map(|pair| pair.iter().fold(0, |b, d| b << 4 | d)).collect());
+    let bytes = bytes.and_then(|bytes: Vec<u8>| <[u8; 32]>::try_from(bytes).ok());
+    bytes
+        .map(ClusterKey::new)
+        .ok_or_else(|| "not a cluster key: 64 hex digits (make one with `meshctl keygen FILE`)".into())
 }
 
 fn read_token(path: &Path) -> Result<SecretText, String> {
-    let text = String::from_utf8(read_private(path)?).map_err(|_| format!("{} is not text", path.display()))?;
+    let text =
+        String::from_utf8(read_private(path)?).map_err(|_| format!("{} is not text", path.display()))?;
     let text = text.trim();
     if text.chars().count() < TOKEN_CHARS_MIN || text.chars().any(|c| c.is_control() || c.is_whitespace()) {
         return Err(format!("{} must hold one word of {TOKEN_CHARS_MIN} characters or more", path.display()));

@@ -165,9 +165,10 @@ impl Kind {
                     Err(format!("{text} is out of range"))
                 }
             }
-            Self::Address => {
-                text.parse().map(Value::Address).map_err(|_| format!("\"{text}\" is not an address with a port"))
-            }
+            Self::Address => text
+                .parse()
+                .map(Value::Address)
+                .map_err(|_| format!("\"{text}\" is not an address with a port")),
             Self::AddressOrNone if text.is_empty() => Ok(Value::Text(String::new())),
             Self::AddressOrNone => match text.parse::<SocketAddr>() {
                 Ok(address) => Ok(Value::Text(address.to_string())),
@@ -400,7 +401,10 @@ fn is_host_and_port(text: &str) -> bool {
     let Some((host, port)) = text.rsplit_once(':') else { return false };
     let host_fits = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
         Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_')),
+        None => {
+            !host.is_empty()
+                && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
+        }
     };
     host_fits && port.parse::<u16>().is_ok_and(|port| port != 0)
 }

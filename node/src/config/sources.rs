@@ -144,10 +144,16 @@ impl Collector {
             Ok(text) => text,
             Err(cause) => {
                 let origin = Origin::Flag("--config".into());
-                return self.fail(origin, &path.display().to_string(), format!("cannot be read: {cause}"), None);
+                return self.fail(
+                    origin,
+                    &path.display().to_string(),
+                    format!("cannot be read: {cause}"),
+                    None,
+                );
             }
         };
-        let line = |at: usize| 1 + text.as_bytes()[..at.min(text.len())].iter().filter(|b| **b == b'\n').count();
+        let line =
+            |at: usize| 1 + text.as_bytes()[..at.min(text.len())].iter().filter(|b| **b == b'\n').count();
         let (document, syntax) = DeTable::parse_recoverable(&text);
         let mut broken_lines = Vec::new();
         for error in syntax {
@@ -161,7 +167,11 @@ impl Collector {
         let mut pending = vec![(String::new(), document.into_inner())];
         while let Some((prefix, table)) = pending.pop() {
             for (name, value) in table {
-                let key = if prefix.is_empty() { name.get_ref().to_string() } else { format!("{prefix}.{}", name.get_ref()) };
+                let key = if prefix.is_empty() {
+                    name.get_ref().to_string()
+                } else {
+                    format!("{prefix}.{}", name.get_ref())
+                };
                 let at = line(name.span().start);
                 if broken_lines.contains(&at) && !matches!(value.get_ref(), DeValue::Table(_)) {
                     continue; // What the parser made of it is a guess.
@@ -190,7 +200,9 @@ impl Collector {
                 pending.push((key, table));
             }
             DeValue::Table(_) if !key.contains('.') => self.unknown(origin, &key, None),
-            _ if holds_settings => self.fail(origin, &key, "a section, not a value", Some(format!("[{key}]"))),
+            _ if holds_settings => {
+                self.fail(origin, &key, "a section, not a value", Some(format!("[{key}]")))
+            }
             value => self.assign(&key, origin, |kind| kind.parse_toml(&value)),
         }
     }

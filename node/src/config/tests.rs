@@ -63,7 +63,8 @@ fn a_flag_beats_the_environment_which_beats_the_file() {
         "[mesh]\ncluster = \"from-file\"\nprobe_period = \"150ms\"\n\n[log]\nfilter = \"warn\"\n",
     );
     let mut sources = file(&path);
-    sources.env = env(&[("MESHD_MESH__CLUSTER", "from-env"), ("MESHD_LOG__FILTER", "debug"), ("MESHD_PORT", "x")]).env;
+    sources.env =
+        env(&[("MESHD_MESH__CLUSTER", "from-env"), ("MESHD_LOG__FILTER", "debug"), ("MESHD_PORT", "x")]).env;
     sources.flags =
         vec![Flag { flag: "--set".into(), key: "mesh.cluster".into(), value: "from-flag".into() }];
     let config = Config::load(&sources).unwrap();
@@ -181,7 +182,10 @@ fn a_key_file_open_to_all_users_is_refused_and_never_shown() {
     assert!(Config::load(&env(&set)).is_ok());
     fs::write(&path, "canary").unwrap();
     let told = Config::load(&env(&set)).unwrap_err().to_string();
-    assert!(told.ends_with("not a cluster key (make one with `meshctl keygen FILE`)"), "{told}");
+    assert!(
+        told.ends_with("not a cluster key: 64 hex digits (make one with `meshctl keygen FILE`)"),
+        "{told}"
+    );
     assert!(!told.contains("canary"));
 }
 
