@@ -3,6 +3,7 @@
 //! The binary `meshd` is a thin wrapper around this library, so that a Rust program can embed a node.
 
 pub mod admission;
+pub mod api;
 pub mod clock;
 pub mod config;
 pub mod demo;
@@ -10,6 +11,8 @@ pub mod fd_limit;
 pub mod handles;
 pub mod identity;
 pub mod listener;
+pub mod metrics;
 pub mod shard;
 pub mod tasks;
 pub mod transport;
+pub mod web;

@@ -80,30 +80,35 @@ impl Products {
     }
 }
 
-/// Decides who each client is. Where a JWT policy is set, only a valid token speaks for a user;
-/// else `?uid=` does, on loopback listeners.
+/// Where the uid of a product's clients comes from.
+#[derive(Debug)]
+pub enum UidSource {
+    /// A signed token, as `Authorization: Bearer` or `?token=`. Nothing else speaks for a user.
+    Jwt(Box<JwtPolicy>),
+    /// `?uid=`, believed as it is: only on loopback listeners.
+    Query,
+}
+
+/// Decides who each client is.
 ///
 /// Socket.IO's auth payload comes in its CONNECT packet, after the handshake, and is not a source
 /// yet: browsers, which cannot set headers on a WebSocket, send `?token=`.
 #[derive(Debug)]
 pub struct Identity {
     products: Arc<Products>,
-    jwt: Option<JwtPolicy>,
-    uid_param: bool,
+    sources: BTreeMap<Arc<str>, UidSource>,
     uid_bytes_max: usize,
 }
 
 impl Identity {
-    /// `uid_param` allows `?uid=` on loopback listeners, unless a JWT policy is set.
+    /// `sources` by product; clients of a product without one are refused.
     #[must_use]
     pub fn new(
         products: Arc<Products>,
-        jwt: Option<JwtPolicy>,
-        uid_param: bool,
+        sources: impl IntoIterator<Item = (Arc<str>, UidSource)>,
         uid_bytes_max: usize,
     ) -> Self {
-        let uid_param = uid_param && jwt.is_none();
-        Self { products, jwt, uid_param, uid_bytes_max }
+        Self { products, sources: sources.into_iter().collect(), uid_bytes_max }
     }
 
     fn admission(&self, handshake: &Handshake) -> Result<Admission, Refusal> {
@@ -111,36 +116,37 @@ impl Identity {
             None if has_param(&handshake.query, "product") => self.products.chosen(Some("\u{fffd}"))?,
             asked => self.products.chosen(asked.as_deref())?,
         };
-        let uid = self.uid(handshake)?;
+        let uid = match self.sources.get(&product.name) {
+            Some(UidSource::Jwt(policy)) => uid_of_token(policy, handshake)?,
+            Some(UidSource::Query) if handshake.loopback_listener => uid_of_query(handshake)?,
+            _ => {
+                let message = "this listener has no identity configured: ask its operator to set one";
+                return Err(refusal(UID_REQUIRED, message));
+            }
+        };
         check_uid(&uid, self.uid_bytes_max)?;
         Ok(Admission { product, uid: uid.into() })
     }
+}
 
-    fn uid(&self, handshake: &Handshake) -> Result<String, Refusal> {
-        if let Some(jwt) = &self.jwt {
-            let bearer = handshake.header("authorization").and_then(bearer_token);
-            let param = handshake.query_value("token");
-            return match bearer.or(param.as_deref()) {
-                None | Some("") => Err(refusal(
-                    UID_REQUIRED,
-                    "send a JWT as 'Authorization: Bearer' or as ?token= in the URL",
-                )),
-                Some(token) => jwt.uid(token).map_err(|why| refusal(UID_INVALID, why.advice())),
-            };
+fn uid_of_token(policy: &JwtPolicy, handshake: &Handshake) -> Result<String, Refusal> {
+    let bearer = handshake.header("authorization").and_then(bearer_token);
+    let param = handshake.query_value("token");
+    match bearer.or(param.as_deref()) {
+        None | Some("") => {
+            Err(refusal(UID_REQUIRED, "send a JWT as 'Authorization: Bearer' or as ?token= in the URL"))
         }
-        if !(self.uid_param && handshake.loopback_listener) {
-            return Err(refusal(
-                UID_REQUIRED,
-                "this listener has no identity configured: ask its operator to set one",
-            ));
+        Some(token) => policy.uid(token).map_err(|why| refusal(UID_INVALID, why.advice())),
+    }
+}
+
+fn uid_of_query(handshake: &Handshake) -> Result<String, Refusal> {
+    match handshake.query_value("uid") {
+        Some(uid) => Ok(uid.into_owned()),
+        None if has_param(&handshake.query, "uid") => {
+            Err(refusal(UID_INVALID, "?uid= is not UTF-8: percent-encode it"))
         }
-        match handshake.query_value("uid") {
-            Some(uid) => Ok(uid.into_owned()),
-            None if has_param(&handshake.query, "uid") => {
-                Err(refusal(UID_INVALID, "?uid= is not UTF-8: percent-encode it"))
-            }
-            None => Err(refusal(UID_REQUIRED, "add ?uid=NAME to the URL")),
-        }
+        None => Err(refusal(UID_REQUIRED, "add ?uid=NAME to the URL")),
     }
 }
 

@@ -27,7 +27,8 @@ fn products(unknown_is_default: bool) -> Arc<Products> {
 }
 
 fn with_jwt(settings: JwtSettings) -> Identity {
-    Identity::new(products(false), Some(JwtPolicy::hs256(SECRET, settings).unwrap()), true, 128)
+    let policy = JwtPolicy::hs256(SECRET, settings).unwrap();
+    Identity::new(products(false), [("rooms".into(), UidSource::Jwt(Box::new(policy)))], 128)
 }
 
 fn handshake(query: &str, authorization: Option<&str>) -> Handshake {
@@ -41,6 +42,12 @@ fn handshake(query: &str, authorization: Option<&str>) -> Handshake {
     }
 }
 
+/// `?uid=` for both products.
+fn with_query(unknown_is_default: bool) -> Identity {
+    let sources = ["rooms", "chat"].map(|name| (name.into(), UidSource::Query));
+    Identity::new(products(unknown_is_default), sources, 128)
+}
+
 /// `product/uid`, or the refusal's code.
 fn admitted(identity: &Identity, handshake: &Handshake) -> Result<String, &'static str> {
     match identity.admit(handshake).admission {
@@ -51,7 +58,7 @@ fn admitted(identity: &Identity, handshake: &Handshake) -> Result<String, &'stat
 
 #[test]
 fn on_loopback_the_uid_parameter_is_believed() {
-    let identity = Identity::new(products(false), None, true, 128);
+    let identity = with_query(false);
     let long = format!("uid={}", "x".repeat(129));
     for (query, expected) in [
         ("uid=alice", Ok("rooms/alice")),
@@ -75,16 +82,16 @@ fn on_loopback_the_uid_parameter_is_believed() {
 fn elsewhere_the_uid_parameter_is_not() {
     let mut foreign = handshake("uid=alice", None);
     foreign.loopback_listener = false;
-    let identity = Identity::new(products(false), None, true, 128);
+    let identity = with_query(false);
     assert_eq!(admitted(&identity, &foreign), Err(UID_REQUIRED));
-    let switched_off = Identity::new(products(false), None, false, 128);
-    assert_eq!(admitted(&switched_off, &handshake("uid=alice", None)), Err(UID_REQUIRED));
+    let no_source = with_jwt(JwtSettings::default());
+    assert_eq!(admitted(&no_source, &handshake("product=chat&uid=alice", None)), Err(UID_REQUIRED));
     assert_eq!(admitted(&with_jwt(JwtSettings::default()), &handshake("uid=alice", None)), Err(UID_REQUIRED));
 }
 
 #[test]
 fn an_unknown_product_may_be_the_default_one() {
-    let identity = Identity::new(products(true), None, true, 128);
+    let identity = with_query(true);
     assert_eq!(admitted(&identity, &handshake("product=x&uid=a", None)).as_deref(), Ok("rooms/a"));
 }
 

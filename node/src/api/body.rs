@@ -1,0 +1,139 @@
+//! What the body of a request may hold.
+//!
+//! Belongs here: the JSON shapes, strict: an unknown field is an error, not a surprise.
+//! Stays out: limits of names (`call`), the gate.
+//! Invariants: event and arguments stay slices of the body.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::web::Failure;
+
+/// Sends an event. One of room, uid, sid and all says to whom.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Publish<'a> {
+    #[serde(borrow)]
+    pub(super) room: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    pub(super) uid: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    pub(super) sid: Option<Cow<'a, str>>,
+    #[serde(default)]
+    pub(super) all: bool,
+    #[serde(borrow)]
+    pub(super) namespace: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    pub(super) event: &'a RawValue,
+    #[serde(borrow)]
+    pub(super) args: Option<&'a RawValue>,
+    #[serde(default)]
+    pub(super) except: Except,
+    /// Its idempotency key, named as in the clients' protocols.
+    #[serde(borrow, rename = "id")]
+    pub(super) idempotency_key: Option<Cow<'a, str>>,
+    #[serde(default)]
+    pub(super) volatile: bool,
+}
+
+/// Who does not get an event.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Except {
+    pub(super) sids: Vec<String>,
+    pub(super) rooms: Vec<String>,
+}
+
+/// A user's sessions, or one.
+#[derive(Debug)]
+pub(super) struct Session<'a> {
+    pub(super) uid: Option<Cow<'a, str>>,
+    pub(super) sid: Option<Cow<'a, str>>,
+}
+
+/// Puts sessions into a room or takes them out.
+#[derive(Debug)]
+pub(super) struct Membership<'a> {
+    pub(super) who: Session<'a>,
+    pub(super) room: Cow<'a, str>,
+}
+
+/// Ends sessions.
+#[derive(Debug)]
+pub(super) struct Disconnect<'a> {
+    pub(super) who: Session<'a>,
+    pub(super) close: Option<bool>,
+}
+
+/// Several commands.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Batch<'a> {
+    /// Read one by one, so that a bad one spoils only itself.
+    #[serde(borrow)]
+    pub(super) items: Vec<&'a RawValue>,
+}
+
+/// One command of a batch: `{"publish": {…}}`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Item<'a> {
+    #[serde(borrow)]
+    Publish(Publish<'a>),
+    #[serde(borrow)]
+    Join(Membership<'a>),
+    #[serde(borrow)]
+    Leave(Membership<'a>),
+    #[serde(borrow)]
+    Disconnect(Disconnect<'a>),
+}
+
+// serde's `flatten` would silence unknown fields, so the flat shapes are spelt out here.
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FlatMembership<'a> {
+    #[serde(borrow)]
+    uid: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    sid: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    room: Cow<'a, str>,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Membership<'a> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let flat = FlatMembership::deserialize(deserializer)?;
+        Ok(Self { who: Session { uid: flat.uid, sid: flat.sid }, room: flat.room })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FlatDisconnect<'a> {
+    #[serde(borrow)]
+    uid: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    sid: Option<Cow<'a, str>>,
+    close: Option<bool>,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Disconnect<'a> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let flat = FlatDisconnect::deserialize(deserializer)?;
+        Ok(Self { who: Session { uid: flat.uid, sid: flat.sid }, close: flat.close })
+    }
+}
+
+/// Reads a body.
+///
+/// # Errors
+/// 400, naming the place. The body itself is not repeated in full.
+pub(super) fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Failure> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        let code = if error.is_data() { "arguments" } else { "json" };
+        Failure::bad_request(code, error.to_string())
+    })
+}
