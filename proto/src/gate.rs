@@ -4,7 +4,7 @@
 //! reserved names; where an event's placeholders point.
 //! Stays out: packet framing (`socketio`), who may publish (`product`), sizes of queues and logs.
 //! Why: one bad entry would disconnect every member of a room, and again at each recovery (DESIGN §6).
-//! Invariants: what passes is a whole JSON array within the depth limit, its first element a string
+//! Invariants: what passes is UTF-8 and a whole JSON array within the depth limit, its first element a string
 //! that is not reserved or a number, its placeholders exactly 0..n−1 for its n attachments.
 //! Source: socket.io-parser 4 (`isPayloadValid`, `_reconstructPacket`); FAULTS §3 rows 54–60.
 
@@ -91,6 +91,9 @@ pub fn check_event(payload: &Payload, limits: &Limits) -> Result<(), GateError> 
     }
     if payload.attachments.len() > limits.attachments_max {
         return Err(GateError::Attachments { max: limits.attachments_max });
+    }
+    if let Err(error) = std::str::from_utf8(&payload.json) {
+        return Err(GateError::Json(JsonError::Syntax { at: error.valid_up_to() }));
     }
     let mut placeholders = Placeholders::new(payload.attachments.len());
     json::check_with(&payload.json, limits.json_depth_max, &mut placeholders)?;
@@ -342,6 +345,13 @@ mod tests {
         ] {
             assert_eq!(gate(json, attachments), Err(code), "{json}");
         }
+    }
+
+    #[test]
+    fn text_that_is_not_utf8_is_refused() {
+        let payload = Payload::json(&b"[\"a\",\"\xff\"]"[..]);
+        let refused = check_event(&payload, &Limits::default()).unwrap_err();
+        assert_eq!(refused, GateError::Json(JsonError::Syntax { at: 6 }));
     }
 
     #[test]
