@@ -11,6 +11,7 @@ pub mod fd_limit;
 pub mod handles;
 pub mod identity;
 pub mod listener;
+pub mod mesh;
 pub mod metrics;
 pub mod shard;
 pub mod tasks;
