@@ -1,1 +1,24 @@
-//! Placeholder.
+//! The harness of the black-box tests: real `meshd` processes, real sockets, stock clients.
+//!
+//! Nothing here sees a private item of the other crates: a test knows what an operator, a backend or
+//! a browser knows. Ports are 0 and learnt from what a node reports; nothing sleeps, everything waits
+//! on a state ([`wait`]); each test ends the processes it started and shows their logs if it fails.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`cluster`] | nodes of one cluster: start, kill, restart, what they say of themselves |
+//! | [`process`] | one child process with its output |
+//! | [`http`] | requests to the HTTP API, the admin listener, the client port |
+//! | [`plain`] | a client of the plain WebSocket protocol |
+//! | [`js`] | JavaScript clients: the stock Socket.IO client, a browser |
+//! | [`wait`] | waiting on states |
+
+pub mod cluster;
+pub mod http;
+pub mod js;
+pub mod plain;
+pub mod process;
+pub mod wait;
+
+pub use cluster::Cluster;
+pub use wait::until;

@@ -162,6 +162,7 @@ const mesh = new Mesh(choose, {
     note(`the connection to ${node.name} is gone; entering by another node`, true);
   },
   refused(text) {
+    linkState("not connected", "lost");
     note(text, true);
   },
   message(room, pos, event, args) {
@@ -190,11 +191,17 @@ function linkState(text, className) {
   $("send").disabled = className !== "open";
 }
 
+/** `3-9f3a….42` for people: the 42nd event of the room, in its 3rd term. */
+function position(pos) {
+  const [term, seq] = [pos.split("-")[0], pos.split(".").pop()];
+  return `t${term} · ${seq}`;
+}
+
 function said(pos, { from = "?", text = "", via = "" }) {
   const mine = from === mesh.uid;
   const avatar = el("span", `avatar c${[...from].reduce((sum, c) => sum + c.codePointAt(0), 0) % COLOURS}`, from.slice(0, 1));
-  const where = el("span", "pos", `#${mesh.room} ${pos}`);
-  where.title = "position in the room's log: the same for everyone";
+  const where = el("span", "pos", `#${mesh.room} ${position(pos)}`);
+  where.title = `position in the room's log, the same for everyone: ${pos}`;
   const item = el("li", `said${mine ? " mine" : ""}`, avatar, el("div", "bubble", text),
     el("div", "meta", el("b", "", mine ? "you" : from), where, ...(via && known.has(via) ? [dot(via)] : [])));
   item.dataset.pos = pos;
@@ -220,12 +227,8 @@ $("composer").onsubmit = async (submit) => {
   const text = $("text").value.trim();
   if (!text || !mesh.open) return;
   $("text").value = "";
-  try {
-    const answer = await mesh.publish("say", { from: mesh.uid, text, via: mesh.node.name });
-    if (!answer.ok) note(`not sent: ${answer.message}`, true);
-  } catch (error) {
-    note(`not known whether this was sent (${error.message}): ${text}`, true);
-  }
+  const answer = await mesh.publish("say", { from: mesh.uid, text, via: mesh.node.name });
+  if (!answer.ok) note(`not sent: ${answer.message}`, true);
 };
 
 function reenter() {

@@ -1,6 +1,8 @@
 // A client of the plain WebSocket protocol (docs/protocol.md) that finds its way back by itself:
-// when its node goes, it enters by another one and resumes the room where it was.
+// when its node goes, it enters by another one, joins the room again and repeats what was not acked.
 
+/** Refused, and ended on purpose: coming back unchanged is of no use. */
+const FINAL = new Set([4409, 4430]);
 const RETRY_FIRST_MS = 150, RETRY_LAST_MS = 2000, ANSWER_MS = 5000;
 
 /** Where the demo's clients go: any node takes them. */
@@ -13,10 +15,12 @@ export class Mesh {
   #next = 1;
   #retry = RETRY_FIRST_MS;
   #lostAt = 0;
+  /** Wakes the publishes whose answer got lost. */
+  #unsure = [];
 
   /**
    * `choose()` names the node to enter by: `{name, client}`. `on` has `open(node, pauseMs)`,
-   * `lost(node)`, `message(room, pos, event, args)` and `refused(text)`.
+   * `lost(node)`, `message(room, pos, event, args)`, and `refused(text)` after which it stays away.
    */
   constructor(choose, on) {
     this.choose = choose;
@@ -24,12 +28,10 @@ export class Mesh {
     this.uid = "";
     this.room = "";
     this.node = null;
-    this.pos = null;
   }
 
   /** Leaves whatever was and enters as `uid`, into `room`. */
   enter(uid, room) {
-    if (uid !== this.uid || room !== this.room) this.pos = null;
     this.uid = uid;
     this.room = room;
     this.#lostAt = 0;
@@ -54,9 +56,10 @@ export class Mesh {
     socket.onopen = async () => {
       if (generation !== this.#generation) return;
       try {
-        const joined = await this.#ask({ type: "join", room: this.room, ...(this.pos && { since: this.pos }) });
+        const joined = await this.#ask({ type: "join", room: this.room });
         if (generation !== this.#generation) return;
         if (!joined.ok) return this.on.refused(joined.message);
+        for (const again of this.#unsure.splice(0)) again();
         this.#retry = RETRY_FIRST_MS;
         this.on.open(node, this.#lostAt ? performance.now() - this.#lostAt : 0);
         this.#lostAt = 0;
@@ -65,8 +68,11 @@ export class Mesh {
       }
     };
     socket.onmessage = (message) => generation === this.#generation && this.#take(JSON.parse(message.data));
-    socket.onclose = () => {
+    socket.onclose = (close) => {
       if (generation !== this.#generation) return;
+      for (const ask of this.#asked.values()) ask.reject(new Error("connection lost"));
+      this.#asked.clear();
+      if (FINAL.has(close.code)) return;
       if (!this.#lostAt) {
         this.#lostAt = performance.now();
         this.on.lost(node);
@@ -94,16 +100,27 @@ export class Mesh {
     if (message.type === "ack") {
       this.#asked.get(message.id)?.resolve(message);
       this.#asked.delete(message.id);
-    } else if (message.type === "event") {
-      this.pos = message.pos;
-      this.on.message(message.room, message.pos, message.event, message.args);
-    } else if (message.type === "error") {
+    } else if (message.type === "event" && message.room !== undefined) {
+      this.on.message(message.room, message.pos, message.event, message.args ?? []);
+    } else if (message.type === "ping") {
+      this.#socket.send(JSON.stringify({ type: "pong" }));
+    } else if (message.type === "error" || (message.type === "closed" && !message.reconnect)) {
       this.on.refused(message.message);
     }
   }
 
-  /** Publishes to the room, to this client too; resolves with the answer once it is safe. */
-  publish(event, ...args) {
-    return this.#ask({ type: "publish", room: this.room, event, args, self: true });
+  /**
+   * Publishes to the room, to this client too; resolves with the answer. An answer that got lost is
+   * asked for again by the next node, with the same key: nobody gets the event twice.
+   */
+  async publish(event, ...args) {
+    const message = { type: "publish", room: this.room, event, args, self: true, key: crypto.randomUUID?.() ?? String(Math.random()) };
+    for (;;) {
+      try {
+        return await this.#ask(message);
+      } catch {
+        await new Promise((again) => this.#unsure.push(again));
+      }
+    }
   }
 }

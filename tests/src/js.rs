@@ -1,0 +1,56 @@
+//! JavaScript clients: the stock Socket.IO client and a browser, under Node.
+//!
+//! The packages are pinned in `tests/js/package-lock.json` and installed once, when they are missing.
+//! A script gets the client addresses of the nodes as arguments; it prints what it has found and
+//! exits with 0 when all is well.
+
+use std::fs::File;
+use std::path::PathBuf;
+
+use tokio::process::Command;
+
+use crate::cluster::Cluster;
+use crate::process::{Process, repository};
+
+fn directory() -> PathBuf {
+    repository().join("tests/js")
+}
+
+/// Installs the packages if they are missing. Tests are processes of their own: a file lock makes one
+/// of them do it while the others wait.
+async fn install() {
+    let installed = directory().join("node_modules/.package-lock.json");
+    let lock = File::create(directory().join(".install-lock")).expect("tests/js is writable");
+    lock.lock().expect("a file lock");
+    if !installed.is_file() {
+        let mut npm = Command::new("npm");
+        npm.args(["ci", "--no-audit", "--no-fund", "--silent"]).current_dir(directory());
+        let status = npm.status().await.expect("npm is installed");
+        assert!(status.success(), "npm ci in tests/js: {status}");
+    }
+}
+
+/// Starts `tests/js/<script>` with these arguments.
+pub async fn start(script: &str, args: &[&str]) -> Process {
+    install().await;
+    let mut node = Command::new("node");
+    node.arg(directory().join(script)).args(args).current_dir(directory());
+    Process::start(script, &mut node)
+}
+
+/// Starts a scenario of `tests/js/<script>` with the client addresses of all running nodes.
+pub async fn start_scenario(script: &str, scenario: &str, cluster: &Cluster) -> Process {
+    let nodes: Vec<String> = cluster.clients().iter().map(ToString::to_string).collect();
+    let args: Vec<&str> = std::iter::once(scenario).chain(nodes.iter().map(String::as_str)).collect();
+    start(script, &args).await
+}
+
+/// Runs a scenario to its end, which must be a good one.
+///
+/// # Panics
+/// When it exits with anything but 0; its output is shown.
+pub async fn run_scenario(script: &str, scenario: &str, cluster: &Cluster) {
+    let mut process = start_scenario(script, scenario, cluster).await;
+    let status = process.ended().await;
+    assert!(status.success(), "{script} {scenario}: {status}");
+}
