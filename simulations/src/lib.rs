@@ -2,6 +2,23 @@
 //!
 //! | module | answers |
 //! |---|---|
+//! | [`scenarios`] | does a cluster keep its promises through the faults of a seed |
+//! | [`cluster`] | what can happen: nodes, network, clients in one loop |
+//! | [`node`], [`network`], [`client`], [`speech`] | the parts of a cluster |
+//! | [`faults`] | what goes wrong, and when |
+//! | [`checks`] | what may not happen |
+//! | [`clock`], [`random`], [`trace`] | time, chance and the record of both |
 //! | [`load`] | what running nodes cost per delivery, message, connection; what they lose |
 
+pub mod checks;
+pub mod client;
+pub mod clock;
+pub mod cluster;
+pub mod faults;
 pub mod load;
+pub mod network;
+pub mod node;
+pub mod random;
+pub mod scenarios;
+pub mod speech;
+pub mod trace;

@@ -2,8 +2,10 @@
 //!
 //! Belongs here: the subcommands. Stays out: what they do (`mesh_simulations`).
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
-use mesh_simulations::load;
+use mesh_simulations::{load, scenarios};
 
 /// Whole clusters on virtual time, and load for running nodes.
 #[derive(Debug, Parser)]
@@ -18,10 +20,24 @@ enum Command {
     /// Drive running nodes with raw Socket.IO clients and report what it cost them.
     #[command(subcommand)]
     Load(load::Load),
+    /// Run many seeds of a cluster in trouble; print a table, and a replay line for each failure.
+    Chaos(scenarios::Chaos),
+    /// Tell the story of one seed.
+    Replay(scenarios::Replay),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Arguments::parse().command {
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
         Command::Load(load) => load::run(load),
+        Command::Chaos(chaos) => scenarios::chaos(&chaos),
+        Command::Replay(replay) => scenarios::replay(&replay),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line; a backtrace would hide it.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

@@ -1,0 +1,297 @@
+//! The promises of DESIGN §13, held against what clients were sent.
+//!
+//! Belongs here: the account of every session's deliveries; what two histories may not show.
+//! Stays out: who delivers (`cluster`), what clients wanted (`client`).
+//! In this version a room and a session are held in one copy: what a dead owner held may be lost
+//! (I3, I6 and I8 are not checked), never doubled or reordered.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use mesh_proto::id::{PublishId, RoomKey, Term};
+use mesh_proto::time::Instant;
+
+/// A broken promise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Its name in DESIGN §13, or what else failed.
+    pub invariant: &'static str,
+    /// When it showed.
+    pub at: Instant,
+    /// What happened.
+    pub what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {}: {}", self.invariant, self.at, self.what)
+    }
+}
+
+/// One session of one client of the simulation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SessionId {
+    /// The client.
+    pub client: u32,
+    /// Its connections counted from 1.
+    pub session: u32,
+}
+
+/// One published event: which session, and its number in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EventId {
+    /// Who published it.
+    pub publisher: SessionId,
+    /// Its number, from 1.
+    pub number: u32,
+}
+
+impl fmt::Display for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}#{}", self.publisher.client, self.publisher.session, self.number)
+    }
+}
+
+/// A position as plain clients see it: the term (number, node, incarnation), then the place in the
+/// log.
+pub type Position = ((u64, u64, u64), u64);
+
+/// An event as a client got it.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    /// Who got it.
+    pub to: SessionId,
+    /// The product it was published in.
+    pub product: u8,
+    /// The room it was published to.
+    pub room: u16,
+    /// Which.
+    pub event: EventId,
+    /// Its position, where the protocol shows it.
+    pub position: Option<Position>,
+}
+
+#[derive(Debug, Default)]
+struct Heard {
+    seen: BTreeSet<EventId>,
+    /// All of it, in order.
+    order: Vec<EventId>,
+    last_of: BTreeMap<SessionId, u32>,
+    position: Option<Position>,
+}
+
+/// The account of one run.
+#[derive(Debug, Default)]
+pub struct Checks {
+    heard: BTreeMap<(u8, u16, SessionId), Heard>,
+    /// What owners have sent to edges under each number of a log.
+    logged: BTreeMap<RoomKey, BTreeMap<(Term, u64), PublishId>>,
+    /// Deliveries counted.
+    pub deliveries: u64,
+    /// What is broken, the first first.
+    pub violations: Vec<Violation>,
+}
+
+impl Checks {
+    /// Notes a broken promise.
+    pub fn violated(&mut self, invariant: &'static str, at: Instant, what: impl Into<String>) {
+        self.violations.push(Violation { invariant, at, what: what.into() });
+    }
+
+    /// A client got an event of a room.
+    pub fn delivered(&mut self, now: Instant, delivery: &Delivery) {
+        self.deliveries += 1;
+        let Delivery { to, product, room, event, position } = *delivery;
+        let heard = self.heard.entry((product, room, to)).or_default();
+        let mut broken = Vec::new();
+        if !heard.seen.insert(event) {
+            broken.push(("I5", format!("event {event} of room {room} came twice")));
+        } else if let Some(before) = heard.last_of.insert(event.publisher, event.number)
+            && before > event.number
+        {
+            broken.push(("I4", format!("event {event} of room {room} came after number {before}")));
+        }
+        if let (Some(before), Some(after)) = (heard.position, position)
+            && after <= before
+        {
+            let name = if after.0 < before.0 { "I1" } else { "I4" };
+            broken
+                .push((name, format!("room {room} went from position {before:?} to {after:?} with {event}")));
+        }
+        heard.position = position.or(heard.position);
+        heard.order.push(event);
+        for (invariant, what) in broken {
+            self.violated(invariant, now, format!("client {}.{}: {what}", to.client, to.session));
+        }
+    }
+
+    /// Under (term, number) of a room's log an owner sends this publish.
+    pub fn logged(&mut self, now: Instant, room: &RoomKey, term: Term, number: u64, id: PublishId) {
+        let log = self.logged.entry(room.clone()).or_default();
+        let before = *log.entry((term, number)).or_insert(id);
+        if before != id {
+            let what =
+                format!("{room:?} {term:?}/{number} is {before:?} for one edge and {id:?} for another");
+            self.violated("I1", now, what);
+        }
+    }
+
+    /// Whether one order of each room explains what every session was sent (I4).
+    pub fn check_orders(&mut self, now: Instant) {
+        let mut rooms = BTreeMap::<(u8, u16), Vec<&[EventId]>>::new();
+        for ((product, room, _), heard) in &self.heard {
+            rooms.entry((*product, *room)).or_default().push(&heard.order);
+        }
+        let clashes: Vec<_> = rooms
+            .iter()
+            .filter_map(|((_, room), orders)| clash(orders).map(|clash| (*room, clash)))
+            .collect();
+        for (room, (one, other)) in clashes {
+            let what =
+                format!("room {room}: no order has both {one} before {other} and {other} before {one}");
+            self.violated("I4", now, what);
+        }
+    }
+
+    /// Whether a session has been sent an event.
+    #[must_use]
+    pub fn has(&self, product: u8, room: u16, session: SessionId, event: EventId) -> bool {
+        self.heard.get(&(product, room, session)).is_some_and(|heard| heard.seen.contains(&event))
+    }
+}
+
+/// Two events of a cycle in the union of these orders, if there is one. (Kahn 1962: what is left
+/// when everything that has nothing before it has been taken away, lies on or behind a cycle.)
+fn clash(orders: &[&[EventId]]) -> Option<(EventId, EventId)> {
+    let mut after = BTreeMap::<EventId, BTreeSet<EventId>>::new();
+    let mut before_count = BTreeMap::<EventId, usize>::new();
+    for order in orders {
+        for event in *order {
+            before_count.entry(*event).or_insert(0);
+        }
+        for pair in order.windows(2) {
+            if after.entry(pair[0]).or_default().insert(pair[1]) {
+                *before_count.entry(pair[1]).or_insert(0) += 1;
+            }
+        }
+    }
+    let mut free: Vec<EventId> = before_count.iter().filter(|(_, n)| **n == 0).map(|(e, _)| *e).collect();
+    while let Some(event) = free.pop() {
+        before_count.remove(&event);
+        for next in after.get(&event).into_iter().flatten() {
+            if let Some(count) = before_count.get_mut(next) {
+                *count -= 1;
+                if *count == 0 {
+                    free.push(*next);
+                }
+            }
+        }
+    }
+    // What is left has a predecessor that is left: walking back must come round.
+    let (first, _) = before_count.first_key_value()?;
+    let before = |event: EventId| {
+        after.iter().find(|(e, next)| before_count.contains_key(e) && next.contains(&event)).map(|(e, _)| *e)
+    };
+    let mut passed = vec![*first];
+    while let Some(earlier) = passed.last().copied().and_then(before) {
+        if passed.contains(&earlier) {
+            return Some((earlier, *passed.last()?));
+        }
+        passed.push(earlier);
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_proto::id::{NodeId, NodeRef, SocketSid};
+
+    use super::*;
+
+    const NOW: Instant = Instant::ZERO;
+
+    fn event(client: u32, number: u32) -> EventId {
+        EventId { publisher: SessionId { client, session: 1 }, number }
+    }
+
+    fn deliver(checks: &mut Checks, to: u32, event: EventId, position: Option<Position>) {
+        let to = SessionId { client: to, session: 1 };
+        checks.delivered(NOW, &Delivery { to, product: 0, room: 1, event, position });
+    }
+
+    fn at(term: u64, seq: u64) -> Position {
+        ((term, 0, 0), seq)
+    }
+
+    fn broken(checks: &Checks) -> Vec<&str> {
+        checks.violations.iter().map(|v| v.invariant).collect()
+    }
+
+    #[test]
+    fn an_honest_history_breaks_nothing() {
+        let mut checks = Checks::default();
+        for to in 0..3 {
+            for number in 1..5 {
+                deliver(&mut checks, to, event(7, number), Some(at(1, u64::from(number))));
+            }
+        }
+        // Another session of the same client hears it again: it has joined anew.
+        let to = SessionId { client: 0, session: 2 };
+        checks.delivered(NOW, &Delivery { to, product: 0, room: 1, event: event(7, 4), position: None });
+        checks.check_orders(NOW);
+        assert!(checks.violations.is_empty(), "{:?}", checks.violations);
+    }
+
+    #[test]
+    fn a_doubled_event_is_seen() {
+        let mut checks = Checks::default();
+        deliver(&mut checks, 0, event(7, 1), None);
+        deliver(&mut checks, 0, event(7, 1), None);
+        assert_eq!(broken(&checks), ["I5"]);
+    }
+
+    #[test]
+    fn a_publisher_out_of_order_is_seen() {
+        let mut checks = Checks::default();
+        deliver(&mut checks, 0, event(7, 2), None);
+        deliver(&mut checks, 0, event(7, 1), None);
+        assert_eq!(broken(&checks), ["I4"]);
+    }
+
+    #[test]
+    fn positions_that_do_not_rise_and_lower_terms_are_seen() {
+        let mut checks = Checks::default();
+        deliver(&mut checks, 0, event(7, 1), Some(at(2, 5)));
+        deliver(&mut checks, 0, event(8, 1), Some(at(2, 5)));
+        deliver(&mut checks, 0, event(8, 2), Some(at(1, 9)));
+        assert_eq!(broken(&checks), ["I4", "I1"]);
+    }
+
+    #[test]
+    fn two_orders_of_one_room_are_seen_even_over_a_third_event() {
+        let mut checks = Checks::default();
+        deliver(&mut checks, 0, event(7, 1), None);
+        deliver(&mut checks, 0, event(8, 1), None);
+        deliver(&mut checks, 1, event(8, 1), None);
+        deliver(&mut checks, 1, event(9, 1), None);
+        checks.check_orders(NOW);
+        assert!(checks.violations.is_empty());
+        deliver(&mut checks, 2, event(9, 1), None);
+        deliver(&mut checks, 2, event(7, 1), None);
+        checks.check_orders(NOW);
+        assert_eq!(broken(&checks), ["I4"]);
+    }
+
+    #[test]
+    fn two_publishes_under_one_number_are_seen() {
+        let mut checks = Checks::default();
+        let room = RoomKey::new(&"p".into(), &"/".into(), "r");
+        let term = Term { number: 1, owner: NodeRef { id: NodeId(1), incarnation: 1 } };
+        let id = |number| PublishId::Session { sid: SocketSid([0; 16]), number, index: 0 };
+        checks.logged(NOW, &room, term, 1, id(1));
+        checks.logged(NOW, &room, term, 1, id(1));
+        assert!(checks.violations.is_empty());
+        checks.logged(NOW, &room, term, 1, id(2));
+        assert_eq!(broken(&checks), ["I1"]);
+    }
+}

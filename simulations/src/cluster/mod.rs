@@ -1,0 +1,398 @@
+//! A whole cluster on virtual time: nodes, the network between them, their clients.
+//!
+//! Belongs here: what can happen, in one loop; which part of the simulation it concerns.
+//! Stays out: protocol decisions (they are the machines'), what may not happen (`checks`).
+//!
+//! | part | does |
+//! |---|---|
+//! | `mesh` | memberships, links, connections |
+//! | `shards` | turns of shards: inputs in, outputs out |
+//! | `transports` | clients and the streams to them |
+//! | `trouble` | faults, and their end |
+
+mod mesh;
+mod shards;
+mod transports;
+mod trouble;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use mesh_proto::id::NodeRef;
+use mesh_proto::keys::ClusterKey;
+use mesh_proto::limits::Limits;
+use mesh_proto::link::Resume;
+use mesh_proto::membership::Timing;
+use mesh_proto::shard::{ClientProtocol, Packet, ProductRules};
+use mesh_proto::time::Instant;
+use mesh_proto::wire::Lane;
+
+use crate::checks::Checks;
+use crate::client::Client;
+use crate::clock::Clock;
+use crate::faults;
+use crate::network::{ConnectionId, Network};
+use crate::node::{Common, Life};
+use crate::random::Random;
+use crate::scenarios::Probes;
+use crate::trace::Trace;
+use transports::Transport;
+
+/// Size of a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    /// Nodes at the start.
+    pub nodes: usize,
+    /// Clients.
+    pub clients: usize,
+    /// How long faults strike.
+    pub trouble: Duration,
+}
+
+/// What can happen.
+#[derive(Debug)]
+enum Event {
+    /// To a node; held back while it is paused, gone when that life is over.
+    Node { slot: usize, life: u64, event: NodeEvent },
+    /// Reaches whichever life is at that address.
+    Datagram { from: usize, to: usize, bytes: Vec<u8> },
+    /// A client sees a message, or the end of its transport.
+    ToClient { transport: u64, item: ToClient },
+    /// A client does something of its own accord.
+    ClientActs { client: usize },
+    /// A stalled client reads on.
+    ClientReads { transport: u64 },
+    /// A fault strikes.
+    Strike(faults::Kind),
+    /// Part of a fault ends.
+    Relief(trouble::Relief),
+}
+
+/// What can happen to a node.
+#[derive(Debug)]
+enum NodeEvent {
+    Datagram {
+        from: usize,
+        bytes: Vec<u8>,
+    },
+    MembershipWake,
+    Dial {
+        peer: NodeRef,
+    },
+    ConnectionUp {
+        peer: NodeRef,
+        connection: ConnectionId,
+        resume: Resume,
+    },
+    ConnectionDown {
+        peer: NodeRef,
+        connection: ConnectionId,
+    },
+    Bytes {
+        peer: NodeRef,
+        connection: ConnectionId,
+        lane: Lane,
+        bytes: Bytes,
+    },
+    LinkWake {
+        peer: NodeRef,
+    },
+    View {
+        shard: usize,
+    },
+    Turn {
+        shard: usize,
+    },
+    FromClient {
+        transport: u64,
+        item: FromClient,
+    },
+    /// The socket of a client took more.
+    Drained {
+        transport: u64,
+    },
+    /// A client did not let go of a closing transport.
+    CloseTimeout {
+        transport: u64,
+    },
+    /// The next step of a drain.
+    DrainStep {
+        closing: bool,
+    },
+}
+
+#[derive(Debug)]
+enum ToClient {
+    Message(Packet),
+    /// With the server's close code, if it said one.
+    Closed(Option<u16>),
+}
+
+#[derive(Debug)]
+enum FromClient {
+    Opened,
+    Message(Packet),
+    Closed,
+}
+
+/// A place for a node.
+#[derive(Debug, Default)]
+struct Slot {
+    life: Option<Life>,
+    /// Held back while its process is stopped.
+    held: Vec<NodeEvent>,
+    shards: u16,
+    /// Until when others had reason not to hear it, by simulation time.
+    impaired_until: Instant,
+    /// A node has been started here.
+    ever: bool,
+    /// It left of its own accord and has not been started again.
+    left: bool,
+}
+
+/// The cluster of one run.
+#[derive(Debug)]
+pub struct Cluster {
+    clock: Clock<Event>,
+    /// What happened.
+    pub trace: Trace,
+    /// What may not happen.
+    pub checks: Checks,
+    /// Faults that struck.
+    pub faults: faults::Counts,
+    network: Network,
+    slots: Vec<Slot>,
+    clients: Vec<Client>,
+    transports: BTreeMap<u64, Transport>,
+    common: Common,
+    products: Vec<Arc<ProductRules>>,
+    lives: u64,
+    opened: u64,
+    queries: u64,
+    /// No more faults; clients only get where they want to be.
+    calm: bool,
+    trouble_ends: Instant,
+    random: Random,
+    /// Shards' machines with nothing in them yet are not worth checking at each turn.
+    turns: u64,
+}
+
+/// How long nodes have to find each other before faults strike.
+const SETTLING: Duration = Duration::from_secs(4);
+
+/// Slots for nodes that join later.
+const SPARE_SLOTS: usize = 2;
+
+impl Cluster {
+    /// A cluster of that size; its nodes start within the first second.
+    #[must_use]
+    pub fn new(seed: u64, size: Size, story: Option<Instant>) -> Self {
+        let mut random = Random::new(seed);
+        let seeds = (0..size.nodes.min(3)).collect();
+        let limits = Limits { room_log_entries_max: 200, ..Limits::default() };
+        let key = ClusterKey::new([7; 32]);
+        let common = Common { key, limits, timing: Timing::lan(), seeds };
+        let trouble_begins = Instant::ZERO + SETTLING;
+        let trouble_ends = trouble_begins + size.trouble;
+        let mut cluster = Self {
+            clock: Clock::new(),
+            trace: Trace::new(story.is_some(), story.unwrap_or_default()),
+            checks: Checks::default(),
+            faults: faults::Counts::new(),
+            network: Network::new(random.fork()),
+            slots: Vec::new(),
+            clients: Vec::new(),
+            transports: BTreeMap::new(),
+            common,
+            products: vec![Arc::new(ProductRules::open("alpha")), Arc::new(ProductRules::open("beta"))],
+            lives: 0,
+            opened: 0,
+            queries: 0,
+            calm: false,
+            trouble_ends,
+            random: random.fork(),
+            turns: 0,
+        };
+        for slot in 0..size.nodes + SPARE_SLOTS {
+            let shards = 1 + u16::try_from(random.below(3)).unwrap_or(0);
+            cluster.slots.push(Slot { shards, ..Slot::default() });
+            if slot < size.nodes {
+                cluster.clock.after(random.millis(0, 1_000), Event::Relief(trouble::Relief::Start(slot)));
+            }
+        }
+        cluster.add_clients(&mut random, size.clients);
+        for (at, kind) in faults::Plan::draw(&mut random, trouble_begins, trouble_ends).strikes {
+            cluster.clock.at(at, Event::Strike(kind));
+        }
+        cluster.clock.at(trouble_ends, Event::Relief(trouble::Relief::All));
+        cluster
+    }
+
+    /// A few rooms, so that each has members on several nodes; two products use the same names.
+    fn add_clients(&mut self, random: &mut Random, count: usize) {
+        let rooms = 2 + random.below(4);
+        for id in 0..count {
+            let protocol =
+                if random.per_mille(500) { ClientProtocol::SocketIo } else { ClientProtocol::Plain };
+            let product = u8::from(random.per_mille(250));
+            let uid = format!("u{}", random.below(1 + count as u64 * 3 / 4));
+            let mut wanted: Vec<u16> =
+                (0..1 + random.below(3)).map(|_| u16::try_from(random.below(rooms)).unwrap_or(0)).collect();
+            wanted.sort_unstable();
+            wanted.dedup();
+            let id = u32::try_from(id).unwrap_or(u32::MAX);
+            self.clients.push(Client::new(id, protocol, product, uid, wanted, random.fork()));
+            let first = random.millis(1_500, 3_500);
+            self.clock.after(first, Event::ClientActs { client: self.clients.len() - 1 });
+        }
+    }
+
+    /// The present moment.
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
+    /// When faults stop.
+    #[must_use]
+    pub fn trouble_ends(&self) -> Instant {
+        self.trouble_ends
+    }
+
+    /// Runs until `until`, or until a promise is broken.
+    pub fn run_until(&mut self, until: Instant) {
+        while self.checks.violations.is_empty() && self.clock.now() < until {
+            let Some(event) = self.clock.advance() else { return };
+            self.happen(event);
+        }
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Node { slot, life, event } => {
+                let Some(current) = &self.slots[slot].life else { return };
+                if current.number != life {
+                    return;
+                }
+                if current.paused {
+                    self.slots[slot].held.push(event);
+                } else {
+                    self.happen_to(slot, event);
+                }
+            }
+            Event::Datagram { from, to, bytes } => match &self.slots[to].life {
+                None => {}
+                Some(life) if life.paused => self.slots[to].held.push(NodeEvent::Datagram { from, bytes }),
+                Some(_) => self.datagram(to, from, bytes),
+            },
+            Event::ToClient { transport, item } => self.client_sees(transport, item),
+            Event::ClientActs { client } => self.client_acts(client),
+            Event::ClientReads { transport } => self.client_reads(transport),
+            Event::Strike(kind) => self.strike(kind),
+            Event::Relief(relief) => self.relieve(relief),
+        }
+    }
+
+    fn happen_to(&mut self, slot: usize, event: NodeEvent) {
+        match event {
+            NodeEvent::Datagram { from, bytes } => self.datagram(slot, from, bytes),
+            NodeEvent::MembershipWake => self.membership_wake(slot),
+            NodeEvent::Dial { peer } => self.dial(slot, peer),
+            NodeEvent::ConnectionUp { peer, connection, resume } => {
+                self.connection_up(slot, peer, connection, resume);
+            }
+            NodeEvent::ConnectionDown { peer, connection } => self.connection_down(slot, peer, connection),
+            NodeEvent::Bytes { peer, connection, lane, bytes } => {
+                self.bytes(slot, peer, connection, lane, bytes);
+            }
+            NodeEvent::LinkWake { peer } => self.link_wake(slot, peer),
+            NodeEvent::View { shard } => self.view_reaches_shard(slot, shard),
+            NodeEvent::Turn { shard } => self.turn(slot, shard),
+            NodeEvent::FromClient { transport, item } => self.take_from_client(slot, transport, item),
+            NodeEvent::Drained { transport } => self.drained(slot, transport),
+            NodeEvent::CloseTimeout { transport } => self.close_timeout(slot, transport),
+            NodeEvent::DrainStep { closing } => self.drain_step(slot, closing),
+        }
+    }
+
+    /// Schedules an event of the present life of a node.
+    fn node_after(&mut self, slot: usize, delay: Duration, event: NodeEvent) {
+        self.node_at(slot, self.clock.now() + delay, event);
+    }
+
+    fn node_at(&mut self, slot: usize, at: Instant, event: NodeEvent) {
+        if let Some(life) = &self.slots[slot].life {
+            self.clock.at(at, Event::Node { slot, life: life.number, event });
+        }
+    }
+
+    /// Ring digests of all nodes that are up, where they differ or a node is not active: why.
+    #[must_use]
+    pub fn disagreement(&self) -> Option<String> {
+        let lives = self.slots.iter().enumerate().filter_map(|(slot, s)| Some((slot, s.life.as_ref()?)));
+        let rings: Vec<_> = lives
+            .map(|(slot, life)| (slot, life.state(), life.view.ring.digest(), life.view.nodes.len()))
+            .collect();
+        let differ = rings.iter().any(|r| r.2 != rings[0].2 || r.1 != mesh_proto::view::NodeState::Active);
+        differ.then(|| {
+            let lines = rings.iter().map(|(slot, state, digest, nodes)| {
+                format!("n{slot} {state:?} ring {digest:016x} of {nodes}")
+            });
+            lines.collect::<Vec<_>>().join(", ")
+        })
+    }
+
+    /// Asserts what every machine promises.
+    fn check_machines(&self) {
+        for life in self.slots.iter().filter_map(|slot| slot.life.as_ref()) {
+            life.membership.check_invariants();
+            life.links.values().for_each(|link| link.link.check_invariants());
+            life.shards.iter().for_each(|slot| slot.shard.check_invariants());
+        }
+    }
+}
+
+impl Cluster {
+    /// Every client that is where it wants to be publishes once to each of its rooms.
+    pub fn probe(&mut self) -> Probes {
+        let now = self.clock.now();
+        let unsettled = self.clients.iter().find(|client| !client.is_settled());
+        let unsettled = unsettled
+            .map(|client| format!("client {} is not where it wants to be: {}", client.id, client.standing()));
+        let mut probes = Probes { unsettled, expected: Vec::new() };
+        for index in 0..self.clients.len() {
+            for room in self.clients[index].rooms().to_vec() {
+                if !self.clients[index].is_in(room) {
+                    continue;
+                }
+                let product = self.clients[index].product;
+                let Some((event, packet)) = self.clients[index].probe(now, room) else { continue };
+                self.client_says(index, packet);
+                let members =
+                    self.clients.iter().filter(|member| member.product == product && member.is_in(room));
+                probes.expected.extend(members.map(|member| (product, room, member.session_id(), event)));
+            }
+        }
+        probes
+    }
+
+    /// What a round of probes has not reached: why, in one sentence.
+    #[must_use]
+    pub fn missing(&self, probes: &Probes) -> Option<String> {
+        let unreached = || {
+            let missed = |(product, room, to, event): &&_| !self.checks.has(*product, *room, *to, *event);
+            let (_, room, to, event) = probes.expected.iter().find(missed)?;
+            Some(format!("client {}.{} of room {room} never got {event}", to.client, to.session))
+        };
+        probes.unsettled.clone().or_else(unreached)
+    }
+
+    /// What is checked once, at the end.
+    pub fn check_end(&mut self) {
+        self.check_machines();
+        let now = self.clock.now();
+        self.checks.check_orders(now);
+    }
+}

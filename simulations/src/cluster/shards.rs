@@ -1,0 +1,190 @@
+//! Turns of shards: what `node::shard` does in its thread.
+
+use std::collections::BTreeSet;
+
+use mesh_proto::id::NodeRef;
+use mesh_proto::link;
+use mesh_proto::shard::{Input, Output};
+use mesh_proto::wire::{self, Body, Envelope, Lane, RoomToEdge};
+
+use super::{Cluster, NodeEvent};
+
+/// A machine's promises are asserted every so many turns of all shards.
+const CHECKED_EVERY: u64 = 8;
+
+/// Turns in a row at one moment before a shard counts as spinning.
+const TURNS_AT_ONCE_MAX: u32 = 10_000;
+
+impl Cluster {
+    /// Puts an input into a shard's inbox.
+    pub(super) fn feed(&mut self, slot: usize, shard: usize, input: Input) {
+        let Some(life) = &mut self.slots[slot].life else { return };
+        let at = &mut life.shards[shard];
+        at.inbox.push_back(input);
+        if !at.turn_due {
+            at.turn_due = true;
+            let delay = life.random.micros(2, 120);
+            self.node_after(slot, delay, NodeEvent::Turn { shard });
+        }
+    }
+
+    pub(super) fn route(&mut self, slot: usize, envelope: Envelope) {
+        let named = self.slots[slot].life.as_ref().map(|life| life.named(envelope.to)).unwrap_or_default();
+        for shard in named {
+            self.feed(slot, shard, Input::Envelope(envelope.clone()));
+        }
+    }
+
+    pub(super) fn view_reaches_shard(&mut self, slot: usize, shard: usize) {
+        if let Some(life) = &mut self.slots[slot].life {
+            life.shards[shard].view_due = true;
+            self.turn(slot, shard);
+        }
+    }
+
+    /// One turn: the view, everything in the inbox, the timer; then whatever the machine wants done.
+    pub(super) fn turn(&mut self, slot: usize, shard: usize) {
+        let now = self.clock.now();
+        let Some(life) = &mut self.slots[slot].life else { return };
+        let local = life.local(now);
+        let view = life.view.clone();
+        let at = &mut life.shards[shard];
+        at.turn_due = false;
+        at.wake_at.take_if(|wake_at| *wake_at <= now);
+        let mut gone = Vec::new();
+        if std::mem::take(&mut at.view_due) {
+            at.shard.handle(local, Input::View(view));
+        }
+        for input in std::mem::take(&mut at.inbox) {
+            if let Input::ClientClosed(index, _) = input {
+                gone.push(index);
+            }
+            at.shard.handle(local, input);
+        }
+        if at.shard.next_deadline().is_some_and(|deadline| deadline <= local) {
+            at.shard.handle(local, Input::Timer);
+        }
+        let outputs: Vec<Output> = std::iter::from_fn(|| at.shard.poll()).collect();
+        gone.into_iter().for_each(|index| at.free_index(index));
+        self.turns += 1;
+        if self.turns.is_multiple_of(CHECKED_EVERY) {
+            at.shard.check_invariants();
+        }
+        let mut written = BTreeSet::new();
+        let mut linked = BTreeSet::new();
+        for output in outputs {
+            self.output(slot, shard, output, &mut written, &mut linked);
+        }
+        for peer in linked {
+            self.drain_link(slot, peer);
+        }
+        for transport in written {
+            self.report_queue(slot, transport);
+        }
+        self.schedule_wake(slot, shard);
+    }
+
+    fn schedule_wake(&mut self, slot: usize, shard: usize) {
+        let now = self.clock.now();
+        let Some(life) = &mut self.slots[slot].life else { return };
+        let wake_at = life.shards[shard].shard.next_deadline().map(|at| life.global(at).max(now));
+        let at = &mut life.shards[shard];
+        at.spinning = if wake_at == Some(now) { at.spinning + 1 } else { 0 };
+        if at.spinning > TURNS_AT_ONCE_MAX {
+            at.spinning = 0;
+            self.checks.violated(
+                "timer",
+                now,
+                format!("shard {shard} of n{slot} asks for its timer again and again"),
+            );
+            return;
+        }
+        if at.wake_at != wake_at {
+            at.wake_at = wake_at;
+            if let Some(wake_at) = wake_at {
+                self.node_at(slot, wake_at, NodeEvent::Turn { shard });
+            }
+        }
+    }
+
+    fn output(
+        &mut self,
+        slot: usize,
+        shard: usize,
+        output: Output,
+        written: &mut BTreeSet<u64>,
+        linked: &mut BTreeSet<NodeRef>,
+    ) {
+        let Some(life) = &self.slots[slot].life else { return };
+        let clients = &life.shards[shard].clients;
+        match output {
+            Output::Write(index, packet) => {
+                if let Some(transport) = clients.get(&index).copied() {
+                    self.write(transport, packet);
+                    written.insert(transport);
+                }
+            }
+            Output::Fanout(packets, indexes) => {
+                let transports: Vec<u64> =
+                    indexes.iter().filter_map(|index| clients.get(index).copied()).collect();
+                for transport in transports {
+                    packets.iter().for_each(|packet| self.write(transport, packet.clone()));
+                    written.insert(transport);
+                }
+            }
+            Output::Close(index, code) => {
+                if let Some(transport) = clients.get(&index).copied() {
+                    self.close(slot, transport, code);
+                }
+            }
+            Output::PauseReading(index) => {
+                if let Some(transport) = clients.get(&index).copied() {
+                    self.set_reading(transport, false);
+                }
+            }
+            Output::ResumeReading(index) => {
+                if let Some(transport) = clients.get(&index).copied() {
+                    self.set_reading(transport, true);
+                }
+            }
+            Output::Send { to, lane, envelope } => self.send(slot, to, lane, envelope, linked),
+            Output::Answer(token, answer) => {
+                let now = self.clock.now();
+                self.trace.note(now, &[5, slot as u64, token], || {
+                    format!("n{slot} answers the backend's call {token}: {answer:?}")
+                });
+            }
+        }
+    }
+
+    fn send(
+        &mut self,
+        slot: usize,
+        to: NodeRef,
+        lane: Lane,
+        envelope: Envelope,
+        linked: &mut BTreeSet<NodeRef>,
+    ) {
+        let now = self.clock.now();
+        if let Body::RoomToEdge(RoomToEdge::Entries { room, first, entries, .. }) = &envelope.body {
+            for (number, entry) in (*first..).zip(entries) {
+                self.checks.logged(now, room, entry.term, number, entry.id);
+            }
+        }
+        let Some(life) = &mut self.slots[slot].life else { return };
+        let me = life.view.me;
+        self.trace.note(now, &[6, slot as u64, to.incarnation, u64::from(lane.0)], || {
+            format!("n{slot}.{} -> {to:?} {:?} {:?}", envelope.from.shard.0, envelope.to, envelope.body)
+        });
+        let Some(life) = &mut self.slots[slot].life else { return };
+        if to == me {
+            self.route(slot, envelope);
+        } else {
+            let local = life.local(now);
+            // No link: the view that says so is on its way to the shard, which will send elsewhere.
+            let Some(link) = life.links.get_mut(&to) else { return };
+            link.link.handle(local, link::Input::Send { lane, envelope: wire::encode(&envelope) });
+            linked.insert(to);
+        }
+    }
+}

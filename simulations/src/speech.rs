@@ -1,0 +1,240 @@
+//! What clients of the simulation say and understand: the real bytes of both client protocols.
+//!
+//! Belongs here: requests out, server messages in. Stays out: when to say what (`client`).
+//! Payloads: `["m",{"by":[client,session,number],"to":[product,room]}]`.
+
+use bytes::Bytes;
+use mesh_proto::shard::{ClientProtocol, Packet};
+use serde_json::{Value, json};
+
+use crate::checks::{EventId, Position, SessionId};
+
+/// A message of a server.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Heard {
+    /// The Engine.IO handshake: say CONNECT now.
+    Open,
+    /// The session stands.
+    Connected,
+    /// A heartbeat: say pong.
+    Ping,
+    /// An answer.
+    Answer {
+        /// To this request.
+        id: u64,
+        /// `None`: it was carried out. Else the code of the refusal.
+        refused: Option<String>,
+    },
+    /// A published event.
+    Event {
+        /// Which.
+        event: EventId,
+        /// The product it was published in.
+        product: u8,
+        /// The room it was published to.
+        room: u16,
+        /// Its position, where the protocol shows it.
+        position: Option<Position>,
+        /// The room the server says it is of, where the protocol shows it.
+        room_told: Option<String>,
+    },
+    /// The server has ended the session, or refuses it.
+    Ended(String),
+    /// Nothing a client of this simulation expects.
+    Strange(String),
+}
+
+/// What a client asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// To be in a room.
+    Join(u16),
+    /// Not to be in it any more.
+    Leave(u16),
+    /// To send an event.
+    Publish {
+        /// To whom.
+        room: u16,
+        /// The product it is published in, told in the payload.
+        product: u8,
+        /// Which.
+        event: EventId,
+        /// Whether the publisher gets it too.
+        to_self: bool,
+    },
+}
+
+/// A room's name.
+#[must_use]
+pub fn room_name(room: u16) -> String {
+    format!("r{room}")
+}
+
+fn text(text: impl Into<Vec<u8>>) -> Packet {
+    Packet::Text(Bytes::from(text.into()))
+}
+
+/// What a client says after [`Heard::Open`].
+#[must_use]
+pub fn connect() -> Packet {
+    text("40")
+}
+
+/// What a client says after [`Heard::Ping`].
+#[must_use]
+pub fn pong(protocol: ClientProtocol) -> Packet {
+    match protocol {
+        ClientProtocol::SocketIo => text("3"),
+        ClientProtocol::Plain => text(r#"{"type":"pong"}"#),
+    }
+}
+
+/// A request under `id`.
+#[must_use]
+pub fn request(protocol: ClientProtocol, id: u64, request: Request) -> Packet {
+    let payload = |product: u8, room: u16, event: EventId| {
+        let SessionId { client, session } = event.publisher;
+        json!({"by": [client, session, event.number], "to": [product, room]})
+    };
+    match protocol {
+        ClientProtocol::SocketIo => {
+            let arguments = match request {
+                Request::Join(room) => json!(["join", room_name(room)]),
+                Request::Leave(room) => json!(["leave", room_name(room)]),
+                Request::Publish { room, product, event, to_self } => {
+                    let name = if to_self { json!({"event": "m", "self": true}) } else { json!("m") };
+                    json!(["publish", room_name(room), name, payload(product, room, event)])
+                }
+            };
+            text(format!("42{id}{arguments}"))
+        }
+        ClientProtocol::Plain => {
+            let message = match request {
+                Request::Join(room) => json!({"type": "join", "id": id, "room": room_name(room)}),
+                Request::Leave(room) => json!({"type": "leave", "id": id, "room": room_name(room)}),
+                Request::Publish { room, product, event, to_self } => json!({
+                    "type": "publish", "id": id, "room": room_name(room), "event": "m", "self": to_self,
+                    "args": [payload(product, room, event)],
+                }),
+            };
+            text(message.to_string())
+        }
+    }
+}
+
+/// What a server's message means.
+#[must_use]
+pub fn hear(protocol: ClientProtocol, packet: &Packet) -> Heard {
+    let Packet::Text(bytes) = packet else { return Heard::Strange("a binary message".into()) };
+    let Ok(words) = std::str::from_utf8(bytes) else { return Heard::Strange("no UTF-8".into()) };
+    let heard = match protocol {
+        ClientProtocol::SocketIo => hear_socketio(words),
+        ClientProtocol::Plain => hear_plain(words),
+    };
+    heard.unwrap_or_else(|| Heard::Strange(words.chars().take(300).collect()))
+}
+
+fn hear_socketio(words: &str) -> Option<Heard> {
+    if words == "2" {
+        return Some(Heard::Ping);
+    }
+    if words.starts_with("0{") {
+        return Some(Heard::Open);
+    }
+    if words.starts_with("40") {
+        return Some(Heard::Connected);
+    }
+    if words.starts_with("41") || words.starts_with("44") || words == "1" {
+        return Some(Heard::Ended(words.into()));
+    }
+    if let Some(arguments) = words.strip_prefix("42[") {
+        let arguments: Vec<Value> = serde_json::from_str(&format!("[{arguments}")).ok()?;
+        return event(arguments.get(1)?, None, None).filter(|_| arguments[0] == "m");
+    }
+    let rest = words.strip_prefix("43")?;
+    let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let arguments: Value = serde_json::from_str(&rest[digits..]).ok()?;
+    Some(Heard::Answer { id: rest[..digits].parse().ok()?, refused: refusal(arguments.get(0)?) })
+}
+
+/// `None` for `{"ok":true,…}`, else the code.
+fn refusal(answer: &Value) -> Option<String> {
+    if answer["ok"] == true {
+        return None;
+    }
+    Some(answer["code"].as_str().unwrap_or("no code").to_owned())
+}
+
+fn event(payload: &Value, position: Option<Position>, room_told: Option<String>) -> Option<Heard> {
+    let number = |field: &str, at: usize| payload[field][at].as_u64();
+    let publisher = SessionId {
+        client: u32::try_from(number("by", 0)?).ok()?,
+        session: u32::try_from(number("by", 1)?).ok()?,
+    };
+    let event = EventId { publisher, number: u32::try_from(number("by", 2)?).ok()? };
+    let product = u8::try_from(number("to", 0)?).ok()?;
+    let room = u16::try_from(number("to", 1)?).ok()?;
+    Some(Heard::Event { event, product, room, position, room_told })
+}
+
+fn hear_plain(words: &str) -> Option<Heard> {
+    let message: Value = serde_json::from_str(words).ok()?;
+    match message["type"].as_str()? {
+        "welcome" => Some(Heard::Connected),
+        "ping" => Some(Heard::Ping),
+        "ack" => Some(Heard::Answer { id: message["id"].as_u64()?, refused: refusal(&message) }),
+        "event" => {
+            let position = message["pos"].as_str().and_then(position);
+            event(&message["args"][0], position, message["room"].as_str().map(Into::into))
+        }
+        "error" | "closed" => Some(Heard::Ended(words.into())),
+        _ => None,
+    }
+}
+
+/// `number-node-incarnation.seq`: the parts of the term, then the place in the log. Real clients take
+/// it as opaque.
+fn position(text: &str) -> Option<Position> {
+    let (term, seq) = text.split_once('.')?;
+    let mut parts = term.split('-');
+    let number = parts.next()?.parse().ok()?;
+    let node = u64::from_str_radix(parts.next()?, 16).ok()?;
+    let incarnation = parts.next()?.parse().ok()?;
+    Some(((number, node, incarnation), seq.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_published_event_comes_back_as_it_was() {
+        let id = EventId { publisher: SessionId { client: 3, session: 2 }, number: 9 };
+        let publish = Request::Publish { room: 4, product: 1, event: id, to_self: true };
+        let Packet::Text(bytes) = request(ClientProtocol::SocketIo, 5, publish) else { panic!() };
+        let words = String::from_utf8(bytes.to_vec()).unwrap();
+        assert!(words.starts_with(r#"425["publish","r4",{"#), "{words}");
+        let heard = hear(ClientProtocol::SocketIo, &text(r#"42["m",{"by":[3,2,9],"to":[1,4]}]"#));
+        assert_eq!(heard, Heard::Event { event: id, product: 1, room: 4, position: None, room_told: None });
+    }
+
+    #[test]
+    fn answers_and_endings_are_understood() {
+        let hear = |words: &str| hear(ClientProtocol::SocketIo, &text(words));
+        assert_eq!(hear(r#"4312[{"ok":true}]"#), Heard::Answer { id: 12, refused: None });
+        let refused = Some("not_member".to_owned());
+        assert_eq!(hear(r#"430[{"ok":false,"code":"not_member"}]"#), Heard::Answer { id: 0, refused });
+        assert_eq!(hear("41"), Heard::Ended("41".into()));
+        assert!(matches!(hear("nonsense"), Heard::Strange(_)));
+    }
+
+    #[test]
+    fn plain_events_show_their_position() {
+        let words = r#"{"type":"event","room":"r4","pos":"3-9f3a21bc00112233-11.42","event":"m","args":[{"by":[3,2,9],"to":[1,4]}]}"#;
+        let Heard::Event { position, room_told, .. } = hear(ClientProtocol::Plain, &text(words)) else {
+            panic!()
+        };
+        assert_eq!(position, Some(((3, 0x9f3a_21bc_0011_2233, 11), 42)));
+        assert_eq!(room_told.as_deref(), Some("r4"));
+    }
+}
