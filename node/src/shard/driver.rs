@@ -166,8 +166,8 @@ impl<M: Machine> Driver<M> {
         [self.machine.next_deadline(), clients, retry].into_iter().flatten().min()
     }
 
-    /// One turn. Whether there is more to do at once.
-    pub(super) fn turn(&mut self, inbox: impl Iterator<Item = ToShard>, view: Option<Arc<View>>) -> bool {
+    /// One turn.
+    pub(super) fn turn(&mut self, inbox: impl Iterator<Item = ToShard>, view: Option<Arc<View>>) {
         let now = self.clock.now();
         self.stats.turns_total += 1;
         self.turn = self.turn.wrapping_add(1);
@@ -186,7 +186,11 @@ impl<M: Machine> Driver<M> {
         self.carry_out(now);
         self.write_some(now, TURN_WRITES_MAX);
         self.outgoing.flush();
-        self.fed || !self.to_write.is_empty() || self.outgoing.has_own()
+    }
+
+    /// Whether a turn would find something to do.
+    pub(super) fn has_work(&self) -> bool {
+        self.fed || !self.to_write.is_empty() || !self.wanted.is_empty() || self.outgoing.has_own()
     }
 
     /// Tasks to start, each to be given back by [`Self::started`].

@@ -98,18 +98,22 @@ impl<M: Machine + 'static> Shared<M> {
     ) -> impl Future<Output = ()> {
         poll_fn(move |context| {
             let panics = BreakOnPanic(&self);
-            let progress = step(&mut self.driver.borrow_mut(), ix, context);
+            let mut driver = self.driver.borrow_mut();
+            let progress = step(&mut driver, ix, context);
+            if progress == Progress::AfterTurn || driver.has_work() {
+                self.turn_due.notify_one();
+            }
+            drop(driver);
             drop(panics);
-            if progress == Progress::Waits {
-                return Poll::Pending;
+            match progress {
+                Progress::Waits => Poll::Pending,
+                Progress::Ended => Poll::Ready(()),
+                Progress::AfterTurn => {
+                    // Behind the turn, which was queued first.
+                    context.waker().wake_by_ref();
+                    Poll::Pending
+                }
             }
-            self.turn_due.notify_one();
-            if progress == Progress::Ended {
-                return Poll::Ready(());
-            }
-            // Behind the turn, which was queued first.
-            context.waker().wake_by_ref();
-            Poll::Pending
         })
     }
 }
@@ -181,9 +185,9 @@ async fn turns<M: Machine + 'static>(
         {
             messages.push(message);
         }
-        let more = shared.driver.borrow_mut().turn(messages.drain(..), new_view);
+        shared.driver.borrow_mut().turn(messages.drain(..), new_view);
         shared.start_wanted();
-        if more {
+        if shared.driver.borrow().has_work() {
             shared.turn_due.notify_one();
             tokio::task::yield_now().await;
         }
