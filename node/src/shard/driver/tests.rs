@@ -50,7 +50,9 @@ impl Machine for Echo {
                 said.outputs.push_back(Output::Answer(token, Err(CommandFailed::NotFound)));
             }
             Input::ClientPacket(ix, packet) => {
-                let Packet::Text(text) = &packet else { return said.outputs.push_back(Output::Write(ix, packet)) };
+                let Packet::Text(text) = &packet else {
+                    return said.outputs.push_back(Output::Write(ix, packet));
+                };
                 let text = String::from_utf8(text.to_vec()).unwrap();
                 match text.as_str() {
                     "close" => said.outputs.push_back(Output::Close(ix, CloseCode::Ended)),
@@ -89,10 +91,7 @@ struct Bench {
 
 impl Bench {
     async fn new() -> Self {
-        let me = Address {
-            node: NodeRef { id: NodeId(1), incarnation: 1 },
-            shard: ShardIx(0),
-        };
+        let me = Address { node: NodeRef { id: NodeId(1), incarnation: 1 }, shard: ShardIx(0) };
         let (tx, rx) = mpsc::channel(64);
         let shards = Shards(Arc::new([ShardHandle { shard: ShardIx(0), tx: tx.clone() }]));
         let (view_tx, view) = watch::channel(Arc::new(View::new(1, me.node, Vec::new(), 1)));
