@@ -317,3 +317,6 @@ impl Door {
         let _ = timeout(LINGER, drain).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,193 @@
+//! The client port against real sockets; the shard's queue is read by the test.
+
+use mesh_proto::id::ShardIx;
+use mesh_proto::shard::{NewClient, Refusal};
+use tokio::io::AsyncReadExt as _;
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::admission::AdmissionLimits;
+use crate::handles::ShardHandle;
+use crate::transport::route::Origins;
+
+const UPGRADE: &str = "Host: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+                       Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
+/// Knows nobody.
+struct Stranger;
+
+impl Doorkeeper for Stranger {
+    fn admit(&self, handshake: &Handshake) -> NewClient {
+        let refusal = Refusal { code: "uid_required", message: handshake.query.clone() };
+        NewClient { protocol: handshake.protocol, admission: Err(refusal) }
+    }
+}
+
+struct Bench {
+    addr: SocketAddr,
+    inbox: mpsc::Receiver<ToShard>,
+    admission: Arc<Admission>,
+    tasks: Tasks,
+}
+
+fn bench(limits: AdmissionLimits, head_timeout: Duration, queue_len: usize) -> Bench {
+    let (tx, inbox) = mpsc::channel(queue_len);
+    let listener = ClientListener::bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let addr = listener.local_addr();
+    let admission = Admission::new(limits, 1);
+    let site: Site =
+        Arc::new(|head| (head.path == "/").then(|| Response::json(200, r#""home""#)));
+    let port = ClientPort {
+        shards: Shards(Arc::new([ShardHandle { shard: ShardIx(0), tx }])),
+        doorkeeper: Arc::new(Stranger),
+        site: Some(site),
+        policy: Arc::new(RoutePolicy { origins: Origins::Any, kept_headers: vec!["authorization".into()] }),
+        admission: admission.clone(),
+        head_timeout,
+        clock: Clock::start(),
+    };
+    let tasks = Tasks::new();
+    listener.start(port, &tasks).unwrap();
+    Bench { addr, inbox, admission, tasks }
+}
+
+fn plain_bench() -> Bench {
+    bench(AdmissionLimits::default(), Duration::from_secs(5), 16)
+}
+
+/// All that is answered to `request`, until the port closes.
+async fn answer(addr: SocketAddr, request: &[u8]) -> String {
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    stream.write_all(request).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    String::from_utf8(answer).unwrap()
+}
+
+async fn opened(bench: &mut Bench) -> OpenedClient {
+    match bench.inbox.recv().await {
+        Some(ToShard::Client(opened)) => opened,
+        other => panic!("not a client: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn every_refusal_is_told_and_closes() {
+    let bench = plain_bench();
+    let big = format!("GET / HTTP/1.1\r\nHost: x\r\nA: {}\r\n\r\n", "a".repeat(20_000));
+    let cases = [
+        ("GET / HTTP/1.1\r\nHost: x\r\n\r\n", "200 OK", "home"),
+        ("HEAD / HTTP/1.1\r\nHost: x\r\n\r\n", "200 OK", "\r\n\r\n"),
+        ("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", "404 Not Found", "not_found"),
+        ("GET /socket.io/?EIO=4&transport=polling HTTP/1.1\r\nHost: x\r\n\r\n", "400 Bad Request", r#""code":0"#),
+        ("POST /ws HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nsome body", "405 ", "Allow: GET"),
+        ("GET / HTTP/1.1\r\n\r\n", "400 Bad Request", "bad_request"),
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "400 Bad Request", "bad_request"),
+        ("\x16\x03\x01\x02\0\x01\0", "400 Bad Request", "bad_request"),
+        (big.as_str(), "431 ", "head_too_large"),
+    ];
+    for (request, status, words) in cases {
+        let shown: String = request.chars().take(40).collect();
+        let told = answer(bench.addr, request.as_bytes()).await;
+        assert!(told.starts_with(&format!("HTTP/1.1 {status}")), "{shown:?}: {told}");
+        assert!(told.contains(words) && told.contains("Connection: close"), "{shown:?}: {told}");
+    }
+    let counted: u64 = bench.admission.refusals().map(|(_, count)| count).sum();
+    assert_eq!(counted, cases.len() as u64 - 2);
+}
+
+#[tokio::test]
+async fn an_upgrade_reaches_the_shard_with_its_first_frames() {
+    let mut bench = plain_bench();
+    let request = format!(
+        "GET /ws?token=t HTTP/1.1\r\nAuthorization: Bearer x\r\nOther: y\r\n{UPGRADE}\u{1}frames"
+    );
+    let mut stream = TcpStream::connect(bench.addr).await.unwrap();
+    // Byte by byte: the head is whole wherever it is cut.
+    stream.set_nodelay(true).unwrap();
+    for chunk in request.as_bytes().chunks(9) {
+        stream.write_all(chunk).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    let client = opened(&mut bench).await;
+    assert!(client.greeting.starts_with(b"HTTP/1.1 101 "));
+    assert!(client.greeting.ends_with(b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"));
+    assert_eq!(client.client.protocol, ClientProtocol::Plain);
+    assert_eq!(client.client.admission.unwrap_err().message, "token=t");
+    let came = client.read_ahead.len();
+    assert!(b"\x01frames".starts_with(&client.read_ahead[..]) && came <= 7);
+    assert_eq!(bench.admission.open(), 1);
+    drop(client.place);
+    assert_eq!(bench.admission.open(), 0);
+}
+
+#[tokio::test]
+async fn a_head_that_never_ends_is_cut_off_in_time() {
+    let bench = bench(AdmissionLimits::default(), Duration::from_millis(50), 16);
+    let told = answer(bench.addr, b"GET / HTTP/1.1\r\nHost: x\r\nSlow: ").await;
+    assert!(told.starts_with("HTTP/1.1 408 "), "{told}");
+    let silent = answer(bench.addr, b"").await;
+    assert!(silent.starts_with("HTTP/1.1 408 "), "{silent}");
+}
+
+#[tokio::test]
+async fn half_open_handshakes_hold_a_place_and_disturb_nobody() {
+    let mut bench = plain_bench();
+    let mut half_open = Vec::new();
+    for _ in 0..500 {
+        let mut stream = TcpStream::connect(bench.addr).await.unwrap();
+        stream.write_all(b"GET /ws HTTP/1.1\r\n").await.unwrap();
+        half_open.push(stream);
+    }
+    let mut good = TcpStream::connect(bench.addr).await.unwrap();
+    good.write_all(format!("GET /ws HTTP/1.1\r\n{UPGRADE}").as_bytes()).await.unwrap();
+    let client = opened(&mut bench).await;
+    assert_eq!(bench.admission.open(), 501);
+    drop((half_open, client));
+    while bench.admission.open() > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_full_node_says_come_back() {
+    let limits = AdmissionLimits { connections_max: 1, ..AdmissionLimits::default() };
+    let bench = bench(limits, Duration::from_secs(5), 16);
+    let _first = TcpStream::connect(bench.addr).await.unwrap();
+    while bench.admission.open() < 1 {
+        tokio::task::yield_now().await;
+    }
+    let told = answer(bench.addr, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert!(told.starts_with("HTTP/1.1 503 ") && told.contains("Retry-After: 1"), "{told}");
+    bench.admission.set_draining(true);
+    let told = answer(bench.addr, b"").await;
+    assert!(told.contains("draining"), "{told}");
+}
+
+#[tokio::test]
+async fn a_shard_with_a_full_queue_refuses_with_503() {
+    let mut bench = bench(AdmissionLimits::default(), Duration::from_secs(5), 1);
+    let request = format!("GET /ws HTTP/1.1\r\n{UPGRADE}");
+    let mut first = TcpStream::connect(bench.addr).await.unwrap();
+    first.write_all(request.as_bytes()).await.unwrap();
+    while bench.inbox.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let told = answer(bench.addr, request.as_bytes()).await;
+    assert!(told.starts_with("HTTP/1.1 503 ") && told.contains("shard_busy"), "{told}");
+    opened(&mut bench).await;
+}
+
+#[tokio::test]
+async fn a_stopped_port_accepts_nobody() {
+    let bench = plain_bench();
+    assert_eq!(bench.tasks.stop(Duration::from_secs(5)).await, 0);
+    assert!(TcpStream::connect(bench.addr).await.is_err());
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_named() {
+    let bench = plain_bench();
+    let error = ClientListener::bind(bench.addr).unwrap_err();
+    assert!(error.to_string().contains(&bench.addr.to_string()));
+}
