@@ -35,8 +35,7 @@ fn bench(limits: AdmissionLimits, head_timeout: Duration, queue_len: usize) -> B
     let listener = ClientListener::bind(([127, 0, 0, 1], 0).into()).unwrap();
     let addr = listener.local_addr();
     let admission = Admission::new(limits, 1);
-    let site: Site =
-        Arc::new(|head| (head.path == "/").then(|| Response::json(200, r#""home""#)));
+    let site: Site = Arc::new(|head| (head.path == "/").then(|| Response::json(200, r#""home""#)));
     let port = ClientPort {
         shards: Shards(Arc::new([ShardHandle { shard: ShardIx(0), tx }])),
         doorkeeper: Arc::new(Stranger),
@@ -79,7 +78,11 @@ async fn every_refusal_is_told_and_closes() {
         ("GET / HTTP/1.1\r\nHost: x\r\n\r\n", "200 OK", "home"),
         ("HEAD / HTTP/1.1\r\nHost: x\r\n\r\n", "200 OK", "\r\n\r\n"),
         ("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", "404 Not Found", "not_found"),
-        ("GET /socket.io/?EIO=4&transport=polling HTTP/1.1\r\nHost: x\r\n\r\n", "400 Bad Request", r#""code":0"#),
+        (
+            "GET /socket.io/?EIO=4&transport=polling HTTP/1.1\r\nHost: x\r\n\r\n",
+            "400 Bad Request",
+            r#""code":0"#,
+        ),
         ("POST /ws HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nsome body", "405 ", "Allow: GET"),
         ("GET / HTTP/1.1\r\n\r\n", "400 Bad Request", "bad_request"),
         ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "400 Bad Request", "bad_request"),
@@ -99,9 +102,8 @@ async fn every_refusal_is_told_and_closes() {
 #[tokio::test]
 async fn an_upgrade_reaches_the_shard_with_its_first_frames() {
     let mut bench = plain_bench();
-    let request = format!(
-        "GET /ws?token=t HTTP/1.1\r\nAuthorization: Bearer x\r\nOther: y\r\n{UPGRADE}\u{1}frames"
-    );
+    let request =
+        format!("GET /ws?token=t HTTP/1.1\r\nAuthorization: Bearer x\r\nOther: y\r\n{UPGRADE}\u{1}frames");
     let mut stream = TcpStream::connect(bench.addr).await.unwrap();
     // Byte by byte: the head is whole wherever it is cut.
     stream.set_nodelay(true).unwrap();
