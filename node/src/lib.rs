@@ -2,6 +2,7 @@
 //!
 //! The binary `meshd` is a thin wrapper around this library, so that a Rust program can embed a node.
 
+pub mod admin;
 pub mod admission;
 pub mod api;
 pub mod clock;

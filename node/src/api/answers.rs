@@ -1,22 +1,15 @@
 //! What the API answers (`docs/http-api.md`).
 
 use http::StatusCode;
-use mesh_proto::id::{Cursor, Term};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::web::{Failure, Reply};
 
-/// A place in a room's log, in the text form that clients see too.
-pub(super) fn position(cursor: Cursor) -> String {
-    let Term { number, owner } = cursor.term;
-    format!("{number:x}-{:x}-{:x}.{}", owner.id.0, owner.incarnation, cursor.seq)
-}
-
 /// To a publish to a room or to all: it is in the log.
 #[derive(Debug, Serialize)]
 pub struct PublishedAnswer {
-    /// Where.
+    /// Its position, in the text form that clients see too.
     pub pos: String,
     /// Whether this idempotency key had been published before.
     pub duplicate: bool,
@@ -67,7 +60,7 @@ pub struct HistoryAnswer {
 /// One entry of a room's log.
 #[derive(Debug, Serialize)]
 pub struct HistoryEntry {
-    /// Where.
+    /// Its position, in the text form that clients see too.
     pub pos: String,
     /// `[event, …args]`, as published. Binary attachments are left out.
     pub event: Box<RawValue>,

@@ -3,10 +3,7 @@
 //! Belongs here: limits of names, the payload spliced from the body, statuses.
 //! Stays out: JSON shapes (`body`, `answers`), which shard is asked (`api`).
 
-use std::future::Future;
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 
 use http::StatusCode;
 use mesh_proto::gate::{GateError, check_event};
@@ -18,7 +15,7 @@ use serde_json::value::RawValue;
 use super::Api;
 use super::answers::{
     DeliveredAnswer, HistoryAnswer, HistoryEntry, MemberAnswer, MembersAnswer, PublishedAnswer,
-    SessionsAnswer, UserAnswer, UserSession, ok, position,
+    SessionsAnswer, UserAnswer, UserSession, ok,
 };
 use super::body::{Membership, Publish, Session};
 use crate::web::{Failure, Reply};
@@ -167,7 +164,7 @@ type Answered = Result<Answer, CommandFailed>;
 
 pub(super) fn published(answer: Answered, to_room: bool) -> Result<Reply, Failure> {
     match answer {
-        Ok(Answer::Published { at, duplicate }) => Ok(ok(&PublishedAnswer { pos: position(at), duplicate })),
+        Ok(Answer::Published { at, duplicate }) => Ok(ok(&PublishedAnswer { pos: at.to_text(), duplicate })),
         Ok(Answer::Done { sessions: 0 }) => Ok(delivered(StatusCode::ACCEPTED, 0)),
         Ok(Answer::Done { sessions }) => Ok(delivered(StatusCode::OK, sessions)),
         // Nobody there is no error of the backend's: users come and go.
@@ -220,7 +217,7 @@ pub(super) fn history(answer: Answered) -> Result<Reply, Failure> {
     };
     let entries = entries.into_iter().filter_map(|(at, payload)| {
         let text = String::from_utf8(payload.json.to_vec()).ok()?;
-        Some(HistoryEntry { pos: position(at), event: RawValue::from_string(text).ok()? })
+        Some(HistoryEntry { pos: at.to_text(), event: RawValue::from_string(text).ok()? })
     });
     Ok(ok(&HistoryAnswer { entries: entries.collect() }))
 }
@@ -265,40 +262,4 @@ fn failure(answer: Answered) -> Failure {
             Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "an answer of the wrong kind")
         }
     }
-}
-
-/// Runs futures, at most `width` at a time, and gives their outputs in order.
-pub(super) async fn side_by_side<F: Future>(
-    futures: impl Iterator<Item = F>,
-    width: usize,
-) -> Vec<F::Output> {
-    let mut waiting = futures.enumerate();
-    let mut running: Vec<(usize, std::pin::Pin<Box<F>>)> = Vec::with_capacity(width);
-    let mut outputs: Vec<Option<F::Output>> = Vec::new();
-    let all = std::future::poll_fn(|context| {
-        loop {
-            while running.len() < width
-                && let Some((index, future)) = waiting.next()
-            {
-                outputs.push(None);
-                running.push((index, Box::pin(future)));
-            }
-            if running.is_empty() {
-                return Poll::Ready(());
-            }
-            let before = running.len();
-            running.retain_mut(|(index, future)| match future.as_mut().poll(context) {
-                Poll::Ready(output) => {
-                    outputs[*index] = Some(output);
-                    false
-                }
-                Poll::Pending => true,
-            });
-            if running.len() == before {
-                return Poll::Pending;
-            }
-        }
-    });
-    pin!(all).await;
-    outputs.into_iter().flatten().collect()
 }

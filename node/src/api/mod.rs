@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures_util::{StreamExt as _, stream};
 use http::{Method, StatusCode};
 use hyper::body::Incoming;
 use mesh_proto::id::{Address, PublishId, RoomKey, ShardIx};
@@ -234,11 +235,11 @@ impl Api {
             let message = format!("a batch has at most {BATCH_ITEMS_MAX} items");
             return Err(Failure::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message));
         }
-        let calls = batch.items.iter().enumerate().map(|(index, item)| {
-            let item_key = key.map(|key| format!("{key}#{index}"));
-            async move { self.batch_item(product, item, item_key.as_deref()).await }
-        });
-        let results = call::side_by_side(calls, BATCH_CONCURRENCY).await;
+        // Made before they are run: a closure inside the stream would tie the lifetimes of the items.
+        let calls: Vec<_> = (batch.items.iter().enumerate())
+            .map(|(index, item)| self.batch_item(product, item, key.map(|key| format!("{key}#{index}"))))
+            .collect();
+        let results = stream::iter(calls).buffered(BATCH_CONCURRENCY).collect().await;
         Ok(Reply::json(StatusCode::OK, &answers::BatchAnswer { results }))
     }
 
@@ -246,10 +247,10 @@ impl Api {
         &self,
         product: &ProductRules,
         item: &serde_json::value::RawValue,
-        key: Option<&str>,
+        key: Option<String>,
     ) -> answers::BatchResult {
         let outcome = match body::parse::<Item<'_>>(item.get().as_bytes()) {
-            Ok(item) => self.item(product, item, key).await,
+            Ok(item) => self.item(product, item, key.as_deref()).await,
             Err(failure) => Err(failure),
         };
         answers::BatchResult::of(outcome)
