@@ -172,7 +172,7 @@ section! {
         connections_max: usize = 50_000, Kind::Count(1..=10_000_000);
         /// Clients of one address (IPv6: one /64). Default 1,000. One more is refused with 429.
         /// Loopback and private addresses are exempt: behind them stands a balancer.
-        connections_per_ip_max: usize = 1_000, Kind::Count(1..=10_000_000);
+        connections_per_ip_max: u32 = 1_000, Kind::Count(1..=10_000_000);
         /// Handshakes per second of this node. Default 2,000: what one core can do beside its
         /// work. Above it 503 with `Retry-After`.
         handshakes_per_second: u32 = 2_000, Kind::Count(1..=1_000_000);
@@ -190,7 +190,7 @@ section! {
         /// TCP address of the HTTP API. Default 127.0.0.1:4081: this host only. Anything else needs
         /// a key.
         listen: SocketAddr = SocketAddr::new(LOOPBACK, PORTS[1]), Kind::Address;
-        /// File with the key that callers send as `Authorization: Bearer KEY`; at least 16
+        /// File with the key that callers send as `Authorization: Bearer KEY`; at least 32
         /// characters, readable by its owner only. Default `""`: no key is asked for, on loopback
         /// only.
         key_file: Option<PathBuf> = None, Kind::Path;
@@ -202,7 +202,7 @@ section! {
     pub struct AdminConfig {
         /// TCP address. Default 127.0.0.1:4082: this host only. Anything else needs a token.
         listen: SocketAddr = SocketAddr::new(LOOPBACK, PORTS[2]), Kind::Address;
-        /// File with the token that `meshctl` sends; at least 16 characters, readable by its owner
+        /// File with the token that `meshctl` sends; at least 32 characters, readable by its owner
         /// only. Default `""`: none is asked for, on loopback only. `/healthz`, `/readyz` and
         /// `/metrics` never ask for it.
         token_file: Option<PathBuf> = None, Kind::Path;

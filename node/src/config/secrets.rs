@@ -18,7 +18,7 @@ use super::origin::ConfigError;
 use super::{Config, SecretText};
 
 /// The shortest key of the API and token of the admin listener, in characters.
-const TOKEN_CHARS_MIN: usize = 16;
+const TOKEN_CHARS_MIN: usize = 32;
 /// The shortest key for HS256, in bytes: RFC 7518 §3.2.
 const JWT_KEY_BYTES_MIN: usize = 32;
 /// Files of secrets are short: a longer one is another file by mistake.

@@ -5,6 +5,10 @@
 //!
 //! | module | answers |
 //! |---|---|
+//! | [`supervisor`] | starting the nodes, and ending them together |
+//! | `control` | killing and starting one at the page's request |
 //! | [`site`] | the page, and the state of the cluster it draws |
 
+mod control;
 pub mod site;
+pub mod supervisor;

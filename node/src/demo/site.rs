@@ -87,7 +87,7 @@ where
 
 /// The name a browser would resolve must be this machine's: a name that an attacker points at
 /// 127.0.0.1 is not (DNS rebinding).
-fn names_loopback(host: &str) -> bool {
+pub(super) fn names_loopback(host: &str) -> bool {
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or(""),
         None => host.split(':').next().unwrap_or(""),

@@ -1,0 +1,283 @@
+//! The parts of a node, and the order in which they start.
+//!
+//! Belongs here: binding every port before anything runs, so that a taken one ends the start with
+//! nothing to undo; then mesh → shards → API and admin → clients, each needing the one before.
+//! Stays out: stopping (`stop`).
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
+
+use mesh_proto::id::{Address, NodeId, NodeRef, ShardIx};
+use mesh_proto::keys::{ClusterKey, IdKey};
+use mesh_proto::link::LinkLimits;
+use mesh_proto::membership::MembershipConfig;
+use mesh_proto::shard::ShardConfig;
+use mesh_proto::wire::{Answer, Query};
+use tokio::sync::{mpsc, watch};
+
+use super::doorkeeper::{identity, products};
+use super::{Addresses, Ended, Options, StartError};
+use crate::admission::{Admission, AdmissionLimits};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::config::secrets::Secrets;
+use crate::demo::site;
+use crate::handles::{SHARD_QUEUE_LEN, ShardHandle, Shards, ToShard, ViewWatch};
+use crate::identity::HEADERS_READ;
+use crate::listener::{ClientListener, ClientPort};
+use crate::mesh::{EndpointConfig, Mesh, MeshConfig, NodeStatusSource};
+use crate::shard::ShardParts;
+use crate::tasks::{OnPanic, Tasks};
+use crate::transport::Site;
+use crate::transport::route::{Origins, RoutePolicy};
+use crate::{fd_limit, shard};
+
+/// Every TCP port, bound.
+#[derive(Debug)]
+pub(super) struct Listeners {
+    client: ClientListener,
+    api: TcpListener,
+    admin: TcpListener,
+}
+
+impl Listeners {
+    /// # Errors
+    /// [`StartError`] naming the first port that could not be bound.
+    pub(super) fn bind(config: &Config) -> Result<Self, StartError> {
+        let client = ClientListener::bind(config.client.listen)?;
+        let api = bind("the HTTP API", config.api.listen)?;
+        let admin = bind("meshctl", config.admin.listen)?;
+        Ok(Self { client, api, admin })
+    }
+
+    /// Where they listen; the mesh port is still the configured one.
+    fn addresses(&self, config: &Config) -> Addresses {
+        let bound = |listener: &TcpListener, configured| listener.local_addr().unwrap_or(configured);
+        Addresses {
+            name: node_name(config),
+            client: self.client.local_addr(),
+            api: bound(&self.api, config.api.listen),
+            admin: bound(&self.admin, config.admin.listen),
+            mesh: config.mesh.listen,
+        }
+    }
+}
+
+fn bind(what: &'static str, addr: SocketAddr) -> Result<TcpListener, StartError> {
+    let listen = || {
+        let listener = TcpListener::bind(addr)?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    };
+    listen().map_err(|cause| StartError::Listen { what, addr, cause })
+}
+
+/// What runs.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub(super) config: Config,
+    pub(super) addresses: Addresses,
+    pub(super) view: ViewWatch,
+    pub(super) mesh: Mesh,
+    pub(super) shards: Shards,
+    pub(super) admission: Arc<Admission>,
+    /// Acceptor and handshakes: the first to stop.
+    pub(super) client_tasks: Tasks,
+    /// The rest of the serving runtime, and the shards' threads: the last to stop.
+    pub(super) tasks: Tasks,
+}
+
+impl Parts {
+    /// Starts everything. To be called within the serving runtime.
+    pub(super) fn start(
+        config: Config,
+        options: &Options,
+        secrets: &Secrets,
+        listeners: Listeners,
+    ) -> Result<Self, StartError> {
+        let clock = Clock::start();
+        let tasks = Tasks::new();
+        let client_tasks = tasks.child();
+        let (shards, inboxes) = shard_channels(shard_count(config.node.shards));
+        let cluster_key = secrets.cluster.clone().ok_or(StartError::NoKey)?;
+        let addresses = listeners.addresses(&config);
+
+        let (status, view_known) = status_source(&shards, clock);
+        let mesh_config = mesh_config(&config, &addresses, cluster_key.clone(), shards.0.len());
+        let me = mesh_config.membership.me;
+        let mesh = Mesh::start(mesh_config, shards.clone(), status)?;
+        let view = mesh.handle().view();
+        let _ = view_known.set(view.clone());
+        let addresses = Addresses { mesh: mesh.handle().bound(), ..addresses };
+
+        let ids = IdKey::new(&cluster_key);
+        for (handle, inbox) in shards.0.iter().zip(inboxes) {
+            let parts = ShardParts {
+                config: ShardConfig {
+                    me: Address { node: me, shard: handle.shard },
+                    shards: u16::try_from(shards.0.len()).unwrap_or(u16::MAX),
+                    limits: config.limits.clone(),
+                    ids: ids.clone(),
+                    seed: rand::random(),
+                },
+                clock,
+                inbox,
+                view: view.clone(),
+                shards: shards.clone(),
+                outbound: Box::new(mesh.handle().clone()),
+            };
+            shard::start(parts, &tasks).map_err(|cause| StartError::System { what: "a shard", cause })?;
+        }
+
+        let products = Arc::new(products(&config));
+        let admission = Admission::new(admission_limits(&config), shards.0.len());
+        let port = ClientPort {
+            shards: shards.clone(),
+            doorkeeper: Arc::new(identity(&config, secrets, &products)?),
+            site: options.demo_control.as_ref().map(|url| demo_site(&mesh, url, &tasks)),
+            policy: Arc::new(RoutePolicy {
+                origins: Origins::from_list(&config.client.allowed_origins),
+                kept_headers: HEADERS_READ.map(str::to_owned).into(),
+            }),
+            admission: admission.clone(),
+            head_timeout: config.client.head_timeout,
+            clock,
+        };
+        let listening = listeners.client.start(port, &client_tasks);
+        listening.map_err(|cause| StartError::System { what: "the client port", cause })?;
+        Ok(Self { config, addresses, view, mesh, shards, admission, client_tasks, tasks })
+    }
+
+    /// Completes when the node must end without having been told to.
+    pub(super) async fn cannot_go_on(&self) -> Ended {
+        let mut standing = self.mesh.handle().standing();
+        let failed = self.tasks.failed();
+        tokio::select! {
+            Ok(standing) = standing.wait_for(|standing| standing.name_taken_by.is_some()) => {
+                let holder = standing.name_taken_by.map(|at| at.to_string()).unwrap_or_default();
+                let name = &self.addresses.name;
+                Ended::NameTaken(format!(
+                    "another node called {name} lives at {holder}: give this one another name (--name, node.name)"
+                ))
+            }
+            () = failed.cancelled() => Ended::Failed,
+            () = self.mesh.failed() => Ended::Failed,
+        }
+    }
+}
+
+/// The demonstration's page, with counts of all nodes kept fresh for it.
+fn demo_site(mesh: &Mesh, control_url: &str, tasks: &Tasks) -> Site {
+    let (counts, latest) = watch::channel(Arc::default());
+    let (handle, stopping) = (mesh.handle().clone(), tasks.stopping());
+    let view = handle.view();
+    tasks.spawn("demo-counts", OnPanic::EndTask, async move {
+        let ask = |node| {
+            let handle = handle.clone();
+            async move {
+                match handle.ask_node(node, Query::NodeStatus).await {
+                    Ok(Answer::NodeStatus(status)) => Some(status),
+                    _ => None,
+                }
+            }
+        };
+        tokio::select! {
+            () = site::keep_counts(handle.view(), counts, ask) => {}
+            () = stopping.cancelled() => {}
+        }
+    });
+    site::site(view, latest, Some(control_url.to_owned()))
+}
+
+/// One per core, unless told otherwise; at most 64.
+fn shard_count(configured: u16) -> u16 {
+    let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let count = if configured == 0 { cores() } else { usize::from(configured) };
+    u16::try_from(count.min(64)).unwrap_or(64)
+}
+
+fn shard_channels(count: u16) -> (Shards, Vec<mpsc::Receiver<ToShard>>) {
+    let channels = (0..count).map(|shard| {
+        let (tx, rx) = mpsc::channel(SHARD_QUEUE_LEN);
+        (ShardHandle { shard: ShardIx(shard), tx }, rx)
+    });
+    let (handles, inboxes): (Vec<_>, Vec<_>) = channels.unzip();
+    (Shards(handles.into()), inboxes)
+}
+
+/// Peers and this node itself ask for its counts; the view they name is known a moment later.
+fn status_source(shards: &Shards, clock: Clock) -> (NodeStatusSource, Arc<OnceLock<ViewWatch>>) {
+    let view = Arc::new(OnceLock::<ViewWatch>::new());
+    let (known, shards) = (view.clone(), shards.clone());
+    let source = move || -> std::pin::Pin<Box<dyn Future<Output = _> + Send>> {
+        let (known, shards) = (known.clone(), shards.clone());
+        Box::pin(async move { super::status::status(&shards, known.get(), clock).await })
+    };
+    (Arc::new(source), view)
+}
+
+/// The name people gave it, else one that other nodes of this host will not have.
+fn node_name(config: &Config) -> String {
+    if !config.node.name.is_empty() {
+        return config.node.name.clone();
+    }
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    let host = host.or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_default();
+    let host: String = host.trim().chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(48).collect();
+    let host = if host.is_empty() { "node".to_owned() } else { host };
+    match config.mesh.listen.port() {
+        0 => format!("{host}-p{}", std::process::id()),
+        port => format!("{host}-{port}"),
+    }
+}
+
+fn mesh_config(config: &Config, addresses: &Addresses, cluster_key: ClusterKey, shards: usize) -> MeshConfig {
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let incarnation = u64::try_from(since_1970.as_millis()).unwrap_or(1);
+    let name = addresses.name.clone();
+    let client_addr = match config.client.advertise.as_str() {
+        "" => addresses.client.to_string(),
+        advertised => advertised.to_owned(),
+    };
+    MeshConfig {
+        endpoint: EndpointConfig::new(config.mesh.listen),
+        seeds: config.mesh.seeds.clone(),
+        membership: MembershipConfig {
+            me: NodeRef { id: NodeId::of_name(&name), incarnation },
+            name,
+            mesh_addr: config.mesh.advertise.unwrap_or(config.mesh.listen),
+            zone: config.node.zone,
+            weight: config.node.weight,
+            client_addr,
+            admin_addr: addresses.admin.to_string(),
+            api_addr: addresses.api.to_string(),
+            shards: u16::try_from(shards).unwrap_or(u16::MAX),
+            software: env!("CARGO_PKG_VERSION").into(),
+            seeds: Vec::new(),
+            vnodes: config.mesh.vnodes,
+            timing: config.mesh.timing(),
+            cluster_key,
+            cluster_id: NodeId::of_name(&config.mesh.cluster).0,
+            boot_id: rand::random(),
+            seed: rand::random(),
+        },
+        limits: LinkLimits::default(),
+    }
+}
+
+/// As configured, and no more clients than descriptors for them.
+fn admission_limits(config: &Config) -> AdmissionLimits {
+    let client = &config.client;
+    let descriptors = fd_limit::raise().unwrap_or(u64::MAX).saturating_sub(fd_limit::RESERVED);
+    let connections_max = client.connections_max.min(usize::try_from(descriptors).unwrap_or(usize::MAX));
+    if connections_max < client.connections_max {
+        tracing::warn!(connections_max, "fewer clients than configured: file descriptors (ulimit -Hn)");
+    }
+    AdmissionLimits {
+        connections_max,
+        connections_per_ip_max: client.connections_per_ip_max,
+        handshakes_per_second: client.handshakes_per_second,
+        handshakes_per_ip_per_second: client.handshakes_per_ip_per_second,
+    }
+}
