@@ -189,11 +189,13 @@ impl Running {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let (stopper, impatient) = (self.stopper.clone(), self.impatient.clone());
+        let stopping = self.parts.tasks.stopping();
         self.parts.tasks.spawn("signals", OnPanic::EndTask, async move {
             for told in [stopper, impatient] {
                 let name = tokio::select! {
                     _ = terminate.recv() => "SIGTERM",
                     _ = interrupt.recv() => "SIGINT",
+                    () = stopping.cancelled() => return,
                 };
                 tracing::info!(signal = name, "told to stop");
                 told.cancel();

@@ -272,7 +272,7 @@ fn admission_limits(config: &Config) -> AdmissionLimits {
     let descriptors = fd_limit::raise().unwrap_or(u64::MAX).saturating_sub(fd_limit::RESERVED);
     let connections_max = client.connections_max.min(usize::try_from(descriptors).unwrap_or(usize::MAX));
     if connections_max < client.connections_max {
-        tracing::warn!(connections_max, "fewer clients than configured: file descriptors (ulimit -Hn)");
+        tracing::info!(connections_max, "fewer clients than configured: file descriptors (ulimit -Hn)");
     }
     AdmissionLimits {
         connections_max,
