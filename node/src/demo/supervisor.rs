@@ -64,8 +64,17 @@ pub fn run(count: u16) -> Result<(), DemoError> {
         let tasks = Tasks::new();
         let (requests, asked) = mpsc::channel(REQUESTS_LEN);
         let control_url = control::start(requests, &tasks).await?;
-        let signals = Signals { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? };
-        let demo = Demo { nodes: BTreeMap::new(), key: generate_cluster_key(), control_url, tasks: tasks.clone(), signals };
+        let signals = Signals {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        };
+        let demo = Demo {
+            nodes: BTreeMap::new(),
+            key: generate_cluster_key(),
+            control_url,
+            tasks: tasks.clone(),
+            signals,
+        };
         let ended = demo.run(count, asked).await;
         tasks.stop(Duration::from_secs(1)).await;
         ended
@@ -261,7 +270,8 @@ impl Demo {
 
     /// Ends all nodes in good order, or by force after [`STOP_WITHIN`] or a second signal.
     async fn stop_all(mut self) -> Result<(), DemoError> {
-        let mut running: Vec<Running> = self.nodes.values_mut().filter_map(|node| node.child.take()).collect();
+        let mut running: Vec<Running> =
+            self.nodes.values_mut().filter_map(|node| node.child.take()).collect();
         for node in &mut running {
             node.stdin = None;
         }
@@ -292,7 +302,10 @@ impl Demo {
 pub(super) type Done = oneshot::Sender<Result<(), String>>;
 
 fn node_line(at: &Addresses) -> String {
-    format!("node   {}   clients {}   api {}   admin {}   mesh {}", at.name, at.client, at.api, at.admin, at.mesh)
+    format!(
+        "node   {}   clients {}   api {}   admin {}   mesh {}",
+        at.name, at.client, at.api, at.admin, at.mesh
+    )
 }
 
 fn in_words(status: ExitStatus) -> String {
