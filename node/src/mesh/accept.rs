@@ -33,7 +33,7 @@ const IN_VIEW_WITHIN: Duration = Duration::from_secs(5);
 /// One line per so long about handshakes that failed.
 const LOG_EVERY: Duration = Duration::from_secs(1);
 
-/// Takes in connections until the endpoint closes.
+/// Takes in connections until the node stops.
 pub(crate) async fn run(
     endpoint: quinn::Endpoint,
     local: Local,
@@ -43,8 +43,10 @@ pub(crate) async fn run(
     let places = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     let mut failures = Failures::default();
     let (failed_tx, mut failed) = tokio::sync::mpsc::channel(HANDSHAKES_MAX);
+    let stopping = tasks.stopping();
     loop {
         let incoming = tokio::select! {
+            () = stopping.cancelled() => return,
             incoming = endpoint.accept() => incoming,
             Some((from, error)) = failed.recv() => {
                 failures.log(from, &error);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use mesh_proto::id::{Address, NodeId, NodeRef, Placement, RoomKey, ShardIx};
 use mesh_proto::keys::ClusterKey;
 use mesh_proto::link::LinkLimits;
+use mesh_proto::membership::{MembershipConfig, Timing};
 use mesh_proto::view::{NodeInfo, NodeRecord, NodeState, View};
 use mesh_proto::wire::{
     self, Answer, Body, CommandFailed, Envelope, Lane, NodeStatus, ProtocolRange, Query, To,
@@ -17,6 +18,7 @@ use tokio::time::timeout;
 use super::endpoint::{self, EndpointConfig};
 use super::links::{Links, LinksConfig};
 use super::tls::Tls;
+use super::{Mesh, MeshConfig, NodeStatusSource};
 use crate::clock::Clock;
 use crate::handles::{ShardHandle, Shards, ToShard};
 use crate::tasks::Tasks;
@@ -115,6 +117,14 @@ impl Node {
         let from = Address { node: self.me.node, shard: ShardIx(0) };
         let envelope = wire::encode(&Envelope { from, to: dest, body });
         self.links.peers.borrow().try_send(to, lane, envelope).unwrap();
+    }
+
+    /// The connection under a link.
+    fn connection(&self, peer: NodeRef) -> Option<quinn::Connection> {
+        let peers = self.links.peers.borrow();
+        let mut connection = None;
+        peers.find(peer)?.shared.report(|report| connection = report.connection.clone());
+        connection.map(|(_, connection)| connection)
     }
 
     /// The next message to a shard.
@@ -259,14 +269,7 @@ async fn a_lost_connection_loses_and_doubles_nothing() {
         if round % 2 == 0 {
             // As from the network: neither end expects it.
             tokio::task::yield_now().await;
-            let peers = a.links.peers.borrow().clone();
-            let connection = {
-                let mut found = None;
-                let peer = peers.find(b.me.node).unwrap();
-                peer.shared.report(|report| found = report.connection.as_ref().map(|(_, c)| c.clone()));
-                found
-            };
-            if let Some(connection) = connection {
+            if let Some(connection) = a.connection(b.me.node) {
                 connection.close(99_u32.into(), b"cut");
             }
         }
@@ -308,27 +311,32 @@ async fn a_full_shard_slows_the_peer_and_nothing_is_lost() {
     }
 }
 
+/// A node whose threads vanish without a word when it is dropped, as by kill -9.
+fn start_killable(spec: Spec) -> (Node, tokio::runtime::Runtime) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let inside = runtime.enter();
+    let node = Node::start(spec);
+    drop(inside);
+    (node, runtime)
+}
+
 #[tokio::test]
-async fn a_restarted_peer_gets_a_new_link_at_once() {
+async fn a_restarted_peer_is_noticed_by_its_resets_and_gets_a_new_link() {
     let mut a = Node::start(Spec::new("a"));
-    let mut b = Node::start(Spec::new("b"));
+    let (mut b, runtime) = start_killable(Spec::new("b"));
     meet(&mut [&mut a, &mut b]).await;
     a.link_connected(b.me.node).await;
     b.link_connected(a.me.node).await;
-    // Killed: no word to anyone. Its successor has its port.
-    let listen = b.me.mesh_addr;
-    let old = b.me.node;
-    let idle = b.endpoint.clone();
-    b.links.clone().stop(Duration::from_secs(2)).await;
+    let connection = a.connection(b.me.node).unwrap();
+    let (old, listen) = (b.me.node, b.me.mesh_addr);
+    runtime.shutdown_background();
     drop(b);
-    idle.wait_idle().await;
-    drop(idle);
-    let mut b = loop {
-        if endpoint::bind(listen).is_ok() {
-            break Node::start(Spec { incarnation: 2, listen, ..Spec::new("b") });
-        }
-        tokio::task::yield_now().await;
-    };
+    until(|| endpoint::bind(listen).is_ok()).await;
+    let mut b = Node::start(Spec { incarnation: 2, listen, ..Spec::new("b") });
+    // Nobody has told a, whose next packet for the former life is answered with a reset.
+    let reason = timeout(PATIENCE, connection.closed()).await.unwrap();
+    assert_eq!(reason, quinn::ConnectionError::Reset);
+
     a.see(3, &[&a.me, &b.me]);
     b.see(3, &[&a.me, &b.me]);
     a.knows(b.me.node).await;
@@ -434,4 +442,84 @@ async fn a_hello_that_overtakes_the_view_waits_for_it() {
     b.see(2, &[&a.me, &b.me]);
     let ToShard::Envelopes(envelopes) = b.told(0).await else { panic!() };
     assert_eq!(number(&envelopes[0]), 1);
+}
+
+/// A whole mesh, gossip included.
+fn whole(name: &str, seeds: &[std::net::SocketAddr]) -> (Mesh, Vec<mpsc::Receiver<ToShard>>) {
+    let listen = "127.0.0.1:0".parse().unwrap();
+    let membership = MembershipConfig {
+        me: NodeRef { id: NodeId::of_name(name), incarnation: 1 },
+        name: name.into(),
+        mesh_addr: listen,
+        zone: 0,
+        weight: 1,
+        client_addr: String::new(),
+        admin_addr: String::new(),
+        api_addr: String::new(),
+        shards: 1,
+        software: "test".into(),
+        seeds: Vec::new(),
+        vnodes: 16,
+        timing: Timing::lan(),
+        cluster_key: ClusterKey::new([7; 32]),
+        cluster_id: 1,
+        boot_id: rand::random(),
+        seed: rand::random(),
+    };
+    let config = MeshConfig {
+        endpoint: EndpointConfig::new(listen),
+        seeds: seeds.iter().map(ToString::to_string).collect(),
+        membership,
+        limits: LinkLimits::default(),
+    };
+    let (tx, rx) = mpsc::channel(64);
+    let shards = Shards(vec![ShardHandle { shard: ShardIx(0), tx }].into());
+    let status: NodeStatusSource = Arc::new(|| Box::pin(async { NodeStatus::default() }));
+    (Mesh::start(config, shards, status).unwrap(), vec![rx])
+}
+
+async fn all_active(mesh: &Mesh, count: usize) {
+    let mut view = mesh.handle().view();
+    let active = view.wait_for(|view| view.ring.nodes().len() == count && view.nodes.len() == count);
+    timeout(PATIENCE, active).await.expect("the nodes find each other").unwrap();
+}
+
+#[tokio::test]
+async fn three_meshes_find_each_other_talk_and_part() {
+    let (a, _a_shards) = whole("a", &[]);
+    let seed = [a.handle().bound()];
+    let (b, mut b_shards) = whole("b", &seed);
+    let (c, _c_shards) = whole("c", &seed);
+    for mesh in [&a, &b, &c] {
+        all_active(mesh, 3).await;
+    }
+    let me = |mesh: &Mesh| mesh.handle().view().borrow().me;
+    let envelope = Envelope {
+        from: Address { node: me(&c), shard: ShardIx(0) },
+        to: To::Shard(ShardIx(0)),
+        body: Body::Answer { call: 9, answer: Err(CommandFailed::Timeout) },
+    };
+    c.handle().try_send(me(&b), Lane(0), wire::encode(&envelope)).unwrap();
+    let told = timeout(PATIENCE, b_shards[0].recv()).await.unwrap().unwrap();
+    let ToShard::Envelopes(envelopes) = told else { panic!("{told:?}") };
+    assert_eq!(envelopes, [envelope]);
+
+    let answer = a.handle().ask_node(me(&c), Query::NodeStatus).await;
+    assert!(matches!(answer, Ok(Answer::NodeStatus(_))), "{answer:?}");
+    assert!(a.handle().gossip().await.unwrap().stats.received > 0);
+
+    assert!(c.handle().leave().await);
+    c.stop(PATIENCE).await;
+    all_active(&a, 2).await;
+    all_active(&b, 2).await;
+    b.stop(PATIENCE).await;
+    a.stop(PATIENCE).await;
+}
+
+#[tokio::test]
+async fn a_taken_port_is_named() {
+    let (a, _shards) = whole("a", &[]);
+    let error = endpoint::bind(a.handle().bound()).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
+    a.stop(PATIENCE).await;
 }
