@@ -129,7 +129,7 @@ pub fn settings(name: &str, key: &str, seeds: &[SocketAddr]) -> Settings {
         ("CLIENT__LISTEN", "127.0.0.1:0"),
         ("API__LISTEN", "127.0.0.1:0"),
         ("ADMIN__LISTEN", "127.0.0.1:0"),
-        ("LOG__FILTER", "debug"),
+        ("LOG__FILTER", "debug,foca=info"),
     ]
     .into_iter()
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
