@@ -8,9 +8,11 @@
 //! | [`faults`] | what goes wrong, and when |
 //! | [`checks`] | what may not happen |
 //! | [`clock`], [`random`], [`trace`] | time, chance and the record of both |
+//! | [`churn`] | how fast a cluster notices, agrees and settles; how keys move |
 //! | [`load`] | what running nodes cost per delivery, message, connection; what they lose |
 
 pub mod checks;
+pub mod churn;
 pub mod client;
 pub mod clock;
 pub mod cluster;

@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use mesh_simulations::{load, scenarios};
+use mesh_simulations::{churn, load, scenarios};
 
 /// Whole clusters on virtual time, and load for running nodes.
 #[derive(Debug, Parser)]
@@ -22,6 +22,8 @@ enum Command {
     Load(load::Load),
     /// Run many seeds of a cluster in trouble; print a table, and a replay line for each failure.
     Chaos(scenarios::Chaos),
+    /// Start, kill and restart nodes on a virtual network: how fast the others notice and agree.
+    Churn(churn::Churn),
     /// Tell the story of one seed.
     Replay(scenarios::Replay),
 }
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Load(load) => load::run(load),
         Command::Chaos(chaos) => scenarios::chaos(&chaos),
+        Command::Churn(churn) => churn::run(&churn),
         Command::Replay(replay) => scenarios::replay(&replay),
     };
     match done {

@@ -168,9 +168,9 @@ impl Membership {
         if self.digests.len() < NODES_MAX || self.digests.contains_key(&sender) {
             self.digests.insert(sender, HeardDigest { digest, at: now });
         }
-        let pause = AGREE_PERIOD + Duration::from_millis(20) * u32::try_from(self.known.len()).unwrap_or(0);
+        let pause = AGREE_PERIOD + Duration::from_millis(2) * u32::try_from(self.known.len()).unwrap_or(0);
         if digest != self.view().ring.digest()
-            && now.since(self.view_at) >= self.config.timing.disagreement_borne
+            && now.since(self.ring_at) >= self.config.timing.disagreement_borne
             && now.since(self.agreed_at) >= pause
         {
             self.agreed_at = now;

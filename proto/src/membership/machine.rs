@@ -46,6 +46,13 @@ const OUTPUTS_MAX: usize = 4_096;
 /// Rounds of telling others that this node leaves: enough for 20 % loss at any size.
 const LEAVE_ROUNDS: u32 = 4;
 
+/// Records waiting to be passed on, per `gossip_fanout` datagrams a period.
+const RECORDS_PER_BURST: usize = 16;
+
+/// The most times `gossip_fanout` datagrams a period: 320 a second in a LAN, for as long as hundreds
+/// of nodes start.
+const BURSTS_MAX: usize = 4;
+
 /// Tables are swept this often.
 const SWEEP_PERIOD: Duration = Duration::from_secs(10);
 
@@ -81,7 +88,9 @@ pub struct Membership {
     records_at: Option<Instant>,
     view: Arc<View>,
     dirty: Dirty,
-    pub(super) view_at: Instant,
+    view_at: Instant,
+    /// When other nodes came to be on the ring last.
+    pub(super) ring_at: Instant,
     pub(super) outputs: VecDeque<Output>,
     pub(super) stats: Stats,
 }
@@ -190,6 +199,7 @@ impl Membership {
             view: view.clone(),
             dirty: Dirty::No,
             view_at: now,
+            ring_at: now,
             outputs: VecDeque::from([Output::View(view)]),
             stats: Stats { views: 1, ..Stats::default() },
             config,
@@ -338,7 +348,7 @@ impl Membership {
         }
         self.send_swim();
         self.learn();
-        if self.records.is_spreading() && self.records_at.is_none() && !self.known.is_empty() {
+        if self.records.spreading() > 0 && self.records_at.is_none() && !self.known.is_empty() {
             self.records_at = Some(now + self.config.timing.gossip_period);
         }
         if self.dirty == Dirty::Now
@@ -361,11 +371,13 @@ impl Membership {
         }
     }
 
-    /// Records in datagrams of their own, to some random peers.
+    /// Records in datagrams of their own, to some random peers; to more of them while more wait than
+    /// fits one datagram (many nodes starting at once).
     fn gossip_records(&mut self) {
         let up = self.known.values().filter(|m| m.state() != State::Down).map(|m| m.id().addr);
-        for to in up.sample(&mut self.rng, self.config.timing.gossip_fanout) {
-            if self.records.is_spreading() {
+        let bursts = (self.records.spreading() / RECORDS_PER_BURST + 1).min(BURSTS_MAX);
+        for to in up.sample(&mut self.rng, self.config.timing.gossip_fanout * bursts) {
+            if self.records.spreading() > 0 {
                 let mut plain = self.inner(KIND_RECORDS);
                 self.records.fill(&mut plain, PLAIN_BYTES_MAX);
                 self.seal(to, &plain);
@@ -458,6 +470,9 @@ impl Membership {
         if before.nodes == view.nodes && before.me == view.me {
             self.view = before;
             return;
+        }
+        if !Arc::ptr_eq(&before.ring, &view.ring) {
+            self.ring_at = now;
         }
         self.digests.retain(|id, _| is_up_at_all(&self.known, *id));
         self.stats.views += 1;

@@ -81,9 +81,9 @@ impl Records {
         self.held.get(&node.id).map(|held| &held.record).filter(|record| record.node == node)
     }
 
-    /// Whether there is something to pass on.
-    pub(crate) fn is_spreading(&self) -> bool {
-        !self.queue.is_empty()
+    /// How many are being passed on.
+    pub(crate) fn spreading(&self) -> usize {
+        self.queue.len()
     }
 
     /// Appends to a datagram what fits before it is `len_max` long.
@@ -200,7 +200,7 @@ mod tests {
         records.offer(Instant::ZERO, record("c", 1, 1), false);
         let one = wire::encode(&record("a", 1, 1)).len() + 2;
         let mut passed_on = 0;
-        while records.is_spreading() {
+        while records.spreading() > 0 {
             let mut out = Vec::new();
             records.fill(&mut out, one + 10);
             passed_on += Records::read(&out).unwrap().len();

@@ -78,7 +78,7 @@ impl Timing {
             name_waited_for: Duration::from_secs(3),
             lateness_forgiven: Duration::from_millis(200),
             view_spacing: Duration::from_millis(50),
-            disagreement_borne: Duration::from_secs(1),
+            disagreement_borne: Duration::from_millis(500),
         }
     }
 
@@ -93,7 +93,7 @@ impl Timing {
             ask_again_after: Duration::from_millis(300),
             join_round: Duration::from_millis(400),
             lateness_forgiven: Duration::from_millis(300),
-            disagreement_borne: Duration::from_secs(2),
+            disagreement_borne: Duration::from_secs(1),
             ..Self::lan()
         }
     }
