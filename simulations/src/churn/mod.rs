@@ -100,7 +100,8 @@ fn cold_start(world: &mut World, churn: &Churn) -> anyhow::Result<()> {
 }
 
 fn kills(world: &mut World, churn: &Churn) -> anyhow::Result<()> {
-    let (mut first, mut last, mut agreed, mut restarted) = (Times::new(), Times::new(), Times::new(), Times::new());
+    let (mut first, mut last, mut agreed, mut restarted) =
+        (Times::new(), Times::new(), Times::new(), Times::new());
     for _ in 0..churn.kills {
         let pause = Duration::from_micros(world.rng.random_range(500_000..700_000));
         world.run(pause);

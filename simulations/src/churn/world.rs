@@ -106,7 +106,6 @@ impl World {
         }
     }
 
-
     pub(super) fn running(&self) -> usize {
         self.nodes.iter().flatten().count()
     }
@@ -120,13 +119,19 @@ impl World {
         let running = self.running();
         self.rings.len() == 1
             && self.nodes.iter().flatten().all(|node| node.nodes_seen == running)
-            && self.nodes.iter().flatten().next().is_some_and(|n| n.machine.view().ring.nodes().len() == running)
+            && self
+                .nodes
+                .iter()
+                .flatten()
+                .next()
+                .is_some_and(|n| n.machine.view().ring.nodes().len() == running)
     }
 
     /// Whether `observer` still has `n` in its view (or does not run).
     pub(super) fn sees(&self, observer: usize, n: usize) -> bool {
         let id = NodeId::of_name(&name(n));
-        self.machine(observer).is_some_and(|m| m.view().nodes.binary_search_by_key(&id, |n| n.node.id).is_ok())
+        self.machine(observer)
+            .is_some_and(|m| m.view().nodes.binary_search_by_key(&id, |n| n.node.id).is_ok())
     }
 
     /// Whether what each node last heard of the others' rings is the present ring.
