@@ -2,8 +2,8 @@
 //!
 //! Belongs here: bounds on handshakes, finding the link task of a greeted peer.
 //! Stays out: what is said (`hello`), the life of a connection (`link`).
-//! Invariants: whatever knocks, at most [`HANDSHAKES_MAX`] handshakes cost CPU at once, and at most
-//! one line per second is logged about failed ones.
+//! Invariants: whatever knocks, at most [`HANDSHAKES_MAX`] handshakes and one per peer are under way
+//! at once, and at most one line per second is logged about failed ones.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use super::hello::{self, CloseReason, Greeted, HelloError, Local};
 use super::peers::{Peer, Peers};
 use crate::tasks::{OnPanic, Tasks};
 
-/// Handshakes under way at once; more are refused, and their diallers try again.
+/// Handshakes of strangers under way at once; more are refused, and their diallers try again.
 const HANDSHAKES_MAX: usize = 64;
 
 /// From so many on, a dialler must first show that it can read at its address (QUIC's retry).
@@ -54,13 +54,16 @@ pub(crate) async fn run(
             }
         };
         let Some(incoming) = incoming else { return };
-        let Ok(place) = places.clone().try_acquire_owned() else {
-            incoming.refuse();
-            continue;
-        };
-        let busy = HANDSHAKES_MAX - places.available_permits() > HANDSHAKES_UNPROVEN_MAX;
+        let busy = HANDSHAKES_MAX - places.available_permits() >= HANDSHAKES_UNPROVEN_MAX;
         if busy && !incoming.remote_address_validated() {
             let _ = incoming.retry();
+            continue;
+        }
+        // Peers dial from their mesh port. Strangers that hold all places do not keep them out.
+        let known = peers.borrow().has_addr(incoming.remote_address());
+        let place = places.clone().try_acquire_owned().ok();
+        if place.is_none() && !known {
+            incoming.refuse();
             continue;
         }
         let (local, mut peers, failed) = (local.clone(), peers.clone(), failed_tx.clone());

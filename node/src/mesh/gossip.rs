@@ -176,18 +176,20 @@ impl Loop {
                     }
                 }
                 Output::View(view) => {
-                    let (nodes, on_ring) = (view.nodes.len(), view.ring.nodes().len());
-                    tracing::info!(
-                        version = view.version,
-                        nodes,
-                        on_ring,
-                        digest = format!("{:016x}", view.ring.digest()),
-                        "view"
-                    );
+                    self.log_ring(&view);
                     self.thread.views.send_replace(view);
                 }
                 Output::Notice(notice) => self.notice(&notice),
             }
+        }
+    }
+
+    /// A line when the ring changes; views also change with suspicions and records.
+    fn log_ring(&self, view: &View) {
+        let digest = view.ring.digest();
+        if digest != self.thread.views.borrow().ring.digest() {
+            let (nodes, on_ring) = (view.nodes.len(), view.ring.nodes().len());
+            tracing::info!(nodes, on_ring, digest = format!("{digest:016x}"), "the ring has changed");
         }
     }
 

@@ -93,8 +93,19 @@ struct Open {
 struct Target {
     shard: ShardHandle,
     batch: Vec<Envelope>,
+    /// The length of the last batch: what to make room for at once.
+    batch_len_usual: usize,
     stalled: VecDeque<ToShard>,
     permit: Option<Permit>,
+}
+
+impl Target {
+    fn push(&mut self, envelope: Envelope) {
+        if self.batch.is_empty() {
+            self.batch.reserve(self.batch_len_usual);
+        }
+        self.batch.push(envelope);
+    }
 }
 
 type Permit =
@@ -136,6 +147,7 @@ impl LinkTask {
         let targets = context.shards.0.iter().map(|shard| Target {
             shard: shard.clone(),
             batch: Vec::new(),
+            batch_len_usual: 0,
             stalled: VecDeque::new(),
             permit: None,
         });
@@ -191,6 +203,8 @@ impl LinkTask {
             busy |= self.poll_incoming(cx);
             busy |= self.poll_outgoing(cx);
             self.drain(cx);
+            // One message per shard and turn: waking a shard costs more than its envelopes.
+            self.flush();
             busy |= self.poll_timer(cx);
             if !busy {
                 let stats = self.link.stats();
@@ -356,7 +370,6 @@ impl LinkTask {
             self.link.handle(self.now, Input::Received { lane, bytes });
         }
         self.drain(cx);
-        self.flush();
     }
 
     /// Does what the machine says.
@@ -432,18 +445,20 @@ impl LinkTask {
         let mut named = self.context.shards.named(envelope.to).map(|shard| usize::from(shard.shard.0));
         let Some(mut at) = named.next() else { return true };
         for next in named {
-            self.targets[at].batch.push(envelope.clone());
+            self.targets[at].push(envelope.clone());
             at = next;
         }
-        self.targets[at].batch.push(envelope);
+        self.targets[at].push(envelope);
         true
     }
 
     /// Hands the batches to their shards.
     fn flush(&mut self) {
         for at in 0..self.targets.len() {
-            let batch = std::mem::take(&mut self.targets[at].batch);
+            let target = &mut self.targets[at];
+            let batch = std::mem::take(&mut target.batch);
             if !batch.is_empty() {
+                target.batch_len_usual = batch.len();
                 self.tell(at, ToShard::Envelopes(batch));
             }
         }

@@ -157,6 +157,11 @@ impl Peers {
         Some(&self.0[at])
     }
 
+    /// Whether a peer has this mesh address.
+    pub(crate) fn has_addr(&self, addr: SocketAddr) -> bool {
+        self.0.iter().any(|peer| peer.addr == addr)
+    }
+
     /// Queues an encoded envelope for a peer.
     pub(crate) fn try_send(&self, to: NodeRef, lane: Lane, envelope: Bytes) -> Result<(), NotSent> {
         self.find(to).ok_or(NotSent::NoSuchPeer)?.try_send(lane, envelope)
