@@ -1,1 +1,198 @@
-fn main() {}
+//! `meshctl`: the operator's command line.
+//!
+//! Belongs here: commands, their flags, exit codes.
+//! Stays out: everything it says. Facts come from a node's admin listener, in the types of
+//! `meshd::admin::answers`; there are no defaults, ring arithmetic or wire types of its own.
+//! Exit codes: 0 fine, 1 problems found or something went wrong, 2 wrong usage.
+
+mod client;
+mod show;
+mod svg;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, bail};
+use clap::{Args, Parser, Subcommand};
+use meshd::admin::answers::{ConfigAnswer, Explained, RingAnswer, Status};
+use meshd::config::PORTS;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use client::{Client, query};
+
+/// Shows and explains a mesh of meshd nodes.
+#[derive(Debug, Parser)]
+#[command(name = "meshctl", version, arg_required_else_help = true)]
+struct Cli {
+    /// Admin address of any node, HOST:PORT
+    #[arg(long, global = true, value_name = "ADDR", env = "MESHCTL_ADMIN", default_value_t = default_admin())]
+    admin: String,
+    /// File with the admin token; not needed on the node's own host
+    #[arg(long, global = true, value_name = "FILE", env = "MESHCTL_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
+    /// Print JSON instead of text
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+fn default_admin() -> String {
+    format!("127.0.0.1:{}", PORTS[2])
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Problems first, then every node; exit code 1 if there are problems
+    Status,
+    /// Who owns what share of the ring
+    Ring {
+        /// Also draw it into this file
+        #[arg(long, value_name = "FILE")]
+        svg: Option<PathBuf>,
+    },
+    /// Who owns a user or a room, and what the owner knows of it
+    Explain(Explain),
+    /// Every setting of the node, with what set it
+    Config,
+    /// Make a key: for mesh.key_file, api.key_file or admin.token_file
+    Keygen,
+}
+
+#[derive(Debug, Args)]
+struct Explain {
+    /// The product
+    product: String,
+    /// The user
+    #[arg(required_unless_present = "room", conflicts_with = "room")]
+    uid: Option<String>,
+    /// The room; "" is everyone
+    #[arg(long, value_name = "NAME")]
+    room: Option<String>,
+    /// The room's namespace, if not the main one
+    #[arg(long, value_name = "NAME", conflicts_with = "uid")]
+    namespace: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("meshctl: {error:#}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
+    if let Command::Keygen = cli.command {
+        let key = meshd::config::secrets::generate_cluster_key();
+        print(cli, &Key { key: key.expose() }, |key| format!("{}\n", key.key))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let client = Client::new(&cli.admin, cli.token_file.as_deref())?;
+    match &cli.command {
+        Command::Status => {
+            let status: Status = client.ask("/v1/status")?;
+            print(cli, &status, show::status)?;
+            return Ok(ExitCode::from(u8::from(!status.problems.is_empty())));
+        }
+        Command::Ring { svg } => {
+            let ring: RingAnswer = client.ask("/v1/ring")?;
+            if let Some(file) = svg {
+                std::fs::write(file, svg::draw(&ring))
+                    .with_context(|| format!("cannot write {}", file.display()))?;
+            }
+            print(cli, &ring, show::ring)?;
+        }
+        Command::Explain(explain) => {
+            let explained: Explained = client.ask(&explain.path()?)?;
+            print(cli, &explained, show::explained)?;
+        }
+        Command::Config => {
+            let config: ConfigAnswer = client.ask("/v1/config")?;
+            print(cli, &config, show::config)?;
+        }
+        Command::Keygen => {}
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Explain {
+    fn path(&self) -> anyhow::Result<String> {
+        let mut target = vec![("product", self.product.as_str())];
+        match (&self.uid, &self.room) {
+            (Some(uid), None) => target.push(("uid", uid)),
+            (None, Some(room)) => target.push(("room", room)),
+            _ => bail!("name either a user or a room"),
+        }
+        if let Some(namespace) = &self.namespace {
+            target.push(("namespace", namespace));
+        }
+        Ok(format!("/v1/explain?{}", query(&target)))
+    }
+}
+
+#[derive(Serialize)]
+struct Key<'a> {
+    key: &'a str,
+}
+
+/// Prints an answer as asked for. A reader that has gone (`| head`) is no error.
+fn print<T: Serialize>(cli: &Cli, answer: &T, text: impl FnOnce(&T) -> String) -> anyhow::Result<()> {
+    let text = if cli.json { serde_json::to_string_pretty(answer)? + "\n" } else { text(answer) };
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot write to the terminal"),
+    }
+}
+
+/// Reads an answer, naming the node's version where the shape is not what we know.
+fn read<T: DeserializeOwned>(body: &[u8]) -> anyhow::Result<T> {
+    serde_json::from_slice(body).context("the answer is not what this version of meshctl knows")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, i32> {
+        Cli::try_parse_from(line.split(' ')).map_err(|error| error.exit_code())
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn wrong_usage_is_exit_code_2() {
+        for line in [
+            "meshctl dance",
+            "meshctl status --fast",
+            "meshctl explain chat",
+            "meshctl explain chat alice --room lobby",
+            "meshctl explain chat alice --namespace /x",
+            "meshctl ring --svg",
+        ] {
+            assert_eq!(parse(line).map(drop), Err(2), "{line}");
+        }
+        assert_eq!(parse("meshctl --help").map(drop), Err(0));
+    }
+
+    #[test]
+    fn explain_asks_for_what_was_said() {
+        let path = |line: &str| match parse(line).unwrap().command {
+            Command::Explain(explain) => explain.path().unwrap(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(path("meshctl explain chat a&b"), "/v1/explain?product=chat&uid=a%26b");
+        let room = path("meshctl explain chat --room é --namespace /x --json");
+        assert_eq!(room, "/v1/explain?product=chat&room=%C3%A9&namespace=%2Fx");
+    }
+}

@@ -67,7 +67,9 @@ fn each_fault_is_named_after_its_time_and_goes_with_it() {
     let cases: [(&str, u64, Spoil); 11] = [
         ("b does not answer probes", 0, |s| s.nodes[1].suspect = true),
         ("has not announced itself", 2, |s| s.nodes[2].record = None),
-        ("c has another ring", 10, |s| drop(s.mesh.digests.insert(NodeId::of_name("c"), 7))),
+        ("c has another ring", 10, |s| {
+            s.mesh.digests.insert(NodeId::of_name("c"), 7);
+        }),
         ("no link to b", 2, |s| s.mesh.links[0].connected = false),
         ("full-sized datagrams to c vanish", 0, |s| s.mesh.links[1].black_holes = 2),
         ("shard 1 of this node does not answer", 0, |s| s.shards[1].2 = false),
