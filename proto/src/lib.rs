@@ -19,6 +19,8 @@
 
 pub mod collections;
 pub mod engineio;
+mod edge;
+pub mod entity;
 pub mod gate;
 pub mod id;
 pub mod json;
@@ -29,6 +31,8 @@ pub mod membership;
 pub mod plain;
 pub mod product;
 pub mod ring;
+mod room;
+mod session;
 pub mod shard;
 pub mod socketio;
 pub mod time;

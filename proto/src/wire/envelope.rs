@@ -19,7 +19,7 @@ pub struct Envelope {
 }
 
 /// Which shard of the receiving node an envelope is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum To {
     /// The shard that hosts this placement (`placement mod shards` of the receiver).
     Host(Placement),

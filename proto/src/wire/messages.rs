@@ -304,6 +304,9 @@ pub struct Publish {
     pub dedupe: Option<DedupeKey>,
     /// What the members get.
     pub event: RoomEvent,
+    /// The publish of the same session to the same room that was unconfirmed when this one was sent
+    /// (number, index): the room takes this one only after that one.
+    pub after: Option<(u64, u32)>,
 }
 
 /// An idempotency key with whoever chose it.

@@ -1,10 +1,6 @@
-//! One shard: the edge for its clients and the host of its part of sessions and rooms.
+//! What a driver tells a shard, and what a shard tells its driver.
 //!
-//! Belongs here: routing between the machines of a shard, to other shards and to peers.
-//! Stays out: what edges, sessions and rooms do (`edge`, `session`, `room`); sockets, timers, threads.
-//! How to drive it: call [`Shard::handle`] for each input, then [`Shard::poll`] until `None`, and
-//! wake it with [`Input::Timer`] at [`Shard::next_deadline`]. Inputs may be batched before polling:
-//! that is what lets a driver write many messages to one client in one call.
+//! Belongs here: inputs, outputs, close codes and counts. Stays out: behaviour (`machine`).
 
 use std::sync::Arc;
 
@@ -303,52 +299,14 @@ pub struct ShardConfig {
     pub me: crate::id::Address,
     /// Shards of this node.
     pub shards: u16,
+    /// The node's name, for people.
+    pub node_name: Arc<str>,
+    /// Every product of the configuration. The same on all nodes.
+    pub products: Vec<Arc<ProductRules>>,
     /// Bounds.
     pub limits: Limits,
     /// Opens and seals socket ids.
     pub ids: crate::keys::IdKey,
     /// Seed of its random numbers. From the operating system in production.
     pub seed: u64,
-}
-
-/// The machine of one shard.
-#[derive(Debug)]
-pub struct Shard {
-    config: ShardConfig,
-}
-
-impl Shard {
-    /// A shard without clients, sessions or rooms.
-    #[must_use]
-    pub fn new(config: ShardConfig) -> Self {
-        Self { config }
-    }
-
-    /// Takes one input at `now`. Outputs wait in [`Shard::poll`].
-    pub fn handle(&mut self, now: Instant, input: Input) {
-        let _ = (now, input, &self.config);
-    }
-
-    /// The next thing to do; `None` when there is nothing left.
-    pub fn poll(&mut self) -> Option<Output> {
-        None
-    }
-
-    /// When to call [`Shard::handle`] with [`Input::Timer`] at the latest.
-    #[must_use]
-    pub fn next_deadline(&self) -> Option<Instant> {
-        None
-    }
-
-    /// Counts so far.
-    #[must_use]
-    pub fn stats(&self) -> ShardStats {
-        ShardStats::default()
-    }
-
-    /// Asserts every invariant this machine promises; for tests and simulations.
-    ///
-    /// # Panics
-    /// When one does not hold, with the state that broke it.
-    pub fn check_invariants(&self) {}
 }

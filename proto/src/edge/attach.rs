@@ -1,0 +1,298 @@
+//! Towards owners: attaching sessions, subscribing tails, and doing both again when owners change.
+//!
+//! Belongs here: who is asked, when it is asked again, what it is told.
+//! Stays out: what comes back for clients (`deliver`).
+//! When it breaks: a bounce is asked again after `RETRY_AFTER`, by the ring of that moment; a lost link
+//! or a new view at once.
+
+use std::collections::BTreeMap;
+
+use super::session::{EdgeSession, Membership};
+use super::tail::Tail;
+use super::Edge;
+use crate::id::{Address, ClientIx, Cursor, NodeRef, Placement, RoomKey, SocketSid};
+use crate::plain::Welcome;
+use crate::room;
+use crate::session::RETRY_AFTER;
+use crate::shard::{ClientProtocol, Ctx, TimerKey};
+use crate::socketio;
+use crate::wire::{
+    Body, DetachReason, EdgeRef, Lane, SessionIdentity, Shadow, Subject, To, ToRoom, ToSession,
+};
+
+impl Edge {
+    pub(super) fn begin_session(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        ix: ClientIx,
+        identity: SessionIdentity,
+        placement: Placement,
+        protocol: ClientProtocol,
+    ) {
+        let everyone = room::everyone(&identity.product, &identity.namespace);
+        let sid = identity.sid;
+        let index = self.sessions.insert(EdgeSession::new(identity, placement, protocol, ix));
+        let index = u32::try_from(index).expect("sessions of one shard are far fewer");
+        self.by_sid.insert(sid, index);
+        if let Some(client) = self.client(ix) {
+            client.session = Some(index);
+        }
+        self.join_tail(ctx, index, &everyone, 0);
+        self.attach(ctx, index);
+    }
+
+    /// Attaches a session to the owner the ring names now.
+    fn attach(&mut self, ctx: &mut Ctx<'_>, index: u32) {
+        let everyone = {
+            let session = &self.sessions[index as usize];
+            room::everyone(&session.identity.product, &session.identity.namespace)
+        };
+        let tails = &self.tails;
+        let session = &mut self.sessions[index as usize];
+        session.attached = false;
+        session.owner = ctx.view.owner(session.placement);
+        session.rewind_inbound();
+        session.own_reported = 0;
+        let Some(owner) = session.owner else { return };
+        let rooms = session
+            .rooms
+            .iter()
+            .map(|m| (tails[m.tail as usize].key.clone(), m))
+            .filter(|(key, m)| *key != everyone && m.slot.is_some())
+            .map(|(key, m)| (key, m.joined))
+            .collect();
+        let attach = ToSession::Attach {
+            identity: session.identity.clone(),
+            edge: EdgeRef { attachment: session.attachment, edge: self.me, client: session.client },
+            shadow: Shadow {
+                term: session.term,
+                inbound_confirmed: session.confirmed,
+                own_seq: session.own_seq,
+                rooms,
+            },
+        };
+        ctx.out.to_host(owner, session.placement, Body::ToSession(attach));
+    }
+
+    /// Tells the client that it is connected, once its owner has taken it on and it is served.
+    pub(super) fn welcome(&mut self, ctx: &mut Ctx<'_>, index: u32) {
+        let session = &mut self.sessions[index as usize];
+        let served = session.rooms.first().is_some_and(|m| m.slot.is_some());
+        if session.welcomed || !session.attached || !served {
+            return;
+        }
+        session.welcomed = true;
+        let identity = &session.identity;
+        let packet = match session.protocol {
+            ClientProtocol::SocketIo => {
+                socketio::encode_connect(&identity.namespace, &identity.sid.to_text(), None)
+            }
+            ClientProtocol::Plain => Welcome {
+                sid: identity.sid,
+                uid: &identity.uid,
+                product: &identity.product,
+                node: &self.node_name,
+                ping_interval: self.limits.ping_interval,
+                ping_timeout: self.limits.ping_timeout,
+                message_bytes_max: self.limits.message_bytes_max,
+            }
+            .encode(),
+        };
+        let ix = session.client;
+        self.write(ctx, ix, packet);
+        self.process_own(ctx, index);
+    }
+
+    /// The session is served from the tail of `room`, now or as soon as that is live.
+    pub(super) fn join_tail(&mut self, ctx: &mut Ctx<'_>, index: u32, room: &RoomKey, own_seq: u64) {
+        let tail = match self.by_room.get(room) {
+            Some(&tail) => tail,
+            None => {
+                let tail = u32::try_from(self.tails.insert(Tail::new(room.clone()))).expect("bounded");
+                self.by_room.insert(room.clone(), tail);
+                self.subscribe(ctx, [tail]);
+                tail
+            }
+        };
+        let session = &mut self.sessions[index as usize];
+        if session.membership(tail).is_some() {
+            return;
+        }
+        session.rooms.push(Membership { tail, slot: None, joined: Cursor::NONE, own_seq, next: 0 });
+        if self.tails[tail as usize].live {
+            self.put_in_force(ctx, index, tail);
+        } else {
+            self.tails[tail as usize].waiting.push(index);
+        }
+    }
+
+    /// From here on the session gets what the tail takes.
+    pub(super) fn put_in_force(&mut self, ctx: &mut Ctx<'_>, index: u32, tail: u32) {
+        let t = &mut self.tails[tail as usize];
+        let (at, end) = (t.last, t.end());
+        let session = &mut self.sessions[index as usize];
+        let Some(membership) = session.membership(tail).filter(|m| m.slot.is_none()) else { return };
+        membership.slot = Some(u32::try_from(t.members.len()).expect("bounded"));
+        membership.joined = at;
+        membership.next = end;
+        let own_seq = membership.own_seq;
+        t.members.push(index);
+        if own_seq > 0 {
+            let joined = ToSession::Joined { sid: session.identity.sid, own_seq, at };
+            if let Some(owner) = session.owner {
+                ctx.out.to_host(owner, session.placement, Body::ToSession(joined));
+            }
+        } else {
+            self.welcome(ctx, index);
+        }
+    }
+
+    /// The session is not served from the tail any more; a tail without members goes. Returns whether
+    /// it was.
+    pub(super) fn leave_tail(&mut self, ctx: &mut Ctx<'_>, index: u32, tail: u32) -> bool {
+        let session = &mut self.sessions[index as usize];
+        let Some(place) = session.rooms.iter().position(|m| m.tail == tail) else { return false };
+        let membership = session.rooms.remove(place);
+        let t = &mut self.tails[tail as usize];
+        t.waiting.retain(|s| *s != index);
+        if let Some(slot) = membership.slot {
+            t.members.swap_remove(slot as usize);
+            if let Some(&moved) = t.members.get(slot as usize)
+                && let Some(m) = self.sessions[moved as usize].membership(tail)
+            {
+                m.slot = Some(slot);
+            }
+        }
+        let t = &mut self.tails[tail as usize];
+        if t.members.is_empty() && t.waiting.is_empty() {
+            let t = self.tails.remove(tail as usize);
+            self.tail_bytes -= t.bytes;
+            self.by_room.remove(&t.key);
+            self.bounced_rooms.remove(&t.key);
+            if let Some(owner) = t.owner {
+                let placement = t.key.placement();
+                ctx.out.to_host(owner, placement, Body::ToRoom(ToRoom::Unsubscribe(vec![t.key])));
+            }
+        }
+        true
+    }
+
+    /// Asks the owners the ring names now to serve these tails from their cursors; one envelope per
+    /// peer, shard and lane.
+    fn subscribe(&mut self, ctx: &mut Ctx<'_>, tails: impl IntoIterator<Item = u32>) {
+        let mut groups: BTreeMap<SubscribeGroup, Vec<(RoomKey, Cursor)>> = BTreeMap::new();
+        for tail in tails {
+            let t = &mut self.tails[tail as usize];
+            t.asked(ctx.view.owner(t.key.placement()));
+            if let Some(owner) = t.owner {
+                groups.entry(group_of(ctx, owner, &t.key)).or_default().push((t.key.clone(), t.cursor()));
+            }
+        }
+        for ((owner, to, lane), rooms) in groups {
+            ctx.out.send(owner, to, lane, Body::ToRoom(ToRoom::Subscribe(rooms)));
+        }
+    }
+
+    /// The receiver of something does not own it: ask again soon.
+    pub(crate) fn on_bounced(&mut self, ctx: &mut Ctx<'_>, from: Address, subject: &Subject) {
+        match subject {
+            Subject::Session(sid) => {
+                let Some(&index) = self.by_sid.get(sid) else { return };
+                let session = &mut self.sessions[index as usize];
+                if session.owner != Some(from.node) {
+                    return;
+                }
+                session.attached = false;
+                self.bounced_sessions.insert(*sid);
+            }
+            Subject::Room(room) => {
+                let Some(&tail) = self.by_room.get(room) else { return };
+                let tail = &mut self.tails[tail as usize];
+                if tail.owner != Some(from.node) || tail.live {
+                    return;
+                }
+                self.bounced_rooms.insert(room.clone());
+            }
+            Subject::Call(_) => return,
+        }
+        ctx.timers.set(ctx.now + RETRY_AFTER, TimerKey::Retry);
+    }
+
+    /// Asks again where we were bounced.
+    pub(crate) fn retry(&mut self, ctx: &mut Ctx<'_>) {
+        for sid in std::mem::take(&mut self.bounced_sessions) {
+            if let Some(&index) = self.by_sid.get(&sid) {
+                self.attach(ctx, index);
+            }
+        }
+        let rooms = std::mem::take(&mut self.bounced_rooms);
+        let tails: Vec<u32> = rooms.iter().filter_map(|room| self.by_room.get(room).copied()).collect();
+        self.subscribe(ctx, tails);
+    }
+
+    /// What was under way to `peer` is lost.
+    pub(crate) fn on_link_reset(&mut self, ctx: &mut Ctx<'_>, peer: NodeRef) {
+        self.ask_again(ctx, |owner, _, _| owner == Some(peer));
+    }
+
+    /// The cluster has changed: whatever has moved is asked for at its new owner.
+    pub(crate) fn on_view(&mut self, ctx: &mut Ctx<'_>) {
+        self.ask_again(ctx, |owner, placement, ctx| owner != ctx.view.owner(placement));
+    }
+
+    /// Another life of this node: nobody knows its address yet.
+    pub(crate) fn on_rebirth(&mut self, ctx: &mut Ctx<'_>, me: Address) {
+        self.me = me;
+        for (_, session) in &mut self.sessions {
+            session.attachment += 1;
+        }
+        self.ask_again(ctx, |_, _, _| true);
+    }
+
+    fn ask_again(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        which: impl Fn(Option<NodeRef>, Placement, &Ctx<'_>) -> bool,
+    ) {
+        let sessions: Vec<u32> = self
+            .sessions
+            .iter()
+            .filter(|(_, s)| which(s.owner, s.placement, ctx))
+            .filter_map(|(index, _)| u32::try_from(index).ok())
+            .collect();
+        for index in sessions {
+            let session = &self.sessions[index as usize];
+            ctx.stats.reattached_total += u64::from(session.welcomed);
+            self.bounced_sessions.remove(&session.identity.sid);
+            self.attach(ctx, index);
+        }
+        let tails: Vec<u32> = self
+            .tails
+            .iter()
+            .filter(|(_, t)| which(t.owner, t.key.placement(), ctx))
+            .filter_map(|(index, _)| u32::try_from(index).ok())
+            .collect();
+        self.subscribe(ctx, tails);
+    }
+
+    /// Answers an owner that serves a session this edge does not have.
+    pub(super) fn disown(&self, ctx: &mut Ctx<'_>, from: Address, sid: SocketSid) {
+        let detach = ToSession::Detach {
+            sid,
+            attachment: u64::MAX,
+            clean: false,
+            reason: DetachReason::TransportClose,
+        };
+        ctx.out.to_address(from, self.ids.placement_of(sid), Body::ToSession(detach));
+    }
+}
+
+/// What a message to several rooms of one owner is grouped by, so that one envelope lists many.
+type SubscribeGroup = (NodeRef, To, Lane);
+
+fn group_of(ctx: &Ctx<'_>, owner: NodeRef, room: &RoomKey) -> SubscribeGroup {
+    let placement = room.placement();
+    let shards = ctx.view.node(owner).and_then(|n| n.record.as_ref()).map(|r| r.shards);
+    let to = shards.map_or(To::Host(placement), |shards| To::Shard(placement.shard(shards)));
+    (owner, to, Lane::of(placement))
+}

@@ -1,0 +1,234 @@
+//! One client transport: its queue, its heartbeat, its pace.
+//!
+//! Belongs here: what is known of a transport without knowing its sessions.
+//! Stays out: packets and sessions (`Edge`).
+//! Units: `queued` are bytes handed to the driver in this turn, or reported by it as left over.
+
+use std::time::Duration;
+
+use crate::id::ClientIx;
+use crate::limits::Limits;
+use crate::shard::{Admission, ClientProtocol, NewClient, Refusal, TimerKey, Timers};
+use crate::socketio::Reassembly;
+use crate::time::Instant;
+
+/// What framing adds to a message at most: WebSocket's header.
+const FRAME_OVERHEAD_BYTES: usize = 10;
+/// A client whose owner does not answer is not timed out for this long: the silence is ours.
+const OUR_SILENCE_MAX: Duration = Duration::from_secs(60);
+
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) ix: ClientIx,
+    pub(super) protocol: ClientProtocol,
+    pub(super) admission: Result<Admission, Refusal>,
+    pub(super) reassembly: Reassembly,
+    /// Its session (index into the edge's sessions), once it has connected.
+    pub(super) session: Option<u32>,
+    /// Told to the driver; only its farewell is awaited.
+    pub(super) closing: bool,
+    /// It is served from tails, by cursors, until it has caught up.
+    pub(super) behind: bool,
+    queue: Queue,
+    next_ping: Instant,
+    pong_due: Option<Instant>,
+    connect_due: Option<Instant>,
+    attachments_due: Option<Instant>,
+    /// When its next event is due at the allowed rate (GCRA's theoretical arrival time).
+    arrival: Instant,
+    /// Reading is stopped until then, for sending too fast.
+    slowed_until: Option<Instant>,
+    /// Reading is stopped because the owner has not confirmed enough, since then.
+    unconfirmed_since: Option<Instant>,
+    timer_at: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    turn: u64,
+    queued: usize,
+    left: usize,
+    stalled_since: Option<Instant>,
+}
+
+/// What a client's timer has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    Ping,
+    /// No CONNECT, no answer to a ping, or attachments missing for too long.
+    TimedOut(Silence),
+    /// Nothing drains.
+    Stalled,
+    /// It may be read from again.
+    Resume,
+}
+
+/// What did not come in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Silence {
+    Connect,
+    Pong,
+    Attachments,
+}
+
+impl Client {
+    pub(super) fn new(now: Instant, ix: ClientIx, new: NewClient, limits: &Limits) -> Self {
+        Self {
+            ix,
+            protocol: new.protocol,
+            admission: new.admission,
+            reassembly: Reassembly::new(),
+            session: None,
+            closing: false,
+            behind: false,
+            queue: Queue::default(),
+            next_ping: now + limits.ping_interval,
+            pong_due: None,
+            connect_due: Some(now + limits.connect_timeout),
+            attachments_due: None,
+            arrival: now,
+            slowed_until: None,
+            unconfirmed_since: None,
+            timer_at: None,
+        }
+    }
+
+    /// Anything from the client: it lives.
+    pub(super) fn heard(&mut self) {
+        self.pong_due = None;
+    }
+
+    pub(super) fn connected(&mut self) {
+        self.connect_due = None;
+    }
+
+    pub(super) fn awaits_attachments(&mut self, now: Instant, awaits: bool, limits: &Limits) {
+        self.attachments_due = awaits.then_some(now + limits.attachment_timeout);
+    }
+
+    /// Counts an event; `true` if reading is to stop for a while.
+    pub(super) fn count_event(&mut self, now: Instant, limits: &Limits) -> bool {
+        let interval = Duration::from_secs(1) / limits.events_per_second.max(1);
+        self.arrival = self.arrival.max(now) + interval;
+        let ahead = self.arrival.since(now);
+        let burst = interval * limits.events_burst;
+        if ahead <= burst || self.slowed_until.is_some() {
+            return false;
+        }
+        let was_reading = self.may_read();
+        self.slowed_until = Some(now + (ahead - burst).max(Duration::from_millis(10)));
+        was_reading
+    }
+
+    /// The owner has too much unconfirmed; `true` if reading is to stop.
+    pub(super) fn wait_for_owner(&mut self, now: Instant) -> bool {
+        let was_reading = self.may_read();
+        self.unconfirmed_since.get_or_insert(now);
+        was_reading
+    }
+
+    /// The owner has confirmed enough; `true` if reading is to go on.
+    pub(super) fn owner_confirmed(&mut self) -> bool {
+        self.unconfirmed_since.take().is_some() && self.may_read()
+    }
+
+    fn may_read(&self) -> bool {
+        self.slowed_until.is_none() && self.unconfirmed_since.is_none()
+    }
+
+    /// Whether a message of `len` bytes fits its queue, an empty one taking any.
+    pub(super) fn fits(&mut self, turn: u64, len: usize, limits: &Limits) -> bool {
+        let queued = self.queued(turn);
+        queued == 0 || queued + len <= limits.client_queue_bytes_max
+    }
+
+    /// Whether nothing is left over from earlier turns and it has caught up: volatile events are for it.
+    pub(super) fn is_idle(&self) -> bool {
+        self.queue.left == 0 && !self.behind
+    }
+
+    pub(super) fn count_queued(&mut self, turn: u64, len: usize) {
+        self.queued(turn);
+        self.queue.queued += len + FRAME_OVERHEAD_BYTES;
+    }
+
+    fn queued(&mut self, turn: u64) -> usize {
+        if self.queue.turn != turn {
+            self.queue.turn = turn;
+            self.queue.queued = self.queue.left;
+        }
+        self.queue.queued
+    }
+
+    /// The driver reports what did not go out.
+    pub(super) fn left_over(&mut self, now: Instant, turn: u64, left: usize) {
+        let drained = left < self.queue.left || self.queue.left == 0;
+        self.queue = Queue {
+            turn,
+            queued: left,
+            left,
+            stalled_since: match self.queue.stalled_since {
+                _ if left == 0 => None,
+                Some(since) if !drained => Some(since),
+                _ => Some(now),
+            },
+        };
+    }
+
+    pub(super) fn has_left_over(&self) -> bool {
+        self.queue.left > 0
+    }
+
+    /// Finds one thing that is due, and notes it as done.
+    pub(super) fn due(&mut self, now: Instant, limits: &Limits) -> Option<Due> {
+        let reached = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if reached(self.slowed_until) {
+            self.slowed_until = None;
+            if self.may_read() {
+                return Some(Due::Resume);
+            }
+        }
+        if reached(self.connect_due) {
+            return Some(Due::TimedOut(Silence::Connect));
+        }
+        if reached(self.attachments_due) {
+            return Some(Due::TimedOut(Silence::Attachments));
+        }
+        if reached(self.pong_due) {
+            let our_silence = self.unconfirmed_since.is_some_and(|since| now.since(since) < OUR_SILENCE_MAX);
+            if !our_silence && self.slowed_until.is_none() {
+                return Some(Due::TimedOut(Silence::Pong));
+            }
+            self.pong_due = Some(now + limits.ping_timeout);
+        }
+        if self.queue.stalled_since.is_some_and(|since| now.since(since) >= limits.client_stall_max) {
+            return Some(Due::Stalled);
+        }
+        if self.next_ping <= now {
+            self.next_ping = now + limits.ping_interval;
+            self.pong_due.get_or_insert(now + limits.ping_timeout);
+            return Some(Due::Ping);
+        }
+        None
+    }
+
+    /// Sees to it that the shard wakes when something is due: one entry in the heap, unless an earlier
+    /// need comes up.
+    pub(super) fn arm(&mut self, timers: &mut Timers, limits: &Limits) {
+        let stall = self.queue.stalled_since.map(|since| since + limits.client_stall_max);
+        let needs =
+            [self.pong_due, self.connect_due, self.attachments_due, self.slowed_until, stall];
+        let at = needs.into_iter().flatten().fold(self.next_ping, Instant::min);
+        if self.timer_at.is_none_or(|armed| at < armed) {
+            self.timer_at = Some(at);
+            timers.set(at, TimerKey::Client(self.ix));
+        }
+    }
+
+    /// The heap has woken us at `now`; an entry set for an earlier need that has passed is stale.
+    pub(super) fn woken(&mut self, now: Instant) {
+        if self.timer_at.is_some_and(|at| at <= now) {
+            self.timer_at = None;
+        }
+    }
+}

@@ -1,0 +1,490 @@
+//! Towards clients: entries of rooms to their members, own-log entries in their order.
+//!
+//! Belongs here: who gets an entry now, who reads it later by a cursor, what waits for what.
+//! Stays out: encoding (`tail::Frames`), the driver's queues.
+//! Invariants: a client that is not behind has been handed everything its tails hold; one that is behind
+//! gets nothing but by its cursors; an own-log entry waits at most `HELD_MAX` for a room.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::tail::Frames;
+use super::Edge;
+use crate::id::{Address, ClientIx, Cursor, RoomKey, SocketSid, Term};
+use crate::plain;
+use crate::shard::{ClientProtocol, CloseCode, Ctx, Output, Packet, TimerKey};
+use crate::socketio;
+use crate::wire::{
+    Body, DetachReason, DisconnectCode, OwnEntry, OwnKind, RoomEntry, RoomEvent, RoomToEdge, SessionToEdge,
+    ToRoom,
+};
+
+/// An own-log entry waits this long for a room to get where it should be.
+const HELD_MAX: Duration = Duration::from_secs(1);
+
+impl Edge {
+    pub(crate) fn from_room(&mut self, ctx: &mut Ctx<'_>, from: Address, message: RoomToEdge) {
+        match message {
+            RoomToEdge::Subscribed { room, term, from: cursor, gap } => {
+                let Some(tail) = self.tail_of(ctx, from, &room) else { return };
+                self.subscribed(ctx, tail, from, term, cursor, gap);
+            }
+            RoomToEdge::Entries { room, term, first, entries } => {
+                let Some(tail) = self.tail_of(ctx, from, &room) else { return };
+                let t = &self.tails[tail as usize];
+                if !t.live || t.owner != Some(from.node) || term < t.term {
+                    return;
+                }
+                for (seq, entry) in (first..).zip(entries) {
+                    self.take_entry(ctx, tail, seq, entry);
+                }
+                let t = &mut self.tails[tail as usize];
+                if let Some(cursor) = t.report_taken() {
+                    let taken = ToRoom::Taken { room: t.key.clone(), cursor };
+                    ctx.out.to_address(from, t.key.placement(), Body::ToRoom(taken));
+                }
+                self.wake_waiting(ctx, tail);
+            }
+            RoomToEdge::Volatile { room, event } => {
+                let Some(tail) = self.tail_of(ctx, from, &room) else { return };
+                self.deliver_volatile(ctx, tail, &event);
+            }
+        }
+    }
+
+    /// The tail of a room; an owner that serves one we do not have is told so.
+    fn tail_of(&self, ctx: &mut Ctx<'_>, from: Address, room: &RoomKey) -> Option<u32> {
+        let tail = self.by_room.get(room).copied();
+        if tail.is_none() {
+            let unsubscribe = ToRoom::Unsubscribe(vec![room.clone()]);
+            ctx.out.to_address(from, room.placement(), Body::ToRoom(unsubscribe));
+        }
+        tail
+    }
+
+    fn subscribed(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        tail: u32,
+        from: Address,
+        term: Term,
+        cursor: Cursor,
+        gap: bool,
+    ) {
+        let t = &mut self.tails[tail as usize];
+        if !t.subscribed(from.node, term, cursor, gap) {
+            if t.owner == Some(from.node) && !t.live {
+                // A term below one we have seen: the owner is to begin above it.
+                self.bounced_rooms.insert(t.key.clone());
+                ctx.timers.set(ctx.now + crate::session::RETRY_AFTER, TimerKey::Retry);
+            }
+            return;
+        }
+        self.bounced_rooms.remove(&t.key);
+        self.wake_waiting(ctx, tail);
+    }
+
+    /// Those who wait for this room look again: joins, and own-log entries held back.
+    fn wake_waiting(&mut self, ctx: &mut Ctx<'_>, tail: u32) {
+        let waiting = match self.tails.get_mut(tail as usize) {
+            Some(t) if t.live => std::mem::take(&mut t.waiting),
+            _ => return,
+        };
+        for session in waiting {
+            if self.sessions.contains(session as usize) {
+                self.put_in_force(ctx, session, tail);
+                self.process_own(ctx, session);
+            }
+        }
+    }
+
+    /// Takes one entry and serves it to every member that keeps up.
+    fn take_entry(&mut self, ctx: &mut Ctx<'_>, tail: u32, seq: u64, entry: RoomEntry) {
+        let t = &mut self.tails[tail as usize];
+        let before = t.bytes;
+        let Some(index) = t.take(ctx.now, seq, entry) else { return };
+        self.tail_bytes += t.bytes - before;
+        while t.bytes > self.limits.tail_bytes_max && t.len() > 1 {
+            self.tail_bytes -= t.trim_first();
+        }
+        let t = &mut self.tails[tail as usize];
+        let members = std::mem::take(&mut t.members);
+        let mut served = Served::default();
+        for &session in &members {
+            self.serve_member(ctx, tail, index, session, &mut served);
+        }
+        let t = &mut self.tails[tail as usize];
+        t.members = members;
+        let key = t.key.clone();
+        if let Some(entry) = t.get(index) {
+            for (protocol, clients) in served.into_groups() {
+                ctx.stats.deliveries_total += clients.len() as u64;
+                ctx.out.push(Output::Fanout(entry.frames(protocol, &key).clone(), clients));
+            }
+        }
+        self.bound_tails();
+    }
+
+    /// All tails together are over their bound: the oldest entry of the largest goes.
+    fn bound_tails(&mut self) {
+        while self.tail_bytes > self.limits.tails_bytes_max {
+            let Some((_, largest)) = self.tails.iter_mut().max_by_key(|(_, t)| t.bytes) else { return };
+            let freed = largest.trim_first();
+            self.tail_bytes -= freed;
+            if freed == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Puts one member on the list of those who get entry `index` now, unless it is excepted or behind.
+    fn serve_member(&mut self, ctx: &mut Ctx<'_>, tail: u32, index: u64, session: u32, served: &mut Served) {
+        let turn = self.turn;
+        let t = &self.tails[tail as usize];
+        let Some(entry) = t.get(index) else { return };
+        let s = &self.sessions[session as usize];
+        if is_excepted(&entry.event, s.identity.sid, |except| self.is_in_any(session, except)) {
+            return;
+        }
+        let (protocol, ix) = (s.protocol, s.client);
+        let client = self.clients[ix.0 as usize].as_deref_mut().expect("a session never outlives its client");
+        if client.behind {
+            return;
+        }
+        let len = frames_len(entry.frames(protocol, &t.key));
+        if client.fits(turn, len, &self.limits) {
+            client.count_queued(turn, len);
+            served.push(protocol, ix);
+            return;
+        }
+        client.behind = true;
+        ctx.stats.behind_total += 1;
+        self.behind.insert(ix);
+        let tails = &self.tails;
+        for m in &mut self.sessions[session as usize].rooms {
+            m.next = if m.tail == tail { index } else { tails[m.tail as usize].end() };
+        }
+    }
+
+    fn is_in_any(&self, session: u32, rooms: &[Arc<str>]) -> bool {
+        self.sessions[session as usize]
+            .is_excepted(|tail| self.tails[tail as usize].key.clone(), rooms)
+    }
+
+    fn deliver_volatile(&mut self, ctx: &mut Ctx<'_>, tail: u32, event: &RoomEvent) {
+        let (members, key) = {
+            let t = &self.tails[tail as usize];
+            (t.members.clone(), t.key.clone())
+        };
+        let frames = Frames::default();
+        let mut served = Served::default();
+        for session in members {
+            let s = &self.sessions[session as usize];
+            if is_excepted(event, s.identity.sid, |except| self.is_in_any(session, except)) {
+                continue;
+            }
+            let (protocol, ix) = (s.protocol, s.client);
+            let turn = self.turn;
+            let client = self.client_of(session);
+            if client.is_idle() {
+                client.count_queued(turn, frames_len(frames.of(protocol, &key, None, event)));
+                served.push(protocol, ix);
+            } else {
+                ctx.stats.volatile_dropped_total += 1;
+            }
+        }
+        for (protocol, clients) in served.into_groups() {
+            ctx.stats.deliveries_total += clients.len() as u64;
+            ctx.out.push(Output::Fanout(frames.of(protocol, &key, None, event).clone(), clients));
+        }
+    }
+
+    /// Serves a client that is behind from its cursors, as far as its queue takes it.
+    pub(super) fn catch_up(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx) {
+        let Some(index) = self.client(ix).and_then(|c| c.session) else { return };
+        self.process_own(ctx, index);
+        if !self.client(ix).is_some_and(|c| c.behind) {
+            return;
+        }
+        for place in 0..self.sessions[index as usize].rooms.len() {
+            match self.catch_up_room(ctx, ix, index, place) {
+                Caught::Up => {}
+                Caught::Full => return,
+                Caught::Lost => {
+                    ctx.stats.too_slow_total += 1;
+                    return self.close(ctx, ix, CloseCode::TooSlow, DetachReason::TransportClose);
+                }
+            }
+        }
+        if let Some(client) = self.client(ix) {
+            client.behind = false;
+        }
+        self.behind.remove(&ix);
+        self.process_own(ctx, index);
+    }
+
+    fn catch_up_room(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, index: u32, place: usize) -> Caught {
+        loop {
+            let session = &self.sessions[index as usize];
+            let m = session.rooms[place];
+            let t = &self.tails[m.tail as usize];
+            if m.slot.is_none() || m.next >= t.end() {
+                return Caught::Up;
+            }
+            let Some(entry) = t.get(m.next).filter(|_| m.next >= t.base()) else { return Caught::Lost };
+            let sid = session.identity.sid;
+            if !is_excepted(&entry.event, sid, |except| self.is_in_any(index, except)) {
+                let frames = entry.frames(session.protocol, &t.key).clone();
+                let (turn, len) = (self.turn, frames_len(&frames));
+                let client = self.clients[ix.0 as usize].as_deref_mut().expect("checked by the caller");
+                if !client.fits(turn, len, &self.limits) {
+                    return Caught::Full;
+                }
+                client.count_queued(turn, len);
+                ctx.stats.deliveries_total += 1;
+                write_all(ctx, ix, &frames);
+            }
+            self.sessions[index as usize].rooms[place].next += 1;
+        }
+    }
+
+    pub(crate) fn from_session(&mut self, ctx: &mut Ctx<'_>, from: Address, message: SessionToEdge) {
+        let sid = match &message {
+            SessionToEdge::Attached { sid, .. }
+            | SessionToEdge::Confirmed { sid, .. }
+            | SessionToEdge::Own { sid, .. }
+            | SessionToEdge::Unknown { sid, .. } => *sid,
+        };
+        let Some(&index) = self.by_sid.get(&sid) else {
+            if !matches!(message, SessionToEdge::Unknown { .. }) {
+                self.disown(ctx, from, sid);
+            }
+            return;
+        };
+        let session = &mut self.sessions[index as usize];
+        if session.owner != Some(from.node) {
+            return;
+        }
+        match message {
+            SessionToEdge::Attached { term, inbound_confirmed, .. } => {
+                if term < session.term {
+                    return;
+                }
+                session.term = term;
+                session.attached = true;
+                session.confirm_inbound(inbound_confirmed);
+                session.rewind_inbound();
+                self.dirty.insert(index);
+                self.after_confirm(ctx, index);
+                self.welcome(ctx, index);
+            }
+            SessionToEdge::Confirmed { term, inbound, .. } => {
+                if term == session.term {
+                    session.confirm_inbound(inbound);
+                    self.after_confirm(ctx, index);
+                }
+            }
+            SessionToEdge::Own { term, first, entries, .. } => {
+                if term == session.term {
+                    self.take_own(ctx, index, first, entries);
+                }
+            }
+            SessionToEdge::Unknown { attachment, .. } => {
+                if attachment == session.attachment {
+                    let ix = session.client;
+                    self.close(ctx, ix, CloseCode::Ended, DetachReason::ServerDisconnect);
+                }
+            }
+        }
+    }
+
+    /// Less is unconfirmed: the client may be read from again.
+    fn after_confirm(&mut self, ctx: &mut Ctx<'_>, index: u32) {
+        if !self.sessions[index as usize].is_under_half_of_bound(&self.limits) {
+            return;
+        }
+        let client = self.client_of(index);
+        if client.owner_confirmed() {
+            let ix = client.ix;
+            ctx.out.push(Output::ResumeReading(ix));
+        }
+    }
+
+    fn take_own(&mut self, ctx: &mut Ctx<'_>, index: u32, first: u64, entries: Vec<OwnEntry>) {
+        let limits = &self.limits;
+        let session = &mut self.sessions[index as usize];
+        for (seq, entry) in (first..).zip(entries) {
+            if seq == session.own_seq + 1 {
+                session.own_seq = seq;
+                session.own_waiting.push_back(entry);
+            }
+        }
+        let (ix, waiting) = (session.client, session.own_waiting.len());
+        if waiting > 2 * limits.own_log_entries_max {
+            // Owners came and went while this client took nothing.
+            ctx.stats.too_slow_total += 1;
+            return self.close(ctx, ix, CloseCode::TooSlow, DetachReason::TransportClose);
+        }
+        self.process_own(ctx, index);
+    }
+
+    /// Carries out own-log entries in order, as far as they may go.
+    pub(super) fn process_own(&mut self, ctx: &mut Ctx<'_>, index: u32) {
+        while self.sessions.get(index as usize).is_some_and(|s| s.welcomed) {
+            let session = &self.sessions[index as usize];
+            let Some(entry) = session.own_waiting.front() else { break };
+            let held_too_long = session.held_since.is_some_and(|since| ctx.now.since(since) >= HELD_MAX);
+            let waits_for = entry.after.as_ref().and_then(|(room, at)| self.not_yet_served(index, room, *at));
+            if let Some(tail) = waits_for.filter(|_| !held_too_long) {
+                return self.hold_own(ctx, index, tail);
+            }
+            if !self.own_fits(index) {
+                break;
+            }
+            let session = &mut self.sessions[index as usize];
+            session.held_since = None;
+            let Some(entry) = session.own_waiting.pop_front() else { break };
+            self.dirty.insert(index);
+            self.carry_out(ctx, index, entry.kind);
+        }
+    }
+
+    /// The tail that has not brought this session as far as `at`, if it is in that room.
+    fn not_yet_served(&self, index: u32, room: &RoomKey, at: Cursor) -> Option<u32> {
+        let &tail = self.by_room.get(room)?;
+        let session = &self.sessions[index as usize];
+        let m = session.rooms.iter().find(|m| m.tail == tail && m.slot.is_some())?;
+        let t = &self.tails[tail as usize];
+        let behind = self.clients[session.client.0 as usize].as_ref().is_some_and(|c| c.behind);
+        let served = t.last >= at && (!behind || t.get(m.next).is_none_or(|entry| entry.at > at));
+        (!served).then_some(tail)
+    }
+
+    fn hold_own(&mut self, ctx: &mut Ctx<'_>, index: u32, tail: u32) {
+        let session = &mut self.sessions[index as usize];
+        if session.held_since.is_none() {
+            session.held_since = Some(ctx.now);
+            ctx.timers.set(ctx.now + HELD_MAX, TimerKey::Held(session.identity.sid));
+        }
+        let waiting = &mut self.tails[tail as usize].waiting;
+        if !waiting.contains(&index) {
+            waiting.push(index);
+        }
+    }
+
+    pub(crate) fn held_long_enough(&mut self, ctx: &mut Ctx<'_>, sid: SocketSid) {
+        if let Some(&index) = self.by_sid.get(&sid) {
+            self.process_own(ctx, index);
+        }
+    }
+
+    /// Whether the next own-log entry fits the client's queue.
+    fn own_fits(&mut self, index: u32) -> bool {
+        let (turn, limits) = (self.turn, self.limits.clone());
+        let len = match self.sessions[index as usize].own_waiting.front().map(|e| &e.kind) {
+            Some(OwnKind::Ack { payload, .. } | OwnKind::Emit { payload, .. }) => payload.len(),
+            _ => return true,
+        };
+        self.client_of(index).fits(turn, len, &limits)
+    }
+
+    fn carry_out(&mut self, ctx: &mut Ctx<'_>, index: u32, kind: OwnKind) {
+        let session = &self.sessions[index as usize];
+        let (ix, protocol) = (session.client, session.protocol);
+        let namespace = session.identity.namespace.clone();
+        match kind {
+            OwnKind::Ack { id, payload } => {
+                let frames = match protocol {
+                    ClientProtocol::SocketIo => socketio::encode_ack(&namespace, id, &payload),
+                    ClientProtocol::Plain => Arc::new([plain::encode_ack(id, &payload)]),
+                };
+                self.write_frames(ctx, ix, &frames);
+            }
+            OwnKind::Emit { volatile: true, .. } if !self.client_of(index).is_idle() => {
+                ctx.stats.volatile_dropped_total += 1;
+            }
+            OwnKind::Emit { payload, .. } => {
+                let frames = match protocol {
+                    ClientProtocol::SocketIo => socketio::encode_event(&namespace, &payload),
+                    ClientProtocol::Plain => Arc::new([plain::encode_event(None, &payload)]),
+                };
+                ctx.stats.deliveries_total += 1;
+                self.write_frames(ctx, ix, &frames);
+            }
+            OwnKind::Join(room) => {
+                let own_seq = self.sessions[index as usize].own_done();
+                self.join_tail(ctx, index, &room, own_seq);
+            }
+            OwnKind::Leave(room) => {
+                if let Some(&tail) = self.by_room.get(&room) {
+                    self.leave_tail(ctx, index, tail);
+                }
+            }
+            OwnKind::Disconnect { close, code } => self.disconnect(ctx, ix, close, code),
+        }
+    }
+
+    fn disconnect(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, close: bool, code: DisconnectCode) {
+        let Some(client) = self.client(ix) else { return };
+        tracing::debug!(client = ix.0, ?code, "session ended by its owner");
+        if client.protocol == ClientProtocol::SocketIo {
+            let namespace = self.main_namespace.clone();
+            self.write(ctx, ix, socketio::encode_disconnect(&namespace));
+            if !close {
+                return self.end_session(ctx, ix, true, DetachReason::ServerDisconnect);
+            }
+        }
+        self.close(ctx, ix, CloseCode::Ended, DetachReason::ServerDisconnect);
+    }
+
+    fn write_frames(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, frames: &Arc<[Packet]>) {
+        let turn = self.turn;
+        let Some(client) = self.client(ix) else { return };
+        client.count_queued(turn, frames_len(frames));
+        write_all(ctx, ix, frames);
+    }
+}
+
+/// How far a client got in a room.
+enum Caught {
+    Up,
+    Full,
+    /// What it should have got next is not kept any more.
+    Lost,
+}
+
+/// Clients that get an entry now, by protocol.
+#[derive(Default)]
+struct Served {
+    socket_io: Vec<ClientIx>,
+    plain: Vec<ClientIx>,
+}
+
+impl Served {
+    fn push(&mut self, protocol: ClientProtocol, ix: ClientIx) {
+        match protocol {
+            ClientProtocol::SocketIo => self.socket_io.push(ix),
+            ClientProtocol::Plain => self.plain.push(ix),
+        }
+    }
+
+    fn into_groups(self) -> impl Iterator<Item = (ClientProtocol, Vec<ClientIx>)> {
+        [(ClientProtocol::SocketIo, self.socket_io), (ClientProtocol::Plain, self.plain)]
+            .into_iter()
+            .filter(|(_, clients)| !clients.is_empty())
+    }
+}
+
+fn is_excepted(event: &RoomEvent, sid: SocketSid, in_any: impl FnOnce(&[Arc<str>]) -> bool) -> bool {
+    event.except_sids.contains(&sid) || (!event.except_rooms.is_empty() && in_any(&event.except_rooms))
+}
+
+fn frames_len(frames: &[Packet]) -> usize {
+    frames.iter().map(Packet::len).sum()
+}
+
+fn write_all(ctx: &mut Ctx<'_>, ix: ClientIx, frames: &[Packet]) {
+    for packet in frames {
+        ctx.out.push(Output::Write(ix, packet.clone()));
+    }
+}

@@ -1,0 +1,166 @@
+//! What clients send.
+//!
+//! Belongs here: packets of both client protocols, up to a numbered packet for the session's owner.
+//! Stays out: reading bytes (`engineio`, `socketio`, `plain`), what events mean (`session`).
+//! Source: Engine.IO v4, Socket.IO v5; answers to bad input as FAULTS §3 rows 42–63.
+
+use bytes::Bytes;
+
+use super::{Edge, MAIN_NAMESPACE};
+use crate::engineio::{self, EnginePacket};
+use crate::id::{ClientIx, Placement};
+use crate::plain::{self, PlainRequest};
+use crate::shard::{Admission, ClientProtocol, CloseCode, Ctx, Output, Packet};
+use crate::socketio::{self, ClientPacket, SocketError};
+use crate::wire::{DetachReason, Inbound, SessionIdentity};
+
+impl Edge {
+    pub(crate) fn packet(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, packet: Packet) {
+        ctx.stats.packets_received_total += 1;
+        let Some(client) = self.client(ix) else { return };
+        client.heard();
+        match (client.protocol, packet) {
+            (ClientProtocol::SocketIo, Packet::Text(text)) => self.engine_text(ctx, ix, &text),
+            (ClientProtocol::SocketIo, Packet::Binary(bytes)) => {
+                let limits = &self.limits;
+                let client = self.clients[ix.0 as usize].as_deref_mut().expect("just seen");
+                let whole = client.reassembly.binary(bytes, limits);
+                self.socket_packet(ctx, ix, whole);
+            }
+            (ClientProtocol::Plain, Packet::Text(text)) => self.plain_text(ctx, ix, &text),
+            (ClientProtocol::Plain, Packet::Binary(_)) => self.misbehaved(ctx, ix, CloseCode::ProtocolError),
+        }
+        self.arm(ctx, ix);
+    }
+
+    fn misbehaved(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, code: CloseCode) {
+        ctx.stats.protocol_errors_total += 1;
+        self.close(ctx, ix, code, DetachReason::ParseError);
+    }
+
+    fn engine_text(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, text: &Bytes) {
+        match engineio::decode_text(text) {
+            Ok(EnginePacket::Message(text)) => {
+                let limits = &self.limits;
+                let client = self.clients[ix.0 as usize].as_deref_mut().expect("checked by the caller");
+                let whole = client.reassembly.text(&text, limits);
+                self.socket_packet(ctx, ix, whole);
+            }
+            // Answers to our pings; what only servers say; an upgrade of what is not polling.
+            Ok(EnginePacket::Pong(_) | EnginePacket::Open | EnginePacket::Upgrade | EnginePacket::Noop) => {}
+            Ok(EnginePacket::Close) => {
+                self.close(ctx, ix, CloseCode::Normal, DetachReason::TransportClose);
+            }
+            // In version 4 only the server pings, outside the probe of an upgrade.
+            Ok(EnginePacket::Ping(_)) | Err(_) => self.misbehaved(ctx, ix, CloseCode::ProtocolError),
+        }
+    }
+
+    fn socket_packet(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        ix: ClientIx,
+        packet: Result<Option<ClientPacket>, SocketError>,
+    ) {
+        let limits = &self.limits;
+        let client = self.clients[ix.0 as usize].as_deref_mut().expect("checked by the caller");
+        let awaits = client.reassembly.is_awaiting();
+        client.awaits_attachments(ctx.now, awaits, limits);
+        match packet {
+            Err(error) => self.misbehaved(ctx, ix, error.close_code()),
+            Ok(None) => {}
+            Ok(Some(ClientPacket::Connect { namespace, .. })) => self.socket_connect(ctx, ix, &namespace),
+            Ok(Some(packet)) => self.socket_inbound(ctx, ix, packet),
+        }
+    }
+
+    fn socket_connect(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, namespace: &str) {
+        let client = self.clients[ix.0 as usize].as_deref_mut().expect("checked by the caller");
+        let refusal = client.admission.as_ref().err().cloned();
+        if let Some(refusal) = refusal {
+            let mut data = b"{\"code\":".to_vec();
+            crate::json::push_string(&mut data, refusal.code);
+            data.push(b'}');
+            let data = String::from_utf8(data).unwrap_or_default();
+            let packet = socketio::encode_connect_error(namespace, &refusal.message, Some(&data));
+            self.write(ctx, ix, packet);
+        } else if client.session.is_some() && namespace == MAIN_NAMESPACE {
+            self.misbehaved(ctx, ix, CloseCode::ProtocolError);
+        } else if namespace == MAIN_NAMESPACE {
+            self.connect(ctx, ix);
+        } else {
+            let packet = socketio::encode_connect_error(namespace, "Invalid namespace", None);
+            self.write(ctx, ix, packet);
+        }
+    }
+
+    fn socket_inbound(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, packet: ClientPacket) {
+        let (namespace, inbound) = match packet {
+            ClientPacket::Event { namespace, ack, payload } => (namespace, Inbound::Event { ack, payload }),
+            ClientPacket::Ack { namespace, id, payload } => (namespace, Inbound::Ack { id, payload }),
+            ClientPacket::Disconnect { namespace } => (namespace, Inbound::Disconnect),
+            ClientPacket::Connect { .. } => return,
+        };
+        let connected = self.client(ix).is_some_and(|c| c.session.is_some());
+        if !connected || &*namespace != MAIN_NAMESPACE {
+            return self.misbehaved(ctx, ix, CloseCode::ProtocolError);
+        }
+        if inbound == Inbound::Disconnect {
+            // The stock client may connect to the namespace again over the same transport.
+            return self.end_session(ctx, ix, true, DetachReason::ClientDisconnect);
+        }
+        self.inbound(ctx, ix, inbound);
+    }
+
+    fn plain_text(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, text: &Bytes) {
+        match plain::decode(text, &self.limits) {
+            Ok(PlainRequest::Event { id, payload }) => {
+                self.inbound(ctx, ix, Inbound::Event { ack: id, payload });
+            }
+            Ok(PlainRequest::Ping) => self.write(ctx, ix, plain::PONG),
+            Ok(PlainRequest::Pong) => {}
+            Err(error) => self.write(ctx, ix, error.to_packet()),
+        }
+    }
+
+    /// Numbers a packet and keeps it until the owner has confirmed it.
+    fn inbound(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, packet: Inbound) {
+        let limits = self.limits.clone();
+        let Some(index) = self.client(ix).and_then(|c| c.session) else { return };
+        let session = &mut self.sessions[index as usize];
+        session.push_inbound(packet);
+        let over = session.is_over_inbound_bound(&limits);
+        let client = self.client_of(index);
+        let mut stop = client.count_event(ctx.now, &limits);
+        if over {
+            stop |= client.wait_for_owner(ctx.now);
+        }
+        if stop {
+            ctx.out.push(Output::PauseReading(ix));
+        }
+        self.dirty.insert(index);
+    }
+
+    /// A new session for a client that may have one.
+    pub(super) fn connect(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx) {
+        let random = self.random();
+        let secret = self.random();
+        let namespace = self.main_namespace.clone();
+        let Some(client) = self.client(ix) else { return };
+        client.connected();
+        let protocol = client.protocol;
+        let Ok(Admission { product, uid }) = client.admission.clone() else { return };
+        let placement = Placement::of_user(&product.name, &uid);
+        let mut number = [0; 8];
+        number.copy_from_slice(&random[..8]);
+        let number = u64::from_be_bytes(number);
+        let identity = SessionIdentity {
+            sid: self.ids.seal_sid(placement, number),
+            pid: self.ids.seal_pid(placement, !number, secret),
+            product: product.name.clone(),
+            uid,
+            namespace,
+        };
+        self.begin_session(ctx, ix, identity, placement, protocol);
+    }
+}

@@ -1,0 +1,392 @@
+//! The edge: where clients' transports end.
+//!
+//! Belongs here: Engine.IO and plain clients, what they send numbered and repeated until confirmed, what
+//! they are owed in order, the tails of rooms with local members.
+//! Stays out: what an event means (`session`), order within a room (`room`), sockets.
+//! Units: client queues in bytes; tails in entries and bytes.
+//! Invariants: a client is written to by one path and in order; positions per (client, room) rise; a
+//! move or crash of an owner closes no transport.
+//! When it breaks: an owner that moves or dies is attached to and subscribed at anew, with what it needs
+//! to go on (shadow, cursors), and what it had not confirmed is repeated before anything new.
+
+mod attach;
+mod client;
+mod deliver;
+mod inbound;
+mod session;
+mod tail;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use rand::rngs::StdRng;
+use slab::Slab;
+
+use crate::collections::FixedMap;
+use crate::engineio;
+use crate::id::{Address, ClientIx, RoomKey, SocketSid};
+use crate::keys::IdKey;
+use crate::limits::Limits;
+use crate::plain;
+use crate::shard::{ClientGone, ClientProtocol, CloseCode, Ctx, NewClient, Output, Packet};
+use crate::time::Instant;
+use crate::wire::{Body, DetachReason, Member, Members, ToSession};
+use client::{Client, Due, Silence};
+use session::EdgeSession;
+use tail::Tail;
+
+/// The one namespace there is so far.
+const MAIN_NAMESPACE: &str = "/";
+
+/// The edge of one shard.
+#[derive(Debug)]
+pub(crate) struct Edge {
+    me: Address,
+    node_name: Arc<str>,
+    main_namespace: Arc<str>,
+    limits: Limits,
+    ids: IdKey,
+    rng: StdRng,
+    clients: Vec<Option<Box<Client>>>,
+    client_count: usize,
+    sessions: Slab<EdgeSession>,
+    by_sid: FixedMap<SocketSid, u32>,
+    tails: Slab<Tail>,
+    by_room: FixedMap<RoomKey, u32>,
+    tail_bytes: usize,
+    /// Turns of the driver: within one, nothing has drained.
+    turn: u64,
+    /// Clients that are served by their cursors.
+    behind: BTreeSet<ClientIx>,
+    /// Sessions with something for their owner at the end of this turn.
+    dirty: BTreeSet<u32>,
+    /// Sessions and rooms whose owner bounced us: asked again at the next retry.
+    bounced_sessions: BTreeSet<SocketSid>,
+    bounced_rooms: BTreeSet<RoomKey>,
+    /// Clients to be closed for a restart go in this order.
+    close_from: usize,
+}
+
+impl Edge {
+    pub(crate) fn new(me: Address, node_name: Arc<str>, limits: &Limits, ids: IdKey, rng: StdRng) -> Self {
+        Self {
+            me,
+            node_name,
+            main_namespace: MAIN_NAMESPACE.into(),
+            limits: limits.clone(),
+            ids,
+            rng,
+            clients: Vec::new(),
+            client_count: 0,
+            sessions: Slab::new(),
+            by_sid: FixedMap::default(),
+            tails: Slab::new(),
+            by_room: FixedMap::default(),
+            tail_bytes: 0,
+            turn: 1,
+            behind: BTreeSet::new(),
+            dirty: BTreeSet::new(),
+            bounced_sessions: BTreeSet::new(),
+            bounced_rooms: BTreeSet::new(),
+            close_from: 0,
+        }
+    }
+
+    pub(crate) fn client_count(&self) -> usize {
+        self.client_count
+    }
+
+    pub(crate) fn tail_count(&self) -> usize {
+        self.tails.len()
+    }
+
+    pub(crate) fn tail_bytes(&self) -> usize {
+        self.tail_bytes
+    }
+
+    fn client(&mut self, ix: ClientIx) -> Option<&mut Client> {
+        self.clients.get_mut(ix.0 as usize)?.as_deref_mut().filter(|c| !c.closing)
+    }
+
+    /// The client of a session; a session never outlives its client.
+    fn client_of(&mut self, session: u32) -> &mut Client {
+        let ix = self.sessions[session as usize].client;
+        self.clients[ix.0 as usize].as_deref_mut().expect("a session never outlives its client")
+    }
+
+    pub(crate) fn opened(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, new: NewClient) {
+        let at = ix.0 as usize;
+        if self.clients.len() <= at {
+            self.clients.resize_with(at + 1, || None);
+        }
+        assert!(self.clients[at].is_none(), "client {ix:?} was given out twice");
+        let protocol = new.protocol;
+        let refused = new.admission.as_ref().err().cloned();
+        self.clients[at] = Some(Box::new(Client::new(ctx.now, ix, new, &self.limits)));
+        self.client_count += 1;
+        match (protocol, refused) {
+            (ClientProtocol::SocketIo, _) => {
+                let sid = crate::id::EngineSid::new(self.me.node.id, self.me.shard, self.random());
+                let limits = &self.limits;
+                let open = engineio::open_packet(
+                    &sid.expose_text(),
+                    limits.ping_interval,
+                    limits.ping_timeout,
+                    limits.message_bytes_max,
+                    &[],
+                );
+                self.write(ctx, ix, Packet::Text(open));
+            }
+            (ClientProtocol::Plain, Some(refusal)) => {
+                self.write(ctx, ix, plain::encode_error(refusal.code, &refusal.message));
+                self.close(ctx, ix, CloseCode::Refused, DetachReason::ServerDisconnect);
+            }
+            (ClientProtocol::Plain, None) => self.connect(ctx, ix),
+        }
+        self.arm(ctx, ix);
+    }
+
+    fn random(&mut self) -> [u8; 16] {
+        use rand::Rng as _;
+        let mut bytes = [0; 16];
+        self.rng.fill_bytes(&mut bytes);
+        bytes
+    }
+
+    pub(crate) fn gone(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, gone: ClientGone) {
+        let reason = match gone {
+            ClientGone::Closed => DetachReason::TransportClose,
+            ClientGone::Error => DetachReason::TransportError,
+        };
+        self.end_session(ctx, ix, false, reason);
+        if let Some(client) = self.clients.get_mut(ix.0 as usize)
+            && client.take().is_some()
+        {
+            self.client_count -= 1;
+        }
+        self.behind.remove(&ix);
+    }
+
+    /// The driver has written what it could.
+    pub(crate) fn queue_left(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, left: usize) {
+        let turn = self.turn;
+        let Some(client) = self.client(ix) else { return };
+        client.left_over(ctx.now, turn, left);
+        if left == 0 {
+            self.catch_up(ctx, ix);
+        }
+        self.arm(ctx, ix);
+    }
+
+    /// The driver begins to write: what comes after is another turn.
+    pub(crate) fn turn_ends(&mut self) {
+        self.turn += 1;
+    }
+
+    /// Whether some client that is behind could be served right away.
+    pub(crate) fn has_ready_behind(&self) -> bool {
+        self.behind.iter().any(|ix| {
+            self.clients[ix.0 as usize].as_ref().is_some_and(|c| !c.closing && !c.has_left_over())
+        })
+    }
+
+    /// Serves those who are behind and whose queue has drained.
+    pub(crate) fn catch_up_all(&mut self, ctx: &mut Ctx<'_>) {
+        let behind: Vec<ClientIx> = self.behind.iter().copied().collect();
+        for ix in behind {
+            if self.client(ix).is_some_and(|c| !c.has_left_over()) {
+                self.catch_up(ctx, ix);
+            }
+        }
+    }
+
+    pub(crate) fn client_due(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx) {
+        let limits = self.limits.clone();
+        let Some(client) = self.client(ix) else { return };
+        client.woken(ctx.now);
+        while let Some(due) = self.client(ix).and_then(|c| c.due(ctx.now, &limits)) {
+            match due {
+                Due::Ping => {
+                    let ping = match self.clients[ix.0 as usize].as_ref().map(|c| c.protocol) {
+                        Some(ClientProtocol::Plain) => plain::PING,
+                        _ => engineio::PING,
+                    };
+                    self.write(ctx, ix, ping);
+                }
+                Due::Resume => ctx.out.push(Output::ResumeReading(ix)),
+                Due::Stalled => {
+                    ctx.stats.too_slow_total += 1;
+                    self.close(ctx, ix, CloseCode::TooSlow, DetachReason::TransportClose);
+                }
+                Due::TimedOut(silence) => {
+                    let reason = match silence {
+                        Silence::Pong => DetachReason::PingTimeout,
+                        Silence::Connect => DetachReason::TransportClose,
+                        Silence::Attachments => DetachReason::ParseError,
+                    };
+                    self.close(ctx, ix, CloseCode::Timeout, reason);
+                }
+            }
+        }
+        self.arm(ctx, ix);
+    }
+
+    fn arm(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx) {
+        let limits = self.limits.clone();
+        if let Some(client) = self.client(ix) {
+            client.arm(ctx.timers, &limits);
+        }
+    }
+
+    /// Queues one message, whatever the client's queue holds: for what is small and rare.
+    fn write(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, packet: Packet) {
+        let turn = self.turn;
+        let Some(client) = self.client(ix) else { return };
+        client.count_queued(turn, packet.len());
+        ctx.out.push(Output::Write(ix, packet));
+    }
+
+    /// Closes a transport from our side; its session ends.
+    fn close(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, code: CloseCode, reason: DetachReason) {
+        if self.client(ix).is_none() {
+            return;
+        }
+        self.end_session(ctx, ix, false, reason);
+        if let Some(client) = self.client(ix) {
+            client.closing = true;
+            if client.protocol == ClientProtocol::Plain && !code.may_reconnect() {
+                ctx.out.push(Output::Write(ix, plain::encode_closed(code)));
+            }
+        }
+        self.behind.remove(&ix);
+        ctx.out.push(Output::Close(ix, code));
+    }
+
+    /// Closes up to `count` clients so that they come back elsewhere.
+    pub(crate) fn close_some(&mut self, ctx: &mut Ctx<'_>, count: usize) {
+        let mut closed = 0;
+        if self.close_from >= self.clients.len() {
+            self.close_from = 0;
+        }
+        while closed < count && self.close_from < self.clients.len() {
+            let ix = ClientIx(u32::try_from(self.close_from).unwrap_or(u32::MAX));
+            self.close_from += 1;
+            if self.client(ix).is_some() {
+                self.close(ctx, ix, CloseCode::Restart, DetachReason::ServerShuttingDown);
+                closed += 1;
+            }
+        }
+    }
+
+    /// The session of a client is over at this edge: its rooms are left, its owner is told.
+    fn end_session(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, clean: bool, reason: DetachReason) {
+        let client = self.clients.get_mut(ix.0 as usize).and_then(|c| c.as_deref_mut());
+        let Some(index) = client.and_then(|c| c.session.take()) else { return };
+        // What the client sent before it went is still carried out.
+        self.send_inbound(ctx, index);
+        let memberships: Vec<u32> = self.sessions[index as usize].rooms.iter().map(|m| m.tail).collect();
+        for tail in memberships {
+            self.leave_tail(ctx, index, tail);
+        }
+        self.dirty.remove(&index);
+        let session = self.sessions.remove(index as usize);
+        self.by_sid.remove(&session.identity.sid);
+        self.bounced_sessions.remove(&session.identity.sid);
+        if let Some(owner) = session.owner {
+            let detach = ToSession::Detach {
+                sid: session.identity.sid,
+                attachment: session.attachment,
+                clean,
+                reason,
+            };
+            ctx.out.to_host(owner, session.placement, Body::ToSession(detach));
+        }
+    }
+
+    /// Who of a room is here. For the room's owner.
+    pub(crate) fn local_members(&self, room: &RoomKey, list: bool) -> Members {
+        let Some(&tail) = self.by_room.get(room) else { return Members::default() };
+        let members = &self.tails[tail as usize].members;
+        let member = |&session: &u32| {
+            let identity = &self.sessions[session as usize].identity;
+            Member { uid: identity.uid.clone(), sid: identity.sid }
+        };
+        let listed = if list { self.limits.members_listed_max } else { 0 };
+        Members {
+            sessions: members.len() as u64,
+            listed: members.iter().take(listed).map(member).collect(),
+            silent: Vec::new(),
+        }
+    }
+
+    /// Sends owners what this turn has made ready. Returns whether there was anything.
+    pub(crate) fn flush(&mut self, ctx: &mut Ctx<'_>) -> bool {
+        let dirty = std::mem::take(&mut self.dirty);
+        for &session in &dirty {
+            self.send_inbound(ctx, session);
+            self.report_own(ctx, session);
+        }
+        !dirty.is_empty()
+    }
+
+    fn send_inbound(&mut self, ctx: &mut Ctx<'_>, index: u32) {
+        let session = &mut self.sessions[index as usize];
+        if !session.attached {
+            return;
+        }
+        let (Some(owner), Some((first, packets))) = (session.owner, session.take_unsent()) else { return };
+        let message = ToSession::Inbound { sid: session.identity.sid, first, packets };
+        ctx.out.to_host(owner, session.placement, Body::ToSession(message));
+    }
+
+    fn report_own(&mut self, ctx: &mut Ctx<'_>, index: u32) {
+        let session = &mut self.sessions[index as usize];
+        let own_seq = session.own_done();
+        if !session.attached || own_seq <= session.own_reported {
+            return;
+        }
+        let Some(owner) = session.owner else { return };
+        session.own_reported = own_seq;
+        let message = ToSession::OwnReceived { sid: session.identity.sid, own_seq };
+        ctx.out.to_host(owner, session.placement, Body::ToSession(message));
+    }
+
+    /// Drops what is too old of all tails.
+    pub(crate) fn sweep(&mut self, now: Instant) {
+        for (_, tail) in &mut self.tails {
+            while tail.oldest_since().is_some_and(|since| now.since(since) >= self.limits.room_log_age_max) {
+                self.tail_bytes -= tail.trim_first();
+            }
+            if tail.len() == 0 {
+                tail.forget_carried();
+            }
+        }
+    }
+
+    /// Asserts bounds and cross references.
+    pub(crate) fn check_invariants(&self) {
+        assert_eq!(self.clients.iter().flatten().count(), self.client_count);
+        assert_eq!(self.by_sid.len(), self.sessions.len());
+        assert_eq!(self.by_room.len(), self.tails.len());
+        let mut bytes = 0;
+        for (index, tail) in &self.tails {
+            bytes += tail.bytes;
+            let (max, one) = (self.limits.tail_bytes_max, tail.len() <= 1);
+            assert!(tail.bytes <= max || one, "{:?}: tail of {} bytes", tail.key, tail.bytes);
+            for (slot, &session) in tail.members.iter().enumerate() {
+                let held = self.sessions[session as usize].rooms.iter().any(|m| {
+                    m.tail as usize == index && m.slot.map(|s| s as usize) == Some(slot)
+                });
+                assert!(held, "{:?}: member {slot} does not know of it", tail.key);
+            }
+            assert!(!tail.members.is_empty() || !tail.waiting.is_empty(), "{:?}: an orphan", tail.key);
+        }
+        assert_eq!(bytes, self.tail_bytes, "bytes of tails are miscounted");
+        for (index, session) in &self.sessions {
+            session.check_invariants(&self.limits);
+            let client = self.clients[session.client.0 as usize].as_ref().expect("its client is here");
+            assert_eq!(client.session.map(|s| s as usize), Some(index));
+            assert_eq!(client.behind, self.behind.contains(&client.ix));
+        }
+    }
+}

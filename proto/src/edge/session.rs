@@ -1,0 +1,167 @@
+//! A session as its edge sees it: what the owner has not confirmed, what the client is owed, where it is
+//! served from.
+//!
+//! Belongs here: numbering, the shadow, repeats. Stays out: packets of client protocols, tails.
+//! Invariants: inbound packets keep their numbers through every owner; own-log entries are taken once
+//! and in order.
+
+use std::collections::VecDeque;
+
+use crate::id::{ClientIx, Cursor, NodeRef, Placement, RoomKey, Term};
+use crate::limits::Limits;
+use crate::shard::ClientProtocol;
+use crate::time::Instant;
+use crate::wire::{Inbound, OwnEntry, SessionIdentity};
+
+/// Bookkeeping of an inbound packet beside its payload.
+const PACKET_OVERHEAD_BYTES: usize = 64;
+
+#[derive(Debug)]
+pub(super) struct EdgeSession {
+    pub(super) identity: SessionIdentity,
+    pub(super) placement: Placement,
+    pub(super) protocol: ClientProtocol,
+    pub(super) client: ClientIx,
+    pub(super) attachment: u64,
+    /// Whom we attached to, and whether it has taken the session on.
+    pub(super) owner: Option<NodeRef>,
+    pub(super) attached: bool,
+    /// The client has been told that it is connected.
+    pub(super) welcomed: bool,
+    pub(super) term: Term,
+    /// Packets up to here are done and safe.
+    pub(super) confirmed: u64,
+    unconfirmed: VecDeque<Inbound>,
+    unconfirmed_bytes: usize,
+    /// The last packet sent to the present owner.
+    sent: u64,
+    /// The last own-log entry taken.
+    pub(super) own_seq: u64,
+    /// Entries taken and not carried out yet, oldest first.
+    pub(super) own_waiting: VecDeque<OwnEntry>,
+    pub(super) own_reported: u64,
+    /// The first of `own_waiting` is held back since then.
+    pub(super) held_since: Option<Instant>,
+    pub(super) rooms: Vec<Membership>,
+}
+
+/// A room of a session.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Membership {
+    /// Index into the edge's tails.
+    pub(super) tail: u32,
+    /// Place among the tail's members; `None` while the tail is not live yet.
+    pub(super) slot: Option<u32>,
+    /// Where the join took effect.
+    pub(super) joined: Cursor,
+    /// The own-log entry that asked for it; 0 for the room of everyone.
+    pub(super) own_seq: u64,
+    /// Index of the next entry to serve. Counts only while the client is behind.
+    pub(super) next: u64,
+}
+
+fn packet_bytes(packet: &Inbound) -> usize {
+    PACKET_OVERHEAD_BYTES
+        + match packet {
+            Inbound::Event { payload, .. } | Inbound::Ack { payload, .. } => payload.len(),
+            Inbound::Disconnect => 0,
+        }
+}
+
+impl EdgeSession {
+    pub(super) fn new(
+        identity: SessionIdentity,
+        placement: Placement,
+        protocol: ClientProtocol,
+        client: ClientIx,
+    ) -> Self {
+        Self {
+            identity,
+            placement,
+            protocol,
+            client,
+            attachment: 1,
+            owner: None,
+            attached: false,
+            welcomed: false,
+            term: Term::NONE,
+            confirmed: 0,
+            unconfirmed: VecDeque::new(),
+            unconfirmed_bytes: 0,
+            sent: 0,
+            own_seq: 0,
+            own_waiting: VecDeque::new(),
+            own_reported: 0,
+            held_since: None,
+            rooms: Vec::new(),
+        }
+    }
+
+    pub(super) fn push_inbound(&mut self, packet: Inbound) {
+        self.unconfirmed_bytes += packet_bytes(&packet);
+        self.unconfirmed.push_back(packet);
+    }
+
+    /// More than its owner should have under way.
+    pub(super) fn is_over_inbound_bound(&self, limits: &Limits) -> bool {
+        self.unconfirmed.len() >= limits.inbound_packets_max
+            || self.unconfirmed_bytes >= limits.inbound_bytes_max
+    }
+
+    /// Little enough that reading may go on.
+    pub(super) fn is_under_half_of_bound(&self, limits: &Limits) -> bool {
+        self.unconfirmed.len() <= limits.inbound_packets_max / 2
+            && self.unconfirmed_bytes <= limits.inbound_bytes_max / 2
+    }
+
+    pub(super) fn confirm_inbound(&mut self, number: u64) {
+        while self.confirmed < number
+            && let Some(packet) = self.unconfirmed.pop_front()
+        {
+            self.unconfirmed_bytes -= packet_bytes(&packet);
+            self.confirmed += 1;
+        }
+        self.sent = self.sent.max(self.confirmed);
+    }
+
+    /// Another owner, or the same anew: everything unconfirmed goes out again.
+    pub(super) fn rewind_inbound(&mut self) {
+        self.sent = self.confirmed;
+    }
+
+    /// What the owner has not been sent: number of the first, and the packets.
+    pub(super) fn take_unsent(&mut self) -> Option<(u64, Vec<Inbound>)> {
+        let skip = usize::try_from(self.sent - self.confirmed).ok()?;
+        let first = self.sent + 1;
+        let packets: Vec<Inbound> = self.unconfirmed.iter().skip(skip).cloned().collect();
+        self.sent += packets.len() as u64;
+        (!packets.is_empty()).then_some((first, packets))
+    }
+
+    pub(super) fn has_unsent(&self) -> bool {
+        self.sent < self.confirmed + self.unconfirmed.len() as u64
+    }
+
+    /// The last own-log entry carried out.
+    pub(super) fn own_done(&self) -> u64 {
+        self.own_seq - self.own_waiting.len() as u64
+    }
+
+    pub(super) fn membership(&mut self, tail: u32) -> Option<&mut Membership> {
+        self.rooms.iter_mut().find(|m| m.tail == tail)
+    }
+
+    pub(super) fn is_excepted(&self, room_of: impl Fn(u32) -> RoomKey, except_rooms: &[std::sync::Arc<str>]) -> bool {
+        !except_rooms.is_empty()
+            && self.rooms.iter().any(|m| {
+                let room = room_of(m.tail);
+                !room.is_everyone() && except_rooms.iter().any(|except| **except == *room.room())
+            })
+    }
+
+    pub(super) fn check_invariants(&self, limits: &Limits) {
+        assert_eq!(self.unconfirmed_bytes, self.unconfirmed.iter().map(packet_bytes).sum::<usize>());
+        assert!(self.sent >= self.confirmed && self.sent <= self.confirmed + self.unconfirmed.len() as u64);
+        assert!(self.rooms.len() <= limits.rooms_per_session_max + 1);
+    }
+}

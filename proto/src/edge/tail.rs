@@ -1,0 +1,201 @@
+//! The tail of one room at this edge: recent entries, and which clients are served from it.
+//!
+//! Belongs here: taking entries in order from the room's owner, encoding each once per protocol.
+//! Stays out: who the members are (`Edge`), queues of clients (`client`).
+//! Units: `index` counts entries of this tail from 0; bytes as in the room's log.
+//! Invariants: positions strictly rise whatever owners come and go; a publish that was served under an
+//! earlier owner is not served again under a later one.
+
+use std::cell::OnceCell;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::collections::FixedSet;
+use crate::id::{Cursor, NodeRef, PublishId, RoomKey, Term};
+use crate::plain;
+use crate::room::{REPORT_BYTES, entry_bytes};
+use crate::shard::{ClientProtocol, Packet};
+use crate::socketio;
+use crate::time::Instant;
+use crate::wire::{RoomEntry, RoomEvent};
+
+#[derive(Debug)]
+pub(super) struct Tail {
+    pub(super) key: RoomKey,
+    /// Whom we asked, and whether it has answered.
+    pub(super) owner: Option<NodeRef>,
+    pub(super) live: bool,
+    /// Highest term heard.
+    pub(super) term: Term,
+    /// Seq expected next from the present owner.
+    next_seq: u64,
+    /// The last position served; never goes back.
+    pub(super) last: Cursor,
+    entries: VecDeque<TailEntry>,
+    /// Index of the oldest entry kept.
+    base: u64,
+    pub(super) bytes: usize,
+    taken_bytes: usize,
+    /// Ids served under earlier owners.
+    carried: FixedSet<PublishId>,
+    /// Sessions that are served (index into the edge's sessions).
+    pub(super) members: Vec<u32>,
+    /// Sessions whose own stream waits for this room to get somewhere, or for the tail to be live.
+    pub(super) waiting: Vec<u32>,
+}
+
+/// One entry with its frames, made when first needed.
+#[derive(Debug)]
+pub(super) struct TailEntry {
+    pub(super) at: Cursor,
+    pub(super) id: PublishId,
+    pub(super) event: RoomEvent,
+    bytes: usize,
+    pub(super) since: Instant,
+    frames: Frames,
+}
+
+/// An event encoded once for each protocol, whoever many get it.
+#[derive(Debug, Default)]
+pub(super) struct Frames {
+    socket_io: OnceCell<Arc<[Packet]>>,
+    plain: OnceCell<Arc<[Packet]>>,
+}
+
+impl Frames {
+    pub(super) fn of(
+        &self,
+        protocol: ClientProtocol,
+        key: &RoomKey,
+        at: Option<Cursor>,
+        event: &RoomEvent,
+    ) -> &Arc<[Packet]> {
+        match protocol {
+            ClientProtocol::SocketIo => {
+                self.socket_io.get_or_init(|| socketio::encode_event(key.namespace(), &event.payload))
+            }
+            ClientProtocol::Plain => self.plain.get_or_init(|| {
+                let room = at.filter(|_| !key.is_everyone()).map(|at| (key.room(), at));
+                Arc::new([plain::encode_event(room, &event.payload)])
+            }),
+        }
+    }
+}
+
+impl TailEntry {
+    pub(super) fn frames(&self, protocol: ClientProtocol, key: &RoomKey) -> &Arc<[Packet]> {
+        self.frames.of(protocol, key, Some(self.at), &self.event)
+    }
+}
+
+impl Tail {
+    pub(super) fn new(key: RoomKey) -> Self {
+        Self {
+            key,
+            owner: None,
+            live: false,
+            term: Term::NONE,
+            next_seq: 0,
+            last: Cursor::NONE,
+            entries: VecDeque::new(),
+            base: 0,
+            bytes: 0,
+            taken_bytes: 0,
+            carried: FixedSet::default(),
+            members: Vec::new(),
+            waiting: Vec::new(),
+        }
+    }
+
+    /// Index after the newest entry.
+    pub(super) fn end(&self) -> u64 {
+        self.base + self.entries.len() as u64
+    }
+
+    /// Index of the oldest entry kept.
+    pub(super) fn base(&self) -> u64 {
+        self.base
+    }
+
+    pub(super) fn get(&self, index: u64) -> Option<&TailEntry> {
+        self.entries.get(usize::try_from(index.checked_sub(self.base)?).ok()?)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Asks anew: nothing of the former owner counts until `owner` has answered.
+    pub(super) fn asked(&mut self, owner: Option<NodeRef>) {
+        self.owner = owner;
+        self.live = false;
+    }
+
+    /// The owner's answer; `false` if it is not the one asked or its term is past.
+    pub(super) fn subscribed(&mut self, owner: NodeRef, term: Term, from: Cursor, gap: bool) -> bool {
+        if self.owner != Some(owner) || term < self.term {
+            return false;
+        }
+        if gap {
+            self.carried.extend(self.entries.iter().map(|entry| entry.id));
+        }
+        self.term = term;
+        self.next_seq = from.seq + 1;
+        self.last = self.last.max(from);
+        self.live = true;
+        true
+    }
+
+    /// Takes an entry of the owner; the index it got, or `None` if it is not for us (any more).
+    pub(super) fn take(&mut self, now: Instant, seq: u64, entry: RoomEntry) -> Option<u64> {
+        let at = Cursor { term: entry.term, seq };
+        if seq != self.next_seq {
+            return None;
+        }
+        self.next_seq += 1;
+        let bytes = entry_bytes(&entry);
+        self.taken_bytes += bytes;
+        if at <= self.last {
+            return None;
+        }
+        self.last = at;
+        if self.carried.remove(&entry.id) {
+            return None;
+        }
+        self.bytes += bytes;
+        let RoomEntry { id, event, .. } = entry;
+        self.entries.push_back(TailEntry { at, id, event, bytes, since: now, frames: Frames::default() });
+        Some(self.end() - 1)
+    }
+
+    /// Position to report to the owner, if it is time.
+    pub(super) fn report_taken(&mut self) -> Option<Cursor> {
+        if self.taken_bytes < REPORT_BYTES {
+            return None;
+        }
+        self.taken_bytes = 0;
+        Some(Cursor { term: self.term, seq: self.next_seq - 1 })
+    }
+
+    /// Where to go on from: sent when asking an owner.
+    pub(super) fn cursor(&self) -> Cursor {
+        self.last
+    }
+
+    /// Drops the oldest entry; returns the bytes freed.
+    pub(super) fn trim_first(&mut self) -> usize {
+        let Some(entry) = self.entries.pop_front() else { return 0 };
+        self.base += 1;
+        self.bytes -= entry.bytes;
+        entry.bytes
+    }
+
+    pub(super) fn oldest_since(&self) -> Option<Instant> {
+        self.entries.front().map(|entry| entry.since)
+    }
+
+    /// Ids of earlier owners are forgotten once nothing of them is kept.
+    pub(super) fn forget_carried(&mut self) {
+        self.carried.clear();
+    }
+}

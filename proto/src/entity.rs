@@ -1,0 +1,142 @@
+//! Owning an entity: terms, and what may leave before it is safe (nothing).
+//!
+//! Belongs here: the term an ownership starts under; the queue every effect passes.
+//! Stays out: what sessions and rooms do (`session`, `room`); choosing the owner (`ring`).
+//! Invariants: a term is never used twice; an effect leaves only as [`Committed`], and only a
+//! [`CommitQueue`] makes those, so that releasing one early does not compile.
+//! Source: DESIGN §4 (output commit after Elnozahy et al. 2002 §1.5; terms after Raft §5.1).
+
+use std::collections::VecDeque;
+
+use crate::id::{NodeRef, Term};
+
+/// Hands out terms of one shard.
+#[derive(Debug)]
+pub struct Terms {
+    me: NodeRef,
+    highest: u64,
+}
+
+impl Terms {
+    /// Terms for this life of this node.
+    #[must_use]
+    pub fn new(me: NodeRef) -> Self {
+        Self { me, highest: 0 }
+    }
+
+    /// A term above `seen` and above every term this shard has begun: an entity dropped and begun
+    /// again is another ownership.
+    pub fn begin(&mut self, seen: Term) -> Term {
+        self.highest = self.highest.max(seen.number) + 1;
+        Term { number: self.highest, owner: self.me }
+    }
+}
+
+/// An effect that a single crash cannot undo: its op is held by the backup, or there is no other node
+/// to hold it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Committed<E>(E);
+
+impl<E> Committed<E> {
+    /// The effect, for carrying out.
+    pub fn into_inner(self) -> E {
+        self.0
+    }
+}
+
+/// Effects waiting for their ops to be safe, in order.
+#[derive(Debug)]
+pub struct CommitQueue<E> {
+    /// Number of the last op applied.
+    applied: u64,
+    /// Number of the last op that is safe.
+    confirmed: u64,
+    waiting: VecDeque<(u64, E)>,
+}
+
+impl<E> Default for CommitQueue<E> {
+    fn default() -> Self {
+        Self { applied: 0, confirmed: 0, waiting: VecDeque::new() }
+    }
+}
+
+impl<E> CommitQueue<E> {
+    /// Counts an op whose effects follow by [`CommitQueue::push`]. Returns its number.
+    pub fn applied(&mut self) -> u64 {
+        self.applied += 1;
+        self.applied
+    }
+
+    /// Adds an effect of the last op applied.
+    pub fn push(&mut self, effect: E) {
+        self.waiting.push_back((self.applied, effect));
+    }
+
+    /// Every op up to `op` is safe.
+    pub fn confirm(&mut self, op: u64) {
+        self.confirmed = self.confirmed.max(op.min(self.applied));
+    }
+
+    /// There is one copy only: every op is as safe as it gets.
+    pub fn confirm_all(&mut self) {
+        self.confirmed = self.applied;
+    }
+
+    /// The next effect that may leave.
+    pub fn release(&mut self) -> Option<Committed<E>> {
+        let (op, _) = self.waiting.front()?;
+        if *op > self.confirmed {
+            return None;
+        }
+        self.waiting.pop_front().map(|(_, effect)| Committed(effect))
+    }
+
+    /// Effects waiting.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether none waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::NodeId;
+
+    #[test]
+    fn effects_leave_in_order_and_not_before_their_op_is_safe() {
+        let mut queue = CommitQueue::default();
+        let first = queue.applied();
+        queue.push("a");
+        queue.push("b");
+        queue.applied();
+        queue.push("c");
+        assert_eq!(queue.release(), None);
+        queue.confirm(first);
+        assert_eq!(queue.release(), Some(Committed("a")));
+        assert_eq!(queue.release(), Some(Committed("b")));
+        assert_eq!(queue.release(), None);
+        queue.confirm(99);
+        assert_eq!(queue.release(), Some(Committed("c")));
+        queue.applied();
+        queue.push("d");
+        assert_eq!(queue.release(), None, "a confirm of the future confirms nothing");
+    }
+
+    #[test]
+    fn a_term_is_above_all_it_follows() {
+        let me = NodeRef { id: NodeId(1), incarnation: 1 };
+        let mut terms = Terms::new(me);
+        let first = terms.begin(Term::NONE);
+        let other = Term { number: 7, owner: NodeRef { id: NodeId(9), incarnation: 1 } };
+        let second = terms.begin(other);
+        assert!(first < other && other < second);
+        assert!(terms.begin(Term::NONE) > second);
+    }
+}

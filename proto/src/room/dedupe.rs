@@ -1,0 +1,185 @@
+//! What a room has seen already.
+//!
+//! Belongs here: the highest publish per publisher; idempotency keys.
+//! Stays out: the log.
+//! Units: kept for `dedupe_window`, at most `dedupe_entries_max` of each; the oldest go first.
+//! Invariants: senders repeat in order and name the publish before, so "not above the highest" is
+//! exactly "seen".
+
+use std::collections::VecDeque;
+
+use crate::collections::FixedMap;
+use crate::id::{Address, Cursor, PublishId, SocketSid};
+use crate::limits::Limits;
+use crate::time::Instant;
+use crate::wire::DedupeKey;
+
+/// Whoever numbers publishes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Publisher {
+    Session(SocketSid),
+    Api(Address),
+}
+
+/// A publish's place among those of its publisher.
+type Number = (u64, u32);
+
+fn split(id: PublishId) -> (Publisher, Number) {
+    match id {
+        PublishId::Session { sid, number, index } => (Publisher::Session(sid), (number, index)),
+        PublishId::Api { via, number } => (Publisher::Api(via), (number, 0)),
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Dedupe {
+    highest: FixedMap<Publisher, (Number, Cursor, Instant)>,
+    keys: FixedMap<DedupeKey, (Cursor, Instant)>,
+    publisher_ages: VecDeque<(Instant, Publisher)>,
+    key_ages: VecDeque<(Instant, DedupeKey)>,
+}
+
+/// What is to be done with a publish.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Append it.
+    New,
+    /// It is in the log, or was: at this position or before it.
+    Seen(Cursor),
+    /// Its idempotency key was used before, by another publish, which is there.
+    SeenKey(Cursor),
+    /// The publish before it has not been here: it must come first.
+    OutOfOrder,
+}
+
+impl Dedupe {
+    pub(super) fn judge(&self, id: PublishId, after: Option<(u64, u32)>, key: Option<&DedupeKey>) -> Verdict {
+        let (publisher, number) = split(id);
+        let highest = self.highest.get(&publisher);
+        if let Some((seen, at, _)) = highest
+            && number <= *seen
+        {
+            return Verdict::Seen(*at);
+        }
+        if after.is_some_and(|after| highest.is_none_or(|(seen, ..)| *seen < after)) {
+            return Verdict::OutOfOrder;
+        }
+        match key.and_then(|key| self.keys.get(key)) {
+            Some((at, _)) => Verdict::SeenKey(*at),
+            None => Verdict::New,
+        }
+    }
+
+    /// Remembers a publish that was appended, or found by its key, at `at`.
+    pub(super) fn remember(
+        &mut self,
+        now: Instant,
+        limits: &Limits,
+        id: PublishId,
+        key: Option<DedupeKey>,
+        at: Cursor,
+    ) {
+        let (publisher, number) = split(id);
+        if self.highest.insert(publisher, (number, at, now)).is_none() {
+            self.publisher_ages.push_back((now, publisher));
+        }
+        if let Some(key) = key
+            && self.keys.insert(key.clone(), (at, now)).is_none()
+        {
+            self.key_ages.push_back((now, key));
+        }
+        while self.publisher_ages.len() > limits.dedupe_entries_max {
+            self.forget_oldest_publisher();
+        }
+        while self.key_ages.len() > limits.dedupe_entries_max {
+            self.forget_oldest_key();
+        }
+    }
+
+    /// Forgets what is older than the window. A publisher seen again since then goes to the end.
+    pub(super) fn expire(&mut self, now: Instant, limits: &Limits) {
+        while let Some((since, publisher)) = self.publisher_ages.front().copied() {
+            if now.since(since) < limits.dedupe_window {
+                break;
+            }
+            self.publisher_ages.pop_front();
+            match self.highest.get(&publisher) {
+                Some((.., seen)) if now.since(*seen) < limits.dedupe_window => {
+                    self.publisher_ages.push_back((*seen, publisher));
+                }
+                _ => {
+                    self.highest.remove(&publisher);
+                }
+            }
+        }
+        while self.key_ages.front().is_some_and(|(since, _)| now.since(*since) >= limits.dedupe_window) {
+            self.forget_oldest_key();
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.highest.is_empty() && self.keys.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.highest.len().max(self.keys.len())
+    }
+
+    fn forget_oldest_publisher(&mut self) {
+        if let Some((_, publisher)) = self.publisher_ages.pop_front() {
+            self.highest.remove(&publisher);
+        }
+    }
+
+    fn forget_oldest_key(&mut self) {
+        if let Some((_, key)) = self.key_ages.pop_front() {
+            self.keys.remove(&key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::Term;
+
+    fn publish(number: u64) -> PublishId {
+        PublishId::Session { sid: SocketSid([1; 16]), number, index: 0 }
+    }
+
+    fn at(seq: u64) -> Cursor {
+        Cursor { term: Term::NONE, seq }
+    }
+
+    #[test]
+    fn repeats_are_seen_and_successors_wait_for_their_turn() {
+        let (mut dedupe, limits) = (Dedupe::default(), Limits::default());
+        assert_eq!(dedupe.judge(publish(1), None, None), Verdict::New);
+        dedupe.remember(Instant::ZERO, &limits, publish(1), None, at(1));
+        assert_eq!(dedupe.judge(publish(1), None, None), Verdict::Seen(at(1)));
+        assert_eq!(dedupe.judge(publish(3), Some((2, 0)), None), Verdict::OutOfOrder);
+        assert_eq!(dedupe.judge(publish(2), Some((1, 0)), None), Verdict::New);
+    }
+
+    #[test]
+    fn keys_are_seen_whoever_repeats_them_until_they_expire() {
+        let (mut dedupe, limits) = (Dedupe::default(), Limits::default());
+        let key = DedupeKey { uid: Some("alice".into()), key: "k".into() };
+        dedupe.remember(Instant::ZERO, &limits, publish(1), Some(key.clone()), at(1));
+        assert_eq!(dedupe.judge(publish(2), None, Some(&key)), Verdict::SeenKey(at(1)));
+        dedupe.expire(Instant::ZERO + limits.dedupe_window, &limits);
+        assert_eq!(dedupe.judge(publish(2), None, Some(&key)), Verdict::New);
+        assert!(dedupe.is_empty());
+    }
+
+    #[test]
+    fn the_table_is_bounded() {
+        let mut dedupe = Dedupe::default();
+        let limits = Limits { dedupe_entries_max: 4, ..Limits::default() };
+        for i in 0..20 {
+            let id = PublishId::Session { sid: SocketSid([i; 16]), number: 1, index: 0 };
+            dedupe.remember(Instant::ZERO, &limits, id, None, at(u64::from(i)));
+        }
+        assert_eq!(dedupe.len(), 4);
+    }
+}

@@ -1,0 +1,332 @@
+//! Carrying out a session's packets, in order.
+//!
+//! Belongs here: what each event of the `rooms` product leads to; what waits for what.
+//! Stays out: reading events (`product::rooms`).
+//! Order: joins in a row go together; anything else waits until they are in force at the edge, so that
+//! "join, then publish" reaches the joiner. Publishes do not wait for each other: the room's owner
+//! takes them in order (`Publish::after`). Confirms are cumulative and wait for all of these.
+
+use super::{Effect, Open, Session, Sessions, Wait};
+use crate::id::{Cursor, NodeRef, PublishId, RoomKey, SocketSid};
+use crate::limits::Limits;
+use crate::product::rooms::{self, Request};
+use crate::product::{ErrorCode, RequestError, ack_ok, ack_rooms};
+use crate::shard::Ctx;
+use crate::wire::{
+    Body, Command, DedupeKey, DisconnectCode, Inbound, OwnKind, Payload, Publish, PublishRefused, RoomEvent,
+    ToRoom,
+};
+
+/// Packets of one session begun and not yet safe.
+const OPEN_MAX: usize = 256;
+
+impl Sessions {
+    /// Begins as many packets as may begin, and confirms what is safe.
+    pub(super) fn run(&mut self, ctx: &mut Ctx<'_>, sid: SocketSid) {
+        let Some(session) = self.sessions.get_mut(&sid) else { return };
+        while session.may_begin(&self.limits)
+            && let Some(packet) = session.program.pop_front()
+        {
+            let number = session.received - session.program.len() as u64;
+            session.begin(ctx, &self.limits, number, packet);
+        }
+        session.confirm();
+        if session.has_held() {
+            self.bounced.insert(sid);
+        }
+        if !session.effects.is_empty() || session.is_over() {
+            self.dirty.insert(sid);
+        }
+    }
+
+    /// What a backend asks of one session. Returns whether it could be taken.
+    pub(super) fn command(&mut self, ctx: &mut Ctx<'_>, sid: SocketSid, command: &Command) -> bool {
+        let Some(session) = self.sessions.get_mut(&sid).filter(|s| !s.detached) else { return false };
+        let taken = match command {
+            Command::Emit { payload, except_rooms, except_sids, .. } => {
+                let excepted = except_sids.contains(&sid)
+                    || session.rooms.iter().any(|(room, _)| except_rooms.iter().any(|e| **e == *room.room()));
+                // A full own log: the client has stopped taking what it is owed.
+                let taken = !excepted && !session.own.is_full(&self.limits);
+                if taken {
+                    session.push_own(OwnKind::Emit { payload: payload.clone(), volatile: false }, None);
+                }
+                taken
+            }
+            Command::Join(room) => session.add_room(&self.limits, room).is_ok(),
+            Command::Leave(room) => session.remove_room(room),
+            Command::Disconnect { close } => {
+                self.end(sid, DisconnectCode::Requested, *close);
+                true
+            }
+        };
+        self.run(ctx, sid);
+        taken
+    }
+}
+
+impl Session {
+    fn may_begin(&self, limits: &Limits) -> bool {
+        let Some(next) = self.program.front() else { return false };
+        let joining = self.open.iter().any(|open| matches!(open.waits_for, Wait::Join { .. }));
+        // The transport is gone: nobody takes from the own log any more, so its bound stops nothing.
+        let room = self.detached || !self.own.is_full(limits);
+        self.open.len() < OPEN_MAX && room && (!joining || is_join(next))
+    }
+
+    fn begin(&mut self, ctx: &mut Ctx<'_>, limits: &Limits, number: u64, packet: Inbound) {
+        match packet {
+            Inbound::Event { ack, payload } => match self.event(ctx, limits, number, ack, &payload) {
+                Ok(()) => {}
+                Err(refused) => self.done(number, ack, refused.to_ack(), None),
+            },
+            // No handler of the built-in product asks clients for acks.
+            Inbound::Ack { .. } => self.finished(number),
+            Inbound::Disconnect => {
+                self.finished(number);
+                self.detach();
+            }
+        }
+    }
+
+    fn event(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        limits: &Limits,
+        number: u64,
+        ack: Option<u64>,
+        payload: &Payload,
+    ) -> Result<(), RequestError> {
+        match rooms::parse(payload, limits)? {
+            Request::Join { room } => {
+                rooms::check_join(&self.rules, &self.identity.uid, &room)?;
+                match self.add_room(limits, &room)? {
+                    Some(own_seq) if !self.detached => {
+                        self.open.push_back(Open { number, ack, waits_for: Wait::Join { own_seq } });
+                    }
+                    _ => self.done(number, ack, ack_ok(&[]), None),
+                }
+            }
+            Request::Leave { room } => {
+                self.remove_room(&room);
+                self.done(number, ack, ack_ok(&[]), None);
+            }
+            Request::Rooms => {
+                let names = ack_rooms(self.rooms.iter().map(|(room, _)| room.room()));
+                self.done(number, ack, names, None);
+            }
+            Request::Publish(publish) => self.publish(ctx, number, ack, publish)?,
+        }
+        Ok(())
+    }
+
+    fn publish(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        number: u64,
+        ack: Option<u64>,
+        request: rooms::Publish,
+    ) -> Result<(), RequestError> {
+        let room = self.room_key(&request.room);
+        rooms::check_publish(&self.rules, self.is_member(&room))?;
+        let sid = self.identity.sid;
+        let mut except_sids = request.except_sids;
+        if !request.self_too {
+            except_sids.push(sid);
+        }
+        let publish = Publish {
+            id: PublishId::Session { sid, number, index: 0 },
+            dedupe: request.id.map(|key| DedupeKey { uid: Some(self.identity.uid.clone()), key }),
+            event: RoomEvent {
+                payload: request.payload,
+                except_sids,
+                except_rooms: request.except_rooms,
+                volatile: false,
+            },
+            after: None,
+            room,
+        };
+        let waits_for = Wait::Publish { publish: Box::new(publish), sent_to: None };
+        self.open.push_back(Open { number, ack, waits_for });
+        self.send_held(ctx);
+        Ok(())
+    }
+
+    /// Sends publishes that are not under way, unless one before them to the same room has to wait as
+    /// well. Returns whether all are under way.
+    pub(super) fn send_held(&mut self, ctx: &mut Ctx<'_>) -> bool {
+        let mut waiting: Vec<RoomKey> = Vec::new();
+        for at in 0..self.open.len() {
+            let Wait::Publish { publish, sent_to: None } = &self.open[at].waits_for else { continue };
+            let room = publish.room.clone();
+            let owner = ctx.view.owner(room.placement()).filter(|_| !waiting.contains(&room));
+            let Some(owner) = owner else {
+                waiting.push(room);
+                continue;
+            };
+            let after = self.open.iter().take(at).rev().find_map(|open| match &open.waits_for {
+                Wait::Publish { publish, .. } if publish.room == room => Some((open.number, 0)),
+                _ => None,
+            });
+            if let Wait::Publish { publish, sent_to } = &mut self.open[at].waits_for {
+                *sent_to = Some(owner);
+                publish.after = after;
+                let message = ToRoom::Publish(Publish::clone(publish));
+                ctx.out.to_host(owner, room.placement(), Body::ToRoom(message));
+            }
+        }
+        waiting.is_empty()
+    }
+
+    fn has_held(&self) -> bool {
+        self.open.iter().any(|open| matches!(open.waits_for, Wait::Publish { sent_to: None, .. }))
+    }
+
+    /// Takes back publishes under way for which `lost` holds. Returns whether there were any.
+    pub(super) fn hold(&mut self, lost: impl Fn(&Publish, NodeRef) -> bool) -> bool {
+        let mut any = false;
+        for open in &mut self.open {
+            if let Wait::Publish { publish, sent_to } = &mut open.waits_for
+                && sent_to.is_some_and(|node| lost(publish, node))
+            {
+                *sent_to = None;
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// The answer of a room's owner to the publish of packet `number`.
+    pub(super) fn published(&mut self, number: u64, room: &RoomKey, outcome: Result<Cursor, PublishRefused>) {
+        let open = self.open.iter_mut().find(|open| {
+            open.number == number
+                && matches!(&open.waits_for, Wait::Publish { publish, .. } if publish.room == *room)
+        });
+        let Some(open) = open else { return };
+        open.waits_for = Wait::Nothing;
+        let ack = open.ack;
+        match outcome {
+            Ok(at) => {
+                let after = self.is_member(room).then(|| (room.clone(), at));
+                self.answer(ack, rooms::ack_published(at), after);
+            }
+            Err(PublishRefused::RoomsPerNode) => {
+                let full = RequestError::new(ErrorCode::RoomLimit, "the node owns as many rooms as it may");
+                self.answer(ack, full.to_ack(), None);
+            }
+        }
+    }
+
+    /// The edge has put a join in force.
+    pub(super) fn joined(&mut self, own_seq: u64, at: Cursor) {
+        if let Some(joined) = self.rooms.iter_mut().find(|(_, c)| *c == pending(own_seq)) {
+            joined.1 = at;
+        }
+        let open = self
+            .open
+            .iter_mut()
+            .find(|open| matches!(open.waits_for, Wait::Join { own_seq: waits } if waits == own_seq));
+        let Some(open) = open else { return };
+        open.waits_for = Wait::Nothing;
+        let ack = open.ack;
+        self.answer(ack, ack_ok(&[]), None);
+    }
+
+    /// The edge's shadow has the room: its join is in force, whether its word has reached us or not.
+    pub(super) fn joined_in(&mut self, room: &RoomKey, at: Cursor, own_seq_received: u64) {
+        let pending_seq = self.rooms.iter().find(|(r, _)| r == room).and_then(|(_, c)| pending_seq(*c));
+        if let Some(own_seq) = pending_seq.filter(|seq| *seq <= own_seq_received) {
+            self.joined(own_seq, at);
+        }
+    }
+
+    /// The transport is gone for good: joins under way have nobody to be put in force for.
+    pub(super) fn detach(&mut self) {
+        self.detached = true;
+        for open in &mut self.open {
+            if matches!(open.waits_for, Wait::Join { .. }) {
+                open.waits_for = Wait::Nothing;
+            }
+        }
+    }
+
+    /// The own-log entry of the join, or `None` if it is in the room already.
+    pub(super) fn add_room(&mut self, limits: &Limits, name: &str) -> Result<Option<u64>, RequestError> {
+        rooms::check_room_name(name, limits)?;
+        let room = self.room_key(name);
+        if self.is_member(&room) {
+            return Ok(None);
+        }
+        if self.rooms.len() >= limits.rooms_per_session_max {
+            let message = format!("a session is in at most {} rooms", limits.rooms_per_session_max);
+            return Err(RequestError::new(ErrorCode::RoomLimit, message));
+        }
+        let own_seq = self.push_own(OwnKind::Join(room.clone()), None);
+        self.rooms.push((room, pending(own_seq)));
+        Ok(Some(own_seq))
+    }
+
+    /// Whether it was in the room.
+    pub(super) fn remove_room(&mut self, name: &str) -> bool {
+        let room = self.room_key(name);
+        let before = self.rooms.len();
+        self.rooms.retain(|(r, _)| *r != room);
+        let was_in = self.rooms.len() < before;
+        if was_in {
+            self.push_own(OwnKind::Leave(room), None);
+        }
+        was_in
+    }
+
+    fn room_key(&self, name: &str) -> RoomKey {
+        RoomKey::new(&self.identity.product, &self.identity.namespace, name)
+    }
+
+    fn is_member(&self, room: &RoomKey) -> bool {
+        self.rooms.iter().any(|(r, _)| r == room)
+    }
+
+    fn answer(&mut self, ack: Option<u64>, payload: Payload, after: Option<(RoomKey, Cursor)>) {
+        if let Some(id) = ack.filter(|_| !self.detached) {
+            self.push_own(OwnKind::Ack { id, payload }, after);
+        }
+    }
+
+    fn done(&mut self, number: u64, ack: Option<u64>, payload: Payload, after: Option<(RoomKey, Cursor)>) {
+        self.answer(ack, payload, after);
+        self.finished(number);
+    }
+
+    fn finished(&mut self, number: u64) {
+        self.open.push_back(Open { number, ack: None, waits_for: Wait::Nothing });
+    }
+
+    /// Confirms packets up to the first that is not safe.
+    fn confirm(&mut self) {
+        let mut upto = None;
+        while let Some(open) = self.open.front()
+            && matches!(open.waits_for, Wait::Nothing)
+        {
+            upto = Some(open.number);
+            self.open.pop_front();
+        }
+        if let Some(number) = upto {
+            self.confirmed = number;
+            self.effects.applied();
+            self.effects.push(Effect::Confirm(number));
+        }
+    }
+}
+
+/// Stands for the position of a join that is not in force yet: which own-log entry asks for it.
+fn pending(own_seq: u64) -> Cursor {
+    Cursor { seq: own_seq, ..Cursor::NONE }
+}
+
+fn pending_seq(cursor: Cursor) -> Option<u64> {
+    (cursor.term == crate::id::Term::NONE).then_some(cursor.seq)
+}
+
+fn is_join(packet: &Inbound) -> bool {
+    matches!(packet, Inbound::Event { payload, .. } if payload.json.starts_with(b"[\"join\""))
+}

@@ -1,0 +1,274 @@
+//! The machine of a shard: each input to the part it belongs to, each output on its way.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
+
+use super::calls::Calls;
+use super::interface::{Input, Output, ShardConfig, ShardStats};
+use super::{Ctx, Out, TimerKey, Timers};
+use crate::edge::Edge;
+use crate::id::Address;
+use crate::keys::IdKey;
+use crate::room::Rooms;
+use crate::session::Sessions;
+use crate::time::Instant;
+use crate::view::View;
+use crate::wire::{Answer, Body, CommandFailed, Envelope, NotOwner, Query, Subject};
+
+/// Logs, tails and dedupe tables are looked through this often for what is too old.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The machine of one shard.
+#[derive(Debug)]
+pub struct Shard {
+    me: Address,
+    ids: IdKey,
+    now: Instant,
+    view: Arc<View>,
+    out: Out,
+    timers: Timers,
+    sweep_at: Option<Instant>,
+    /// Something was handled since the last flush.
+    unsettled: bool,
+    stats: ShardStats,
+    edge: Edge,
+    sessions: Sessions,
+    rooms: Rooms,
+    calls: Calls,
+}
+
+impl Shard {
+    /// A shard without clients, sessions or rooms. It owns nothing until it is given a view.
+    #[must_use]
+    pub fn new(config: ShardConfig) -> Self {
+        let ShardConfig { me, shards, node_name, products, limits, ids, seed } = config;
+        let view = View::new(0, me.node, Vec::new(), 1);
+        Self {
+            me,
+            ids: ids.clone(),
+            now: Instant::ZERO,
+            view: Arc::new(view),
+            out: Out::new(me, shards),
+            timers: Timers::default(),
+            sweep_at: None,
+            unsettled: false,
+            stats: ShardStats::default(),
+            edge: Edge::new(me, node_name, &limits, ids.clone(), StdRng::seed_from_u64(seed)),
+            sessions: Sessions::new(me, &limits, ids.clone(), products),
+            rooms: Rooms::new(me, shards, &limits),
+            calls: Calls::new(me, &limits, ids),
+        }
+    }
+
+    /// Takes one input at `now`. Outputs wait in [`Shard::poll`].
+    pub fn handle(&mut self, now: Instant, input: Input) {
+        self.now = self.now.max(now);
+        self.unsettled = true;
+        if let Input::View(view) = input {
+            return self.on_view(view);
+        }
+        let mut ctx = context!(self);
+        match input {
+            Input::ClientOpened(ix, new) => self.edge.opened(&mut ctx, ix, new),
+            Input::ClientPacket(ix, packet) => self.edge.packet(&mut ctx, ix, packet),
+            Input::ClientClosed(ix, gone) => self.edge.gone(&mut ctx, ix, gone),
+            Input::ClientQueue(ix, left) => self.edge.queue_left(&mut ctx, ix, left),
+            Input::Envelope(envelope) => self.out.local.push_back(envelope),
+            Input::View(_) => unreachable!("handled above"),
+            Input::LinkReset(peer) => {
+                self.edge.on_link_reset(&mut ctx, peer);
+                self.sessions.on_link_reset(&mut ctx, peer);
+                self.calls.on_lost(&mut ctx, |node, _| node == peer);
+            }
+            Input::Query(token, query) => self.calls.begin(&mut ctx, token, query),
+            Input::CloseClients(count) => self.edge.close_some(&mut ctx, count),
+            Input::Timer => self.on_timers(),
+        }
+        self.drain_local();
+    }
+
+    fn on_view(&mut self, view: Arc<View>) {
+        self.view = view;
+        if self.view.me != self.me.node {
+            self.me.node = self.view.me;
+            self.out.me = self.me;
+            self.rooms.on_rebirth(self.me);
+            self.sessions.on_rebirth(self.me);
+            self.calls.on_rebirth(self.me);
+            self.edge.on_rebirth(&mut context!(self), self.me);
+        }
+        let mut ctx = context!(self);
+        self.rooms.on_view(ctx.view);
+        self.sessions.on_view(&mut ctx);
+        self.edge.on_view(&mut ctx);
+        let view = self.view.clone();
+        self.calls.on_lost(&mut ctx, |node, placement| view.owner(placement) != Some(node));
+        self.drain_local();
+    }
+
+    fn on_timers(&mut self) {
+        while let Some(key) = self.timers.pop_due(self.now) {
+            let mut ctx = context!(self);
+            match key {
+                TimerKey::Client(ix) => self.edge.client_due(&mut ctx, ix),
+                TimerKey::Held(sid) => self.edge.held_long_enough(&mut ctx, sid),
+                TimerKey::Retry => {
+                    self.edge.retry(&mut ctx);
+                    self.sessions.retry(&mut ctx);
+                    self.calls.send_held(&mut ctx);
+                }
+                TimerKey::Sweep => {
+                    self.sweep_at = None;
+                    self.rooms.sweep(self.now);
+                    self.edge.sweep(self.now);
+                }
+                TimerKey::Calls => self.calls.expire(&mut ctx),
+            }
+        }
+        self.edge.catch_up_all(&mut context!(self));
+    }
+
+    /// Envelopes to this shard, among them those it has sent itself.
+    fn drain_local(&mut self) {
+        while let Some(envelope) = self.out.local.pop_front() {
+            self.on_envelope(envelope);
+        }
+    }
+
+    fn on_envelope(&mut self, envelope: Envelope) {
+        let Envelope { from, body, .. } = envelope;
+        let mut ctx = context!(self);
+        match body {
+            Body::ToSession(message) => self.sessions.handle(&mut ctx, from, message),
+            Body::SessionToEdge(message) => self.edge.from_session(&mut ctx, from, message),
+            Body::ToRoom(message) => self.rooms.handle(&mut ctx, from, message),
+            Body::RoomToEdge(message) => self.edge.from_room(&mut ctx, from, message),
+            Body::RoomToPublisher(message) => self.sessions.on_published(&mut ctx, message),
+            Body::NotOwner(NotOwner { subject, .. }) => match subject {
+                Subject::Call(call) => self.calls.on_bounced(&mut ctx, call),
+                subject => {
+                    if let Subject::Room(room) = &subject {
+                        self.sessions.on_room_bounced(&mut ctx, from.node, room);
+                    }
+                    self.edge.on_bounced(&mut ctx, from, &subject);
+                }
+            },
+            Body::Query { call, query } => self.on_query(from, call, query),
+            Body::Answer { call, answer } => self.calls.on_answer(&mut ctx, from, call, answer),
+        }
+    }
+
+    fn on_query(&mut self, from: Address, call: u64, query: Query) {
+        let placement = query.placement(&self.ids);
+        let mut ctx = context!(self);
+        if let Some(placement) = placement.filter(|&p| !ctx.view.owns(p)) {
+            self.stats.not_owner_total += 1;
+            let bounce = NotOwner {
+                subject: Subject::Call(call),
+                owner: self.view.owner(placement),
+                ring_digest: self.view.ring.digest(),
+            };
+            return self.out.to_address(from, placement, Body::NotOwner(bounce));
+        }
+        let answer = match query {
+            Query::Publish(publish) => return self.rooms.on_call(&mut ctx, from, call, publish),
+            Query::Members { room, list } => {
+                let edges = self.rooms.subscribers(&room);
+                return self.calls.gather(&mut ctx, from, call, &room, list, edges);
+            }
+            Query::User { product, uid, command } => {
+                let sessions = self.sessions.command_user(&mut ctx, &product, &uid, &command);
+                Ok(Answer::Done { sessions })
+            }
+            Query::Session { product, sid, command } => {
+                if self.sessions.command_session(&mut ctx, &product, sid, &command) {
+                    Ok(Answer::Done { sessions: 1 })
+                } else {
+                    Err(CommandFailed::NotFound)
+                }
+            }
+            Query::LocalMembers { room, list } => Ok(Answer::Members(self.edge.local_members(&room, list))),
+            Query::History { room, count } => {
+                self.rooms.history(&room, count).map(Answer::History).ok_or(CommandFailed::NotFound)
+            }
+            Query::ExplainUser { product, uid } => Ok(Answer::User(self.sessions.facts(&product, &uid))),
+            Query::ExplainRoom(room) => {
+                self.rooms.facts(self.now, &room).map(Answer::Room).ok_or(CommandFailed::NotFound)
+            }
+            Query::NodeStatus => Err(CommandFailed::NotFound),
+        };
+        let placement = placement.unwrap_or(crate::id::Placement(0));
+        self.out.to_address(from, placement, Body::Answer { call, answer });
+    }
+
+    /// The next thing to do; `None` when there is nothing left.
+    pub fn poll(&mut self) -> Option<Output> {
+        if self.unsettled {
+            self.settle();
+        }
+        let output = self.out.outputs.pop_front();
+        if output.is_none() {
+            self.edge.turn_ends();
+        }
+        output
+    }
+
+    /// Sends what the inputs since the last poll have made ready, together.
+    fn settle(&mut self) {
+        loop {
+            let mut ctx = context!(self);
+            let mut any = self.edge.flush(&mut ctx);
+            any |= self.sessions.flush(&mut ctx);
+            any |= self.rooms.flush(&mut ctx);
+            any |= !self.out.local.is_empty();
+            self.drain_local();
+            if !any {
+                break;
+            }
+        }
+        self.unsettled = false;
+        let to_sweep = self.rooms.len() > 0 || self.edge.tail_count() > 0;
+        if to_sweep && self.sweep_at.is_none() {
+            let at = self.now + SWEEP_INTERVAL;
+            self.sweep_at = Some(at);
+            self.timers.set(at, TimerKey::Sweep);
+        }
+    }
+
+    /// When to call [`Shard::handle`] with [`Input::Timer`] at the latest.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        if self.edge.has_ready_behind() {
+            return Some(self.now);
+        }
+        self.timers.next()
+    }
+
+    /// Counts so far.
+    #[must_use]
+    pub fn stats(&self) -> ShardStats {
+        ShardStats {
+            clients: self.edge.client_count() as u64,
+            sessions: self.sessions.len() as u64,
+            rooms: self.rooms.len() as u64,
+            tails: self.edge.tail_count() as u64,
+            log_bytes: self.rooms.log_bytes() as u64,
+            tail_bytes: self.edge.tail_bytes() as u64,
+            ..self.stats
+        }
+    }
+
+    /// Asserts every invariant this machine promises; for tests and simulations.
+    ///
+    /// # Panics
+    /// When one does not hold, with the state that broke it.
+    pub fn check_invariants(&self) {
+        self.edge.check_invariants();
+        self.sessions.check_invariants();
+        self.rooms.check_invariants();
+        self.calls.check_invariants();
+    }
+}
