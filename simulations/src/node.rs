@@ -13,7 +13,7 @@ use mesh_proto::keys::{ClusterKey, IdKey};
 use mesh_proto::limits::Limits;
 use mesh_proto::link::Link;
 use mesh_proto::membership::{Membership, MembershipConfig, Timing};
-use mesh_proto::shard::{Input, Shard, ShardConfig};
+use mesh_proto::shard::{Input, ProductRules, Shard, ShardConfig};
 use mesh_proto::time::Instant;
 use mesh_proto::view::{NodeState, View};
 use mesh_proto::wire::To;
@@ -96,6 +96,8 @@ pub struct Common {
     pub key: ClusterKey,
     /// Bounds.
     pub limits: Limits,
+    /// Every product.
+    pub products: Vec<Arc<ProductRules>>,
     /// The clockwork of memberships.
     pub timing: Timing,
     /// Slots to join by.
@@ -163,6 +165,8 @@ impl Life {
                 shard: Shard::new(ShardConfig {
                     me: Address { node: me, shard: ShardIx(shard) },
                     shards,
+                    node_name: format!("n{number}").into(),
+                    products: common.products.clone(),
                     limits: common.limits.clone(),
                     ids: IdKey::new(&common.key),
                     seed: random.draw(),

@@ -59,7 +59,7 @@ pub(super) fn publish(
         let namespace: Arc<str> = publish.namespace.as_deref().unwrap_or("/").into();
         let event = RoomEvent { payload, except_sids, except_rooms, volatile: publish.volatile };
         let room = RoomKey::new(&product.name, &namespace, &room);
-        let publish = wire::Publish { room, id: api.publish_id(), dedupe, event };
+        let publish = wire::Publish { room, id: api.publish_id(), dedupe, event, after: None };
         return Ok(PublishCall { query: Query::Publish(publish), to_room: true });
     }
     if publish.volatile || publish.namespace.is_some() {

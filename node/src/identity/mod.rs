@@ -51,6 +51,11 @@ impl Products {
         Self { by_name, default, unknown_is_default }
     }
 
+    /// Every product.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<ProductRules>> {
+        self.by_name.values()
+    }
+
     /// The product called `name`, exactly.
     #[must_use]
     pub fn named(&self, name: &str) -> Option<&Arc<ProductRules>> {

@@ -111,12 +111,15 @@ impl Parts {
         let _ = view_known.set(view.clone());
         let addresses = Addresses { mesh: mesh.handle().bound(), ..addresses };
 
+        let products = Arc::new(products(&config));
         let ids = IdKey::new(&cluster_key);
         for (handle, inbox) in shards.0.iter().zip(inboxes) {
             let parts = ShardParts {
                 config: ShardConfig {
                     me: Address { node: me, shard: handle.shard },
                     shards: u16::try_from(shards.0.len()).unwrap_or(u16::MAX),
+                    node_name: config.node.name.as_str().into(),
+                    products: products.all().cloned().collect(),
                     limits: config.limits.clone(),
                     ids: ids.clone(),
                     seed: rand::random(),
@@ -130,7 +133,6 @@ impl Parts {
             shard::start(parts, &tasks).map_err(|cause| StartError::System { what: "a shard", cause })?;
         }
 
-        let products = Arc::new(products(&config));
         let admission = Admission::new(admission_limits(&config), shards.0.len());
         let port = ClientPort {
             shards: shards.clone(),

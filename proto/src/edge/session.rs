@@ -138,10 +138,6 @@ impl EdgeSession {
         (!packets.is_empty()).then_some((first, packets))
     }
 
-    pub(super) fn has_unsent(&self) -> bool {
-        self.sent < self.confirmed + self.unconfirmed.len() as u64
-    }
-
     /// The last own-log entry carried out.
     pub(super) fn own_done(&self) -> u64 {
         self.own_seq - self.own_waiting.len() as u64

@@ -202,9 +202,10 @@ impl Rooms {
             return Published::At { at, duplicate: false };
         }
         let entry = RoomEntry { term, id: publish.id, event: publish.event };
-        self.log_bytes += entry_bytes(&entry);
+        let bytes = entry_bytes(&entry);
         let at = room.log.append(entry);
         room.effects.push(Effect::Serve(at.seq));
+        self.log_bytes += bytes;
         self.ages.push_back((now, publish.room.clone()));
         ctx.stats.publishes_total += 1;
         self.remember(now, &publish.room, publish.id, publish.dedupe, at);

@@ -23,7 +23,7 @@ use crate::shard::{Ctx, Out, ProductRules, TimerKey};
 use crate::time::Instant;
 use crate::wire::{
     Body, Command, DedupeKey, DisconnectCode, EdgeRef, Inbound, NotOwner, OwnEntry, OwnKind, Publish,
-    RoomToPublisher, SessionFacts, SessionIdentity, SessionToEdge, Shadow, Subject, ToRoom, ToSession,
+    RoomToPublisher, SessionFacts, SessionIdentity, SessionToEdge, Shadow, Subject, ToSession,
 };
 use own_log::OwnLog;
 

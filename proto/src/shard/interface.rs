@@ -8,7 +8,6 @@ use bytes::Bytes;
 
 use crate::id::{ClientIx, NodeRef};
 use crate::limits::Limits;
-use crate::time::Instant;
 use crate::view::View;
 use crate::wire::{Answer, CommandFailed, Envelope, Lane, Query};
 

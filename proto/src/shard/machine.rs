@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 
 use super::calls::Calls;
 use super::interface::{Input, Output, ShardConfig, ShardStats};
-use super::{Ctx, Out, TimerKey, Timers};
+use super::{Out, TimerKey, Timers};
 use crate::edge::Edge;
 use crate::id::Address;
 use crate::keys::IdKey;

@@ -193,7 +193,8 @@ impl Cluster {
         let seeds = (0..size.nodes.min(3)).collect();
         let limits = Limits { room_log_entries_max: 200, ..Limits::default() };
         let key = ClusterKey::new([7; 32]);
-        let common = Common { key, limits, timing: Timing::lan(), seeds };
+        let products = vec![Arc::new(ProductRules::open("alpha")), Arc::new(ProductRules::open("beta"))];
+        let common = Common { key, limits, products: products.clone(), timing: Timing::lan(), seeds };
         let trouble_begins = Instant::ZERO + SETTLING;
         let trouble_ends = trouble_begins + size.trouble;
         let mut cluster = Self {
@@ -206,7 +207,7 @@ impl Cluster {
             clients: Vec::new(),
             transports: BTreeMap::new(),
             common,
-            products: vec![Arc::new(ProductRules::open("alpha")), Arc::new(ProductRules::open("beta"))],
+            products,
             lives: 0,
             opened: 0,
             queries: 0,

@@ -337,6 +337,7 @@ impl Cluster {
                 except_rooms: Vec::new(),
                 volatile: false,
             },
+            after: None,
         };
         self.trace
             .note(now, &[30, number], || format!("a backend publishes {number} to r{room} through n{slot}"));
