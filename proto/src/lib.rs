@@ -18,8 +18,8 @@
 //! | [`id`], [`time`], [`keys`], [`collections`], [`limits`] | words |
 
 pub mod collections;
-pub mod engineio;
 mod edge;
+pub mod engineio;
 pub mod entity;
 pub mod gate;
 pub mod id;

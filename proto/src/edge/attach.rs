@@ -7,9 +7,9 @@
 
 use std::collections::BTreeMap;
 
+use super::Edge;
 use super::session::{EdgeSession, Membership};
 use super::tail::Tail;
-use super::Edge;
 use crate::id::{Address, ClientIx, Cursor, NodeRef, Placement, RoomKey, SocketSid};
 use crate::plain::Welcome;
 use crate::room;
@@ -249,11 +249,7 @@ impl Edge {
         self.ask_again(ctx, |_, _, _| true);
     }
 
-    fn ask_again(
-        &mut self,
-        ctx: &mut Ctx<'_>,
-        which: impl Fn(Option<NodeRef>, Placement, &Ctx<'_>) -> bool,
-    ) {
+    fn ask_again(&mut self, ctx: &mut Ctx<'_>, which: impl Fn(Option<NodeRef>, Placement, &Ctx<'_>) -> bool) {
         let sessions: Vec<u32> = self
             .sessions
             .iter()

@@ -216,8 +216,7 @@ impl Client {
     /// need comes up.
     pub(super) fn arm(&mut self, timers: &mut Timers, limits: &Limits) {
         let stall = self.queue.stalled_since.map(|since| since + limits.client_stall_max);
-        let needs =
-            [self.pong_due, self.connect_due, self.attachments_due, self.slowed_until, stall];
+        let needs = [self.pong_due, self.connect_due, self.attachments_due, self.slowed_until, stall];
         let at = needs.into_iter().flatten().fold(self.next_ping, Instant::min);
         if self.timer_at.is_none_or(|armed| at < armed) {
             self.timer_at = Some(at);

@@ -8,8 +8,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::tail::Frames;
 use super::Edge;
+use super::tail::Frames;
 use crate::id::{Address, ClientIx, Cursor, RoomKey, SocketSid, Term};
 use crate::plain;
 use crate::shard::{ClientProtocol, CloseCode, Ctx, Output, Packet, TimerKey};
@@ -167,8 +167,7 @@ impl Edge {
     }
 
     fn is_in_any(&self, session: u32, rooms: &[Arc<str>]) -> bool {
-        self.sessions[session as usize]
-            .is_excepted(|tail| self.tails[tail as usize].key.clone(), rooms)
+        self.sessions[session as usize].is_excepted(|tail| self.tails[tail as usize].key.clone(), rooms)
     }
 
     fn deliver_volatile(&mut self, ctx: &mut Ctx<'_>, tail: u32, event: &RoomEvent) {

@@ -185,9 +185,9 @@ impl Edge {
 
     /// Whether some client that is behind could be served right away.
     pub(crate) fn has_ready_behind(&self) -> bool {
-        self.behind.iter().any(|ix| {
-            self.clients[ix.0 as usize].as_ref().is_some_and(|c| !c.closing && !c.has_left_over())
-        })
+        self.behind
+            .iter()
+            .any(|ix| self.clients[ix.0 as usize].as_ref().is_some_and(|c| !c.closing && !c.has_left_over()))
     }
 
     /// Serves those who are behind and whose queue has drained.
@@ -374,9 +374,10 @@ impl Edge {
             let (max, one) = (self.limits.tail_bytes_max, tail.len() <= 1);
             assert!(tail.bytes <= max || one, "{:?}: tail of {} bytes", tail.key, tail.bytes);
             for (slot, &session) in tail.members.iter().enumerate() {
-                let held = self.sessions[session as usize].rooms.iter().any(|m| {
-                    m.tail as usize == index && m.slot.map(|s| s as usize) == Some(slot)
-                });
+                let held = self.sessions[session as usize]
+                    .rooms
+                    .iter()
+                    .any(|m| m.tail as usize == index && m.slot.map(|s| s as usize) == Some(slot));
                 assert!(held, "{:?}: member {slot} does not know of it", tail.key);
             }
             assert!(!tail.members.is_empty() || !tail.waiting.is_empty(), "{:?}: an orphan", tail.key);

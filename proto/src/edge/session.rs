@@ -147,7 +147,11 @@ impl EdgeSession {
         self.rooms.iter_mut().find(|m| m.tail == tail)
     }
 
-    pub(super) fn is_excepted(&self, room_of: impl Fn(u32) -> RoomKey, except_rooms: &[std::sync::Arc<str>]) -> bool {
+    pub(super) fn is_excepted(
+        &self,
+        room_of: impl Fn(u32) -> RoomKey,
+        except_rooms: &[std::sync::Arc<str>],
+    ) -> bool {
         !except_rooms.is_empty()
             && self.rooms.iter().any(|m| {
                 let room = room_of(m.tail);

@@ -63,9 +63,7 @@ impl RoomLog {
 
     /// Position of the newest entry that was ever in this log.
     pub(super) fn last(&self) -> Cursor {
-        self.entries
-            .back()
-            .map_or(self.before_first, |k| Cursor { term: k.entry.term, seq: self.head() })
+        self.entries.back().map_or(self.before_first, |k| Cursor { term: k.entry.term, seq: self.head() })
     }
 
     pub(super) fn append(&mut self, entry: RoomEntry) -> Cursor {

@@ -22,8 +22,8 @@ use crate::shard::{Ctx, Out};
 use crate::time::Instant;
 use crate::view::View;
 use crate::wire::{
-    Answer, Body, CommandFailed, DedupeKey, Lane, NotOwner, Payload, Publish, PublishRefused, RoomEntry, RoomEvent, RoomFacts,
-    RoomToEdge, RoomToPublisher, Subject, To, ToRoom,
+    Answer, Body, CommandFailed, DedupeKey, Lane, NotOwner, Payload, Publish, PublishRefused, RoomEntry,
+    RoomEvent, RoomFacts, RoomToEdge, RoomToPublisher, Subject, To, ToRoom,
 };
 use dedupe::{Dedupe, Verdict};
 use log::RoomLog;
@@ -461,8 +461,7 @@ impl Room {
                 last += 1;
             }
             if last > subscriber.sent {
-                *groups.entry((address.node, subscriber.sent + 1, last)).or_default() |=
-                    1 << address.shard.0;
+                *groups.entry((address.node, subscriber.sent + 1, last)).or_default() |= 1 << address.shard.0;
                 subscriber.sent = last;
             }
         }
@@ -476,11 +475,8 @@ impl Room {
 
 fn not_owner(ctx: &mut Ctx<'_>, from: Address, subject: Subject, key: &RoomKey) {
     ctx.stats.not_owner_total += 1;
-    let bounce = NotOwner {
-        subject,
-        owner: ctx.view.owner(key.placement()),
-        ring_digest: ctx.view.ring.digest(),
-    };
+    let bounce =
+        NotOwner { subject, owner: ctx.view.owner(key.placement()), ring_digest: ctx.view.ring.digest() };
     ctx.out.to_address(from, key.placement(), Body::NotOwner(bounce));
 }
 

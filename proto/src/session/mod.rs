@@ -119,12 +119,7 @@ impl Sessions {
         }
     }
 
-    pub(crate) fn handle(
-        &mut self,
-        ctx: &mut Ctx<'_>,
-        from: Address,
-        message: ToSession,
-    ) {
+    pub(crate) fn handle(&mut self, ctx: &mut Ctx<'_>, from: Address, message: ToSession) {
         match message {
             ToSession::Attach { identity, edge, shadow } => {
                 self.attach(ctx, from, identity, edge, shadow);
@@ -253,12 +248,7 @@ impl Sessions {
         self.run(ctx, sid);
     }
 
-    fn bounce(
-        &self,
-        ctx: &mut Ctx<'_>,
-        from: Address,
-        sid: SocketSid,
-    ) {
+    fn bounce(&self, ctx: &mut Ctx<'_>, from: Address, sid: SocketSid) {
         ctx.stats.not_owner_total += 1;
         let placement = self.ids.placement_of(sid);
         let bounce = NotOwner {

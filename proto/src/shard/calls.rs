@@ -55,14 +55,7 @@ struct Gather {
 
 impl Calls {
     pub(super) fn new(me: Address, limits: &Limits, ids: IdKey) -> Self {
-        Self {
-            me,
-            limits: limits.clone(),
-            ids,
-            number: 0,
-            calls: BTreeMap::new(),
-            gathers: BTreeMap::new(),
-        }
+        Self { me, limits: limits.clone(), ids, number: 0, calls: BTreeMap::new(), gathers: BTreeMap::new() }
     }
 
     pub(super) fn begin(&mut self, ctx: &mut Ctx<'_>, token: u64, mut query: Query) {

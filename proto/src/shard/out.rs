@@ -61,10 +61,6 @@ impl Out {
             self.local.push_back(Envelope { to: To::Shard(self.me.shard), ..envelope.clone() });
         }
         let to = if mask == 0 { To::Node } else { To::Shards(mask & !mine) };
-        self.outputs.push_back(Output::Send {
-            to: to_node,
-            lane,
-            envelope: Envelope { to, ..envelope },
-        });
+        self.outputs.push_back(Output::Send { to: to_node, lane, envelope: Envelope { to, ..envelope } });
     }
 }
