@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use mesh_proto::id::ShardIx;
 use mesh_proto::time::Instant;
 
+use crate::fd_limit;
 use crate::transport::Response;
 
 /// Address table entries that are kept without looking for stale ones.
@@ -42,6 +43,23 @@ impl Default for AdmissionLimits {
             handshakes_per_second: 2_000,
             handshakes_per_ip_per_second: 100,
         }
+    }
+}
+
+impl AdmissionLimits {
+    /// The same within what the operating system allows (`fd_limit::raise`): some descriptors stay
+    /// reserved for links, admin and files, so that running out of them shows here first.
+    #[must_use]
+    pub fn within(self, descriptors_max: u64) -> Self {
+        let free = usize::try_from(descriptors_max.saturating_sub(fd_limit::RESERVED)).unwrap_or(usize::MAX);
+        if free < self.connections_max {
+            tracing::warn!(
+                wanted = self.connections_max,
+                allowed = free,
+                "fewer client connections than configured: raise the limit of open files"
+            );
+        }
+        Self { connections_max: self.connections_max.min(free), ..self }
     }
 }
 
@@ -381,6 +399,12 @@ mod tests {
             admission.admit(ip("192.0.2.3"), at(0)).unwrap(),
         ];
         assert_eq!(admission.admit(ip("192.0.2.4"), at(0)).unwrap_err(), Reason::NodeFull);
+    }
+
+    #[test]
+    fn some_descriptors_stay_in_reserve() {
+        assert_eq!(limits().within(66).connections_max, 2);
+        assert_eq!(limits().within(u64::MAX), limits());
     }
 
     #[test]

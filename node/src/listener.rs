@@ -139,17 +139,22 @@ struct Door {
 }
 
 async fn accept(listener: TcpListener, door: Arc<Door>, tasks: Tasks) {
+    let mut exhausted = false;
     loop {
         let (stream, remote) = match listener.accept().await {
             Ok(accepted) => accepted,
             // The peer gave up before we got to it.
             Err(error) if is_of_the_peer(&error) => continue,
             Err(error) => {
-                tracing::warn!(%error, "cannot accept clients for the moment");
+                // Once for each time of want, however long it lasts.
+                if !std::mem::replace(&mut exhausted, true) {
+                    tracing::warn!(%error, "cannot accept clients for the moment");
+                }
                 tokio::time::sleep(EXHAUSTED_PAUSE).await;
                 continue;
             }
         };
+        exhausted = false;
         let door = door.clone();
         match door.port.admission.admit(remote.ip(), door.port.clock.now()) {
             Ok(place) => {

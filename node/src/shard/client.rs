@@ -107,6 +107,11 @@ impl Client {
         self.rest.is_none() && self.pending.is_empty()
     }
 
+    /// Whether the peer's close frame has come.
+    pub(super) fn is_answered(&self) -> bool {
+        matches!(self.phase, Phase::Closing { answered: true, .. })
+    }
+
     /// Keeps bytes for later. Whether somebody must begin to wait for the socket.
     pub(super) fn keep(&mut self, bytes: &[u8]) -> bool {
         match &mut self.rest {

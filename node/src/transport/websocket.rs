@@ -151,6 +151,12 @@ impl FrameReader {
         self.unfinished.as_ref().map(|unfinished| unfinished.since)
     }
 
+    /// Whether a close frame or a violation has made it deaf.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+
     /// The next event in `bytes[*at..]`, which are unmasked in place; `*at` moves past what was
     /// used. `None` when all is used up.
     ///
