@@ -24,13 +24,13 @@ use mesh_proto::wire::{Answer, CommandFailed};
 use slab::Slab;
 use tokio::sync::oneshot;
 
-use clients::client_mut;
 use super::DriverStats;
 use super::client::{AbortOnDrop, Client, Phase};
 use super::outbox::Outbox;
 use super::outgoing::Outgoing;
 use crate::clock::Clock;
 use crate::handles::{ShardReport, ToShard};
+use clients::client_mut;
 
 /// One read, shared by all clients of the shard.
 const READ_BYTES: usize = 64 << 10;
@@ -295,7 +295,6 @@ impl<M: Machine> Driver<M> {
         tracing::warn!(?peer, "a peer takes too little: its backlog is dropped and will be repeated");
         self.feed(now, Input::LinkReset(peer));
     }
-
 }
 
 #[cfg(test)]

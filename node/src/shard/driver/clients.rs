@@ -138,7 +138,14 @@ impl<M: Machine> Driver<M> {
     }
 
     /// Queues our close frame, once.
-    pub(super) fn close(&mut self, now: Instant, ix: ClientIx, code: Option<u16>, reason: &str, gone: ClientGone) {
+    pub(super) fn close(
+        &mut self,
+        now: Instant,
+        ix: ClientIx,
+        code: Option<u16>,
+        reason: &str,
+        gone: ClientGone,
+    ) {
         let Some(client) = client_mut(&mut self.clients, ix) else { return };
         if client.phase != Phase::Open {
             return;
