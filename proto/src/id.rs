@@ -183,8 +183,9 @@ impl Serialize for RoomKey {
 
 impl<'de> Deserialize<'de> for RoomKey {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (product, namespace, room) = <(Arc<str>, Arc<str>, Box<str>)>::deserialize(deserializer)?;
-        Ok(Self::new(&product, &namespace, &room))
+        // Borrowed from the message: each name is copied once, into its place.
+        let (product, namespace, room) = <(&str, &str, &str)>::deserialize(deserializer)?;
+        Ok(Self::new(&product.into(), &namespace.into(), room))
     }
 }
 

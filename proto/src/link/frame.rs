@@ -98,11 +98,12 @@ impl Frame {
 
     /// The envelopes in order; slices of the buffer the frame came in.
     pub(crate) fn into_envelopes(self) -> impl Iterator<Item = Bytes> {
-        let mut rest = self.envelopes;
+        let mut at = 0;
         std::iter::from_fn(move || {
-            let (len, head) = varint(&rest).ok()??;
-            let mut envelope = rest.split_to(head + usize::try_from(len).ok()?);
-            Some(envelope.split_off(head))
+            let (len, head) = varint(&self.envelopes[at..]).ok()??;
+            let start = at + head;
+            at = start + usize::try_from(len).ok()?;
+            Some(self.envelopes.slice(start..at))
         })
     }
 }
