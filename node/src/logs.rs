@@ -14,6 +14,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::config::LogConfig;
+use crate::metrics::{Exposition, Kind, Source};
 
 /// Lines waiting for standard error.
 const LINES_QUEUED_MAX: usize = 4_096;
@@ -27,6 +28,17 @@ static DROPPED: AtomicU64 = AtomicU64::new(0);
 #[must_use]
 pub fn lines_dropped() -> u64 {
     DROPPED.load(Ordering::Relaxed)
+}
+
+/// The same, for `/metrics`.
+#[derive(Clone, Copy, Debug)]
+pub struct Dropped;
+
+impl Source for Dropped {
+    fn write(&self, out: &mut Exposition) {
+        let help = "Lines of the log that standard error did not take. Not counted: lines below the filter.";
+        out.single("meshd_log_lines_dropped_total", Kind::Counter, help, lines_dropped());
+    }
 }
 
 /// Starts logging for this process. Keep what it returns to the end: [`Logs::flush`].

@@ -7,7 +7,7 @@
 
 mod doorkeeper;
 mod parts;
-mod status;
+mod serve;
 mod stop;
 
 use std::io;
@@ -25,6 +25,7 @@ use crate::identity::WeakSecret;
 use crate::listener::ListenError;
 use crate::mesh::MeshError;
 use crate::tasks::OnPanic;
+use crate::web::{OpenElsewhere, WeakKey};
 use parts::{Listeners, Parts};
 
 /// Threads of the runtime for handshakes, API and admin: few, because the work of a node is done by
@@ -63,6 +64,12 @@ pub enum StartError {
     /// A key that signs tokens is too short.
     #[error("a product's jwt_key_file does not do")]
     WeakSecret(#[from] WeakSecret),
+    /// The key of the API or the token of the admin listener is too short.
+    #[error("api.key_file or admin.token_file does not do")]
+    WeakKey(#[from] WeakKey),
+    /// API or admin would be open to other hosts without a key.
+    #[error(transparent)]
+    Open(#[from] OpenElsewhere),
     /// The operating system gave no thread, runtime or descriptor.
     #[error("cannot start {what}")]
     System {

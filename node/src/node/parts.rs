@@ -13,23 +13,24 @@ use mesh_proto::keys::{ClusterKey, IdKey};
 use mesh_proto::link::LinkLimits;
 use mesh_proto::membership::MembershipConfig;
 use mesh_proto::shard::ShardConfig;
-use mesh_proto::wire::{Answer, Query};
-use tokio::sync::{mpsc, watch};
+use mesh_proto::time::Instant;
+use mesh_proto::wire::NodeStatus;
+use tokio::sync::mpsc;
 
 use super::doorkeeper::{identity, products};
+use super::serve::Serving;
 use super::{Addresses, Ended, Options, StartError};
+use crate::admin::own_status;
 use crate::admission::{Admission, AdmissionLimits};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::secrets::Secrets;
-use crate::demo::site;
 use crate::handles::{SHARD_QUEUE_LEN, ShardHandle, Shards, ToShard, ViewWatch};
 use crate::identity::HEADERS_READ;
 use crate::listener::{ClientListener, ClientPort};
 use crate::mesh::{EndpointConfig, Mesh, MeshConfig, NodeStatusSource};
 use crate::shard::ShardParts;
-use crate::tasks::{OnPanic, Tasks};
-use crate::transport::Site;
+use crate::tasks::Tasks;
 use crate::transport::route::{Origins, RoutePolicy};
 use crate::{fd_limit, shard};
 
@@ -133,11 +134,25 @@ impl Parts {
             shard::start(parts, &tasks).map_err(|cause| StartError::System { what: "a shard", cause })?;
         }
 
-        let admission = Admission::new(admission_limits(&config), shards.0.len());
+        let limits = admission_limits(&config);
+        let connections_max = limits.connections_max;
+        let admission = Admission::new(limits, shards.0.len());
+        let serving = Serving {
+            config: &config,
+            addresses: &addresses,
+            mesh: mesh.handle(),
+            shards: &shards,
+            products: &products,
+            admission: &admission,
+            connections_max,
+            tasks: &tasks,
+        };
+        let api = serving.api(listeners.api, secrets.api_key.as_ref())?;
+        serving.admin(listeners.admin, secrets.admin_token.as_ref(), api)?;
         let port = ClientPort {
             shards: shards.clone(),
             doorkeeper: Arc::new(identity(&config, secrets, &products)?),
-            site: options.demo_control.as_ref().map(|url| demo_site(&mesh, url, &tasks)),
+            site: options.demo_control.as_ref().map(|url| serving.demo_site(url)),
             policy: Arc::new(RoutePolicy {
                 origins: Origins::from_list(&config.client.allowed_origins),
                 kept_headers: HEADERS_READ.map(str::to_owned).into(),
@@ -169,29 +184,6 @@ impl Parts {
     }
 }
 
-/// The demonstration's page, with counts of all nodes kept fresh for it.
-fn demo_site(mesh: &Mesh, control_url: &str, tasks: &Tasks) -> Site {
-    let (counts, latest) = watch::channel(Arc::default());
-    let (handle, stopping) = (mesh.handle().clone(), tasks.stopping());
-    let view = handle.view();
-    tasks.spawn("demo-counts", OnPanic::EndTask, async move {
-        let ask = |node| {
-            let handle = handle.clone();
-            async move {
-                match handle.ask_node(node, Query::NodeStatus).await {
-                    Ok(Answer::NodeStatus(status)) => Some(status),
-                    _ => None,
-                }
-            }
-        };
-        tokio::select! {
-            () = site::keep_counts(handle.view(), counts, ask) => {}
-            () = stopping.cancelled() => {}
-        }
-    });
-    site::site(view, latest, Some(control_url.to_owned()))
-}
-
 /// One per core, unless told otherwise; at most 64.
 fn shard_count(configured: u16) -> u16 {
     let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -214,7 +206,13 @@ fn status_source(shards: &Shards, clock: Clock) -> (NodeStatusSource, Arc<OnceLo
     let (known, shards) = (view.clone(), shards.clone());
     let source = move || -> std::pin::Pin<Box<dyn Future<Output = _> + Send>> {
         let (known, shards) = (known.clone(), shards.clone());
-        Box::pin(async move { super::status::status(&shards, known.get(), clock).await })
+        Box::pin(async move {
+            let uptime = clock.now().since(Instant::ZERO);
+            match known.get() {
+                Some(view) => own_status(&shards, view, uptime).await,
+                None => NodeStatus::default(),
+            }
+        })
     };
     (Arc::new(source), view)
 }

@@ -2,8 +2,9 @@
 //!
 //! Belongs here: their order, their deadlines, what is logged of each.
 //! Stays out: what the parts do when told.
-//! Phases: refuse new clients, not ready → draining: the ring stops naming this node → clients
-//! closed at a bearable pace, to come back elsewhere → membership left → links closed, tasks ended.
+//! Phases: new clients refused → draining: not ready, the ring stops naming this node → time for
+//! balancers to notice → clients closed at a bearable pace, to come back elsewhere → membership left
+//! → links closed, tasks ended.
 //! (Handing over sessions and rooms comes between draining and closing once entities have backups:
 //! until then what this node owns is rebuilt by its edges, and room history ends with it.)
 //! Invariants: `node.stop_within` bounds the whole; a phase that does not end in time is logged and
@@ -41,11 +42,11 @@ pub(super) async fn stop(parts: Parts, cause: &Ended) {
     parts.admission.set_draining(true);
     let clients = parts.admission.open();
     tracing::info!(phase = "refuse", clients, "stopping");
+    drain(&parts, clients_end).await;
     if *cause == Ended::Stopped && clients > 0 {
-        let notice = Instant::now() + parts.config.node.stop_notice;
+        let notice = started + parts.config.node.stop_notice;
         tokio::time::sleep_until(notice.min(clients_end)).await;
     }
-    drain(&parts, clients_end).await;
     close_clients(&parts, clients_end).await;
 
     let told = parts.mesh.handle().leave().await;
