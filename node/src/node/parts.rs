@@ -119,7 +119,7 @@ impl Parts {
                 config: ShardConfig {
                     me: Address { node: me, shard: handle.shard },
                     shards: u16::try_from(shards.0.len()).unwrap_or(u16::MAX),
-                    node_name: config.node.name.as_str().into(),
+                    node_name: addresses.name.as_str().into(),
                     products: products.all().cloned().collect(),
                     limits: config.limits.clone(),
                     ids: ids.clone(),
