@@ -41,6 +41,7 @@ pub(super) mod kind {
     pub(in super::super) const NONSENSE: u8 = 2;
     pub(in super::super) const TOO_MANY: u8 = 3;
     pub(in super::super) const DECLARED_DOWN: u8 = 4;
+    pub(in super::super) const LATE: u8 = 5;
 }
 
 impl Membership {

@@ -99,7 +99,7 @@ impl Join {
             seeds: Vec::new(),
             claims: BTreeMap::new(),
             might_begin: 0,
-            pause: timing.join_round,
+            pause: timing.join_round / 2,
             next_round: now,
             next_complaint: now + COMPLAIN_AFTER,
             name: None,

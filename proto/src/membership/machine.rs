@@ -15,6 +15,7 @@ use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use rand::seq::IteratorRandom as _;
 
+use super::inbound::kind;
 use super::join::Join;
 use super::records::Records;
 use super::seal::{Opener, PLAIN_BYTES_MAX, Sealer, Terms};
@@ -88,6 +89,7 @@ pub struct Membership {
     records_at: Option<Instant>,
     view: Arc<View>,
     dirty: Dirty,
+    /// When a view that could wait was published last.
     view_at: Instant,
     /// When other nodes came to be on the ring last.
     pub(super) ring_at: Instant,
@@ -292,7 +294,9 @@ impl Membership {
         self.stats.lateness_max_micros = self.stats.lateness_max_micros.max(micros);
         if late > self.config.timing.lateness_forgiven {
             self.stats.late += 1;
-            self.notice(Notice::Late { by: late });
+            if self.limits.notices.allows(now, (kind::LATE, self.config.mesh_addr)) {
+                self.notice(Notice::Late { by: late });
+            }
             if let Phase::Up(up) = &mut self.phase {
                 up.swim.postpone(late);
             }
@@ -351,9 +355,10 @@ impl Membership {
         if self.records.spreading() > 0 && self.records_at.is_none() && !self.known.is_empty() {
             self.records_at = Some(now + self.config.timing.gossip_period);
         }
-        if self.dirty == Dirty::Now
-            || (self.dirty == Dirty::Soon && now.since(self.view_at) >= self.config.timing.view_spacing)
-        {
+        if self.dirty == Dirty::Now {
+            self.publish(now);
+        } else if self.dirty == Dirty::Soon && now.since(self.view_at) >= self.config.timing.view_spacing {
+            self.view_at = now;
             self.publish(now);
         }
     }
@@ -459,7 +464,6 @@ impl Membership {
     /// Makes the view anew and says what is different.
     pub(super) fn publish(&mut self, now: Instant) {
         self.dirty = Dirty::No;
-        self.view_at = now;
         let mut nodes = vec![node_info(&self.identity, false, Some(self.own.clone()))];
         for member in self.known.values().filter(|m| m.state() != State::Down).take(NODES_MAX) {
             let record = self.records.of(member.id().node).cloned();

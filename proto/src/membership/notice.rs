@@ -82,7 +82,7 @@ pub enum Notice {
         new: NodeRef,
     },
     /// This node's timers came late: it is short of CPU or was stopped. It did not blame its peers
-    /// for that time.
+    /// for that time. Once a minute; each is counted.
     Late {
         /// How late.
         by: Duration,

@@ -219,3 +219,92 @@ pub(crate) fn pages(
     }
     pages
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::id::NodeRef;
+
+    fn identity(n: u64) -> Identity {
+        Identity {
+            node: NodeRef { id: NodeId(n), incarnation: 3 },
+            addr: SocketAddr::from(([10, 0, 0, 1], 7_400)),
+            zone: 0,
+            weight: 1,
+            protocol_min: 1,
+            protocol_max: 1,
+        }
+    }
+
+    fn entry(n: u64) -> Entry {
+        Entry { member: Member::alive(identity(n)), record: None }
+    }
+
+    fn ask(after: Option<NodeId>) -> Ask {
+        Ask { round: 1, me: identity(9), joining: true, back: false, after, pages: 3, claims: Vec::new() }
+    }
+
+    fn answer(after: Option<NodeId>) -> Vec<Page> {
+        let later = (1..=50).filter(|n| after.is_none_or(|after| NodeId(*n) > after));
+        pages(&ask(after), identity(1), later.map(entry), 250)
+    }
+
+    fn pull() -> Pull {
+        Pull::new(SocketAddr::from(([10, 0, 0, 1], 7_400)), Purpose::Join, Instant::ZERO)
+    }
+
+    #[test]
+    fn pages_keep_to_their_room_and_bring_everything() {
+        let mut pull = pull();
+        let mut after = None;
+        let mut questions = 0;
+        let entries = loop {
+            questions += 1;
+            let pages = answer(after);
+            assert!(pages.len() <= 3 && pages.iter().all(|p| wire::encode(&Word::Page(p.clone())).len() <= 250));
+            let progress = pages.into_iter().map(|page| pull.page(page, Instant::ZERO)).last();
+            match progress {
+                Some(Progress::AskAfter(upto)) => after = upto,
+                Some(Progress::Done) => break pull.into_entries().count(),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(entries, 50);
+        assert!(questions > 1);
+    }
+
+    #[test]
+    fn lost_pages_are_asked_for_again_and_order_does_not_matter() {
+        let mut pull = pull();
+        let [first, second, third] = answer(None).try_into().unwrap();
+        assert_eq!(pull.page(third.clone(), Instant::ZERO), Progress::AskAfter(None), "from the gap");
+        assert_eq!(pull.page(first.clone(), Instant::ZERO), Progress::Wait);
+        let later = Instant::ZERO + Duration::from_secs(1);
+        assert_eq!(pull.overdue(later), Some(first.upto));
+        assert_eq!(pull.page(second, Instant::ZERO), Progress::Wait);
+        assert_eq!(pull.overdue(later), Some(third.upto), "the third was kept");
+    }
+
+    #[test]
+    fn an_exchange_nobody_answers_is_given_up() {
+        let mut pull = pull();
+        let asked = std::iter::from_fn(|| pull.overdue(Instant::ZERO)).take(100).count();
+        assert!(asked < 10);
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let hex = |word: &Word| wire::encode(word).iter().map(|b| format!("{b:02x}")).collect::<String>();
+        assert_eq!(hex(&Word::Ask(ask(Some(NodeId(7))))), "00010900000000000000000a000001e81c0300010101010001070300");
+        let page =
+            Page { round: 1, from: identity(1), after: None, upto: None, last: true, entries: vec![entry(2)] };
+        let golden = concat!(
+            "01010100000000000000000a000001e81c0300010101000001",
+            "010200000000000000000a000001e81c0300010101000000"
+        );
+        assert_eq!(hex(&Word::Page(page)), golden);
+        assert_eq!(hex(&Word::Superseded { incarnation: 5 }), "0505");
+    }
+}

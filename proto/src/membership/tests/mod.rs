@@ -1,5 +1,6 @@
 //! Behaviour of whole memberships on a virtual network.
 
+mod hostile;
 mod net;
 
 use std::time::Duration;
