@@ -263,7 +263,9 @@ mod tests {
         let entries = loop {
             questions += 1;
             let pages = answer(after);
-            assert!(pages.len() <= 3 && pages.iter().all(|p| wire::encode(&Word::Page(p.clone())).len() <= 250));
+            assert!(
+                pages.len() <= 3 && pages.iter().all(|p| wire::encode(&Word::Page(p.clone())).len() <= 250)
+            );
             let progress = pages.into_iter().map(|page| pull.page(page, Instant::ZERO)).last();
             match progress {
                 Some(Progress::AskAfter(upto)) => after = upto,
@@ -297,9 +299,18 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let hex = |word: &Word| wire::encode(word).iter().map(|b| format!("{b:02x}")).collect::<String>();
-        assert_eq!(hex(&Word::Ask(ask(Some(NodeId(7))))), "00010900000000000000000a000001e81c0300010101010001070300");
-        let page =
-            Page { round: 1, from: identity(1), after: None, upto: None, last: true, entries: vec![entry(2)] };
+        assert_eq!(
+            hex(&Word::Ask(ask(Some(NodeId(7))))),
+            "00010900000000000000000a000001e81c0300010101010001070300"
+        );
+        let page = Page {
+            round: 1,
+            from: identity(1),
+            after: None,
+            upto: None,
+            last: true,
+            entries: vec![entry(2)],
+        };
         let golden = concat!(
             "01010100000000000000000a000001e81c0300010101000001",
             "010200000000000000000a000001e81c0300010101000000"

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use foca::{Header, Member, Message, State};
 use proptest::prelude::*;
-use rand::rngs::StdRng;
 use rand::SeedableRng as _;
+use rand::rngs::StdRng;
 
 use super::net::{addr, config};
 use crate::id::{NodeId, NodeRef};
