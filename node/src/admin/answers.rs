@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Status {
-    /// What is wrong, worst first as far as that can be said; empty when nothing is.
+    /// What is wrong, oldest first; empty when nothing is.
     pub problems: Vec<Problem>,
     /// The node that answers.
     pub node: String,

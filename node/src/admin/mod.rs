@@ -145,7 +145,7 @@ impl Admin {
                 let text = numbers::exposition(&self.state, &snapshot).await;
                 Reply::text(StatusCode::OK, metrics::CONTENT_TYPE, text)
             }
-            "/v1/status" => Reply::json(StatusCode::OK, &status::status(&self.state, &snapshot).await),
+            "/v1/status" => Reply::json(StatusCode::OK, &status::status(&self.state, &self.snapshot).await),
             "/v1/ring" => Reply::json(StatusCode::OK, &status::ring(&self.state)),
             "/v1/config" => {
                 let answer =

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use mesh_proto::id::ShardIx;
+use mesh_proto::id::{NodeId, ShardIx};
 use mesh_proto::view::{NodeInfo, NodeState, View};
 use tokio::time::Instant;
 
@@ -24,6 +24,11 @@ const BRIEF: Duration = Duration::from_secs(2);
 const SETTLING: Duration = Duration::from_secs(10);
 /// An event that left only a count is shown for so long after it.
 const RECENT: Duration = Duration::from_secs(60);
+
+/// A node that went down without draining is spoken of for so long, unless it comes back.
+const GONE_SHOWN: Duration = Duration::from_secs(600);
+/// Nodes gone that are remembered; more are not told one by one.
+const GONE_MAX: usize = 100;
 
 /// Everything that is looked at, at one moment.
 #[derive(Debug)]
@@ -70,6 +75,10 @@ pub(super) struct Problems {
     shown: Vec<(Instant, Problem)>,
     late: Rising,
     mismatched: Rising,
+    /// Nodes at the last look: name, and whether draining.
+    known: BTreeMap<NodeId, (String, bool)>,
+    /// Nodes that went down undrained, and when.
+    gone: BTreeMap<NodeId, (String, Instant)>,
 }
 
 impl Problems {
@@ -77,6 +86,7 @@ impl Problems {
     pub(super) fn look(&mut self, now: Instant, looked: &Looked<'_>) {
         let mut conditions = Vec::new();
         own_state(looked.view, &mut conditions);
+        self.gone(now, looked.view, &mut conditions);
         peers(looked, &mut conditions);
         if let Some(mesh) = looked.mesh {
             links(looked.view, mesh, &mut conditions);
@@ -102,6 +112,29 @@ impl Problems {
                 let problem = Problem { what, since_secs: 0, hurts: hurts.into(), advice: advice.into() };
                 self.shown.push((since, problem));
             }
+        }
+    }
+
+    fn gone(&mut self, now: Instant, view: &View, conditions: &mut Vec<Condition>) {
+        let up: BTreeMap<_, _> = view
+            .nodes
+            .iter()
+            .map(|node| (node.node.id, (node.name(), node.state() == NodeState::Draining)))
+            .collect();
+        for (id, (name, draining)) in std::mem::replace(&mut self.known, up) {
+            if !draining && !self.known.contains_key(&id) && self.gone.len() < GONE_MAX {
+                self.gone.insert(id, (name, now));
+            }
+        }
+        self.gone.retain(|id, (_, at)| !self.known.contains_key(id) && now.duration_since(*at) < GONE_SHOWN);
+        for (id, (name, _)) in &self.gone {
+            conditions.push(Condition {
+                key: ("gone", format!("{id:?}")),
+                lasting: AT_ONCE,
+                what: format!("{name} went down without draining"),
+                hurts: "its clients had to reconnect; the others carry its share of users and rooms",
+                advice: "look at its host and log and start it again; after 10 minutes this is forgotten",
+            });
         }
     }
 

@@ -3,11 +3,13 @@
 //! Belongs here: facts into [`answers`](super::answers). Stays out: HTTP, how it is shown.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use futures_util::future::join_all;
 use mesh_proto::id::{Address, NodeRef, Placement, RoomKey, ShardIx, Term};
 use mesh_proto::view::{NodeInfo, NodeState, View};
 use mesh_proto::wire::{Answer, CommandFailed, NodeStatus, Query, RoomFacts, SessionFacts};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::AdminState;
@@ -21,30 +23,26 @@ use super::watcher::Snapshot;
 /// Nodes named in an explanation beyond owner and backup.
 const NEXT_NAMED: usize = 2;
 
-pub(super) async fn status(state: &AdminState, snapshot: &Snapshot) -> Status {
-    let view = state.view.borrow().clone();
-    let answers = join_all(view.nodes.iter().map(|node| async {
-        timeout(ANSWER_WITHIN, state.cluster.node_status(node.node)).await.ok().flatten()
+pub(super) async fn status(state: &AdminState, snapshots: &watch::Receiver<Arc<Snapshot>>) -> Status {
+    let asked: Vec<NodeRef> = state.view.borrow().nodes.iter().map(|node| node.node).collect();
+    let answers = join_all(asked.iter().map(|&node| async move {
+        let answer = timeout(ANSWER_WITHIN, state.cluster.node_status(node)).await.ok().flatten();
+        (node, answer)
     }))
     .await;
-    let now = Instant::now();
-    let mut problems: Vec<Problem> = snapshot
-        .problems
-        .iter()
-        .map(|(since, problem)| Problem {
-            since_secs: now.duration_since(*since).as_secs(),
-            ..problem.clone()
-        })
-        .collect();
-    problems.sort_by_key(|problem| std::cmp::Reverse(problem.since_secs));
+    let answers: BTreeMap<NodeRef, Option<NodeStatus>> = answers.into_iter().collect();
+    // Read after the wait: a second is long enough for a node to go.
+    let view = state.view.borrow().clone();
+    let mut problems = problems(&snapshots.borrow(), Instant::now());
     let shares = shares(&view);
     let mut nodes = Vec::with_capacity(view.nodes.len());
     let mut agreed = None;
-    for (node, answer) in view.nodes.iter().zip(answers) {
-        let counts = answer.map(|status| counts(&view, &status));
+    for node in &view.nodes {
+        let answer = answers.get(&node.node);
+        let counts = answer.and_then(Option::as_ref).map(|status| counts(&view, status));
         match &counts {
             Some(counts) if node.node != view.me => agreed = Some(agreed.unwrap_or(true) && counts.agrees),
-            None if !node.suspect => problems.push(silent(node)),
+            None if answer.is_some() && !node.suspect => problems.push(silent(node)),
             _ => {}
         }
         nodes.push(node_line(&view, node, shares.get(&node.node).copied().unwrap_or(0.0), counts));
@@ -59,6 +57,20 @@ pub(super) async fn status(state: &AdminState, snapshot: &Snapshot) -> Status {
         ring_agreed: agreed,
         nodes,
     }
+}
+
+/// Those of the last look, oldest first.
+fn problems(snapshot: &Snapshot, now: Instant) -> Vec<Problem> {
+    let mut problems: Vec<Problem> = snapshot
+        .problems
+        .iter()
+        .map(|(since, problem)| Problem {
+            since_secs: now.duration_since(*since).as_secs(),
+            ..problem.clone()
+        })
+        .collect();
+    problems.sort_by_key(|problem| std::cmp::Reverse(problem.since_secs));
+    problems
 }
 
 fn silent(node: &NodeInfo) -> Problem {

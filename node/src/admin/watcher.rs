@@ -41,11 +41,16 @@ pub(super) async fn watch_node(state: Arc<AdminState>, snapshots: watch::Sender<
     let mut active_since = None;
     let mut settled = false;
     let mut pace = paced(LOOK_FIRST_EVERY);
+    let mut views = state.view.clone();
     loop {
-        pace.tick().await;
+        // A change is looked at when it happens; the channel outlives the node only while it stops.
+        tokio::select! {
+            _ = pace.tick() => {}
+            Ok(()) = views.changed() => {}
+        }
         let reports = shard_reports(&state.shards).await;
         let mesh = state.cluster.facts().await;
-        let view = state.view.borrow().clone();
+        let view = views.borrow_and_update().clone();
         let now = Instant::now();
         let shards: Vec<_> = state
             .shards

@@ -30,6 +30,18 @@ impl Scene {
         Self { nodes, mesh, shards, places, problems: Problems::default(), start: Instant::now() }
     }
 
+    /// Others of the view, agreed upon at once.
+    fn become_nodes(&mut self, nodes: Vec<NodeInfo>) {
+        self.nodes = nodes;
+        let digest = view_of(&self.nodes).ring.digest();
+        self.mesh.digests.values_mut().for_each(|heard| *heard = digest);
+    }
+
+    fn lose(&mut self, name: &str) {
+        let left = self.nodes.iter().filter(|node| node.name() != name).cloned().collect();
+        self.become_nodes(left);
+    }
+
     /// What is shown `secs` after the start.
     fn at(&mut self, secs: u64) -> Vec<String> {
         let view = view_of(&self.nodes);
@@ -86,9 +98,8 @@ fn each_fault_is_named_after_its_time_and_goes_with_it() {
         assert!(scene.at(0).is_empty(), "{words}");
         spoil(&mut scene);
         // A ring without one of its nodes differs from those heard: that is another story's problem.
-        let digest = view_of(&scene.nodes).ring.digest();
         if !words.contains("another ring") {
-            scene.mesh.digests.values_mut().for_each(|heard| *heard = digest);
+            scene.become_nodes(scene.nodes.clone());
         }
         let first = scene.at(1);
         assert_eq!(first.len(), usize::from(after == 0), "{words}: {first:?}");
@@ -111,4 +122,30 @@ fn what_comes_and_goes_within_its_time_is_not_shown() {
         scene.mesh.links[0].connected = secs % 2 == 0;
         assert!(scene.at(secs).is_empty());
     }
+}
+
+#[test]
+fn a_node_that_dies_is_spoken_of_until_it_is_back_and_one_that_drains_is_not() {
+    let mut scene = Scene::new();
+    scene.at(0);
+    let full = scene.nodes.clone();
+    scene.lose("b");
+    assert_eq!(scene.at(1), ["b went down without draining"]);
+    assert_eq!(scene.at(599).len(), 1);
+    let mut back = full.clone();
+    back[1].node.incarnation = 2;
+    scene.become_nodes(back);
+    assert!(scene.at(600).is_empty());
+
+    scene.lose("c");
+    assert_eq!(scene.at(601).len(), 1);
+    assert!(scene.at(1_202).is_empty(), "forgotten");
+
+    let mut scene = Scene::new();
+    let mut draining = full;
+    draining[2] = node("c", NodeState::Draining);
+    scene.become_nodes(draining);
+    scene.at(0);
+    scene.lose("c");
+    assert!(scene.at(1).is_empty());
 }
