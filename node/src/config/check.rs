@@ -151,7 +151,7 @@ impl Checker<'_> {
         if !mesh.listen.ip().is_loopback() && !has_key && !has_file {
             let problem = format!(
                 "{} can be reached from other hosts, and there is no cluster key: make one with \
-                 `meshctl keygen FILE`, copy it to every node and set mesh.key_file",
+                 `(umask 077; meshctl keygen > FILE)`, copy it to every node and set mesh.key_file",
                 mesh.listen
             );
             self.fail(

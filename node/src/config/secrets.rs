@@ -168,7 +168,7 @@ fn parse_cluster_key(text: &str) -> Result<ClusterKey, String> {
     let bytes = bytes.and_then(|bytes: Vec<u8>| <[u8; 32]>::try_from(bytes).ok());
     bytes
         .map(ClusterKey::new)
-        .ok_or_else(|| "not a cluster key: 64 hex digits (make one with `meshctl keygen FILE`)".into())
+        .ok_or_else(|| "not a cluster key: 64 hex digits (make one with `(umask 077; meshctl keygen > FILE)`)".into())
 }
 
 fn read_token(path: &Path) -> Result<SecretText, String> {

@@ -162,7 +162,7 @@ fn a_listener_open_to_others_needs_its_secret() {
 env MESHD_ADMIN__LISTEN: admin.listen: 10.0.0.1:4082 can be reached from other hosts, and admin.token_file is not set (allowed: a loopback address without a token)
 env MESHD_API__LISTEN: api.listen: 10.0.0.1:4081 can be reached from other hosts, and api.key_file is not set (allowed: a loopback address without a key)
 env MESHD_CLIENT__LISTEN: products.rooms.identity: product rooms has no identity, and client.listen = 0.0.0.0:4080 can be reached from other hosts: anyone could be anyone; set products.rooms.jwt_key_file (allowed: jwt with jwt_key_file)
-env MESHD_MESH__LISTEN: mesh.listen: 10.0.0.1:4083 can be reached from other hosts, and there is no cluster key: make one with `meshctl keygen FILE`, copy it to every node and set mesh.key_file (allowed: a loopback address without a key)";
+env MESHD_MESH__LISTEN: mesh.listen: 10.0.0.1:4083 can be reached from other hosts, and there is no cluster key: make one with `(umask 077; meshctl keygen > FILE)`, copy it to every node and set mesh.key_file (allowed: a loopback address without a key)";
     assert_eq!(errors, expected);
 }
 
@@ -183,7 +183,7 @@ fn a_key_file_open_to_all_users_is_refused_and_never_shown() {
     fs::write(&path, "canary").unwrap();
     let told = Config::load(&env(&set)).unwrap_err().to_string();
     assert!(
-        told.ends_with("not a cluster key: 64 hex digits (make one with `meshctl keygen FILE`)"),
+        told.ends_with("not a cluster key: 64 hex digits (make one with `(umask 077; meshctl keygen > FILE)`)"),
         "{told}"
     );
     assert!(!told.contains("canary"));
