@@ -166,9 +166,9 @@ fn parse_cluster_key(text: &str) -> Result<ClusterKey, String> {
         .filter(|digits| digits.len() == 64)
         .map(|digits| digits.chunks(2).map(|pair| pair.iter().fold(0, |b, d| b << 4 | d)).collect());
     let bytes = bytes.and_then(|bytes: Vec<u8>| <[u8; 32]>::try_from(bytes).ok());
-    bytes
-        .map(ClusterKey::new)
-        .ok_or_else(|| "not a cluster key: 64 hex digits (make one with `(umask 077; meshctl keygen > FILE)`)".into())
+    bytes.map(ClusterKey::new).ok_or_else(|| {
+        "not a cluster key: 64 hex digits (make one with `(umask 077; meshctl keygen > FILE)`)".into()
+    })
 }
 
 fn read_token(path: &Path) -> Result<SecretText, String> {

@@ -183,7 +183,9 @@ fn a_key_file_open_to_all_users_is_refused_and_never_shown() {
     fs::write(&path, "canary").unwrap();
     let told = Config::load(&env(&set)).unwrap_err().to_string();
     assert!(
-        told.ends_with("not a cluster key: 64 hex digits (make one with `(umask 077; meshctl keygen > FILE)`)"),
+        told.ends_with(
+            "not a cluster key: 64 hex digits (make one with `(umask 077; meshctl keygen > FILE)`)"
+        ),
         "{told}"
     );
     assert!(!told.contains("canary"));
