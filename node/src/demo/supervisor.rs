@@ -216,7 +216,11 @@ impl Demo {
         let mut child = command.spawn()?;
         if let Some(stderr) = child.stderr.take() {
             let prefix = format!("{name} | ");
-            self.tasks.spawn(format!("output/{name}"), OnPanic::EndTask, pass_on(stderr, prefix, self.ending.clone()));
+            self.tasks.spawn(
+                format!("output/{name}"),
+                OnPanic::EndTask,
+                pass_on(stderr, prefix, self.ending.clone()),
+            );
         }
         let stdout = child.stdout.take().ok_or_else(|| io::Error::other("no pipe"))?;
         let stdin = child.stdin.take();
