@@ -221,27 +221,3 @@ fn a_taken_port_is_an_error_to_whoever_embeds_a_node() {
     let error = Node::start(config, Options::default()).unwrap_err();
     assert!(matches!(error, StartError::Listen { what: "the HTTP API", .. }), "{error}");
 }
-
-#[test]
-fn the_demo_says_where_its_nodes_are_and_ends_them_all() {
-    let mut command = meshd("not a key: the demo has its own");
-    let mut demo = command.args(["demo", "--nodes", "2"]).stdout(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines();
-    let mut mesh_ports = Vec::new();
-    let page = loop {
-        let line = lines.next().unwrap().unwrap();
-        if let Some(page) = line.strip_prefix("open ") {
-            break page.trim().to_owned();
-        }
-        assert!(line.starts_with(&format!("node   n{} ", mesh_ports.len() + 1)), "{line}");
-        mesh_ports.push(line.rsplit(' ').next().unwrap().to_owned());
-    };
-    assert_eq!(mesh_ports.len(), 2);
-    assert!(page.starts_with("http://127.0.0.1:"), "{page}");
-    let told = Command::new("kill").args(["-s", "INT", &demo.id().to_string()]).status().unwrap();
-    assert!(told.success());
-    assert_eq!(demo.wait().unwrap().code(), Some(0));
-    for port in mesh_ports {
-        std::net::UdpSocket::bind(&port).unwrap_or_else(|error| panic!("{port} still in use: {error}"));
-    }
-}

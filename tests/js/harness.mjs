@@ -5,21 +5,22 @@
 
 import { io } from "socket.io-client";
 
-const PATIENCE_MS = 30_000;
+// Shorter than the test's own, so that it is the scenario that says what is missing.
+const PATIENCE_MS = 20_000;
 
 const sockets = [];
 
-/** A stock client at `node` as `uid`; resolves when it is connected. Records every event in `seen`. */
+/** A stock client at `node` (which may name a namespace) as `uid`; resolves when it is connected. */
 export async function connect(node, uid, more = {}) {
   const socket = open(node, { product: "rooms", uid }, more);
-  await new Promise((resolve, reject) => {
+  await within("a connect", new Promise((resolve, reject) => {
     socket.once("connect", resolve);
     socket.once("connect_error", reject);
-  });
+  }));
   return socket;
 }
 
-/** A stock client that may be refused. */
+/** A stock client that may be refused. Records every event in `seen`. */
 export function open(node, query, more = {}) {
   const socket = io(`http://${node}`, { transports: ["websocket"], query, forceNew: true, ...more });
   socket.seen = [];
@@ -87,7 +88,7 @@ export async function main(scenarios) {
     console.log(`${name}: passed`);
   } catch (error) {
     console.error(`${name}: ${error.stack}`);
-    process.exitCode = 1;
+    process.exit(1);
   }
   for (const socket of sockets) socket.close();
   process.stdin.destroy();

@@ -112,7 +112,7 @@ await main({
       [`["publish","r","say",{"_placeholder":true,"num":"splice"}]`, "placeholder"],
       [`["publish","r","say",{"_placeholder":true,"num":-1}]`, "placeholder"],
       [`["publish","r","say",{"_placeholder":true}]`, "placeholder"],
-      [`["publish","r","say",${nested(127)}]`, "depth"],
+      [`["publish","r","say",${nested(128)}]`, "depth"],
       [`["publish","r",null]`, "event_name"],
       [`["publish","r",[]]`, "event_name"],
     ];

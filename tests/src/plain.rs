@@ -6,11 +6,12 @@ use std::net::SocketAddr;
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
-use crate::wait::soon;
+use crate::wait::{PATIENCE, soon};
 
 /// One connected client. Answers heartbeats while it is being read.
 #[derive(Debug)]
@@ -159,13 +160,14 @@ impl PlainClient {
     /// The first message that `wanted` accepts, kept or yet to come; others are kept.
     ///
     /// # Panics
-    /// When the connection ends first.
+    /// When the connection ends first, or it does not come.
     pub async fn until(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
         if let Some(at) = self.kept.iter().position(&wanted) {
             return self.kept.remove(at).expect("just found");
         }
+        let give_up = Instant::now() + PATIENCE;
         loop {
-            match self.read().await {
+            match self.read_before(give_up).await {
                 Read::Message(message) if wanted(&message) => return message,
                 Read::Message(message) => self.kept.push_back(message),
                 Read::Closed(code) => panic!("closed with {code:?}; kept: {:?}", self.kept),
@@ -175,8 +177,9 @@ impl PlainClient {
 
     /// Reads on until the connection ends, and says with which code.
     pub async fn closed(&mut self) -> Option<u16> {
+        let give_up = Instant::now() + PATIENCE;
         loop {
-            match self.read().await {
+            match self.read_before(give_up).await {
                 Read::Message(message) => self.kept.push_back(message),
                 Read::Closed(code) => return code,
             }
@@ -194,8 +197,14 @@ impl PlainClient {
     /// # Panics
     /// When nothing comes, or something that is not JSON.
     pub async fn read(&mut self) -> Read {
+        self.read_before(Instant::now() + PATIENCE).await
+    }
+
+    async fn read_before(&mut self, give_up: Instant) -> Read {
         loop {
-            match soon("a message", self.stream.next()).await {
+            let next = timeout_at(give_up, self.stream.next()).await;
+            match next.unwrap_or_else(|_| panic!("waited {PATIENCE:?} for a message; kept: {:?}", self.kept))
+            {
                 Some(Ok(Message::Text(text))) => {
                     let message: Value =
                         serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));

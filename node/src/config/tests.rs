@@ -279,7 +279,5 @@ fn the_reference_in_docs_is_what_the_code_says() {
         fs::write(&path, &text).unwrap();
     }
     let written = fs::read_to_string(&path).unwrap_or_default();
-    let differs = written.lines().zip(text.lines()).find(|(written, told)| written != told);
-    assert_eq!(differs, None, "write it anew: MESHD_WRITE_DOCS=1 cargo test -p meshd reference");
-    assert_eq!(written.len(), text.len(), "write it anew: MESHD_WRITE_DOCS=1 cargo test -p meshd reference");
+    assert_eq!(written, text, "write it anew: MESHD_WRITE_DOCS=1 cargo test -p meshd reference");
 }

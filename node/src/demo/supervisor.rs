@@ -16,7 +16,6 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
-use tokio_util::sync::CancellationToken;
 
 use super::control::{self, Act, Asked};
 use crate::config::SecretText;
@@ -75,7 +74,6 @@ pub fn run(count: u16) -> Result<(), DemoError> {
             control_url,
             tasks: tasks.clone(),
             signals,
-            ending: CancellationToken::new(),
         };
         let ended = demo.run(count, asked).await;
         tasks.stop(Duration::from_secs(1)).await;
@@ -103,8 +101,6 @@ struct Demo {
     control_url: String,
     tasks: Tasks,
     signals: Signals,
-    /// All nodes end: what they say of each other's end is no news.
-    ending: CancellationToken,
 }
 
 /// A node that has been started at least once.
@@ -216,11 +212,7 @@ impl Demo {
         let mut child = command.spawn()?;
         if let Some(stderr) = child.stderr.take() {
             let prefix = format!("{name} | ");
-            self.tasks.spawn(
-                format!("output/{name}"),
-                OnPanic::EndTask,
-                pass_on(stderr, prefix, self.ending.clone()),
-            );
+            self.tasks.spawn(format!("output/{name}"), OnPanic::EndTask, pass_on(stderr, prefix));
         }
         let stdout = child.stdout.take().ok_or_else(|| io::Error::other("no pipe"))?;
         let stdin = child.stdin.take();
@@ -278,7 +270,6 @@ impl Demo {
 
     /// Ends all nodes in good order, or by force after [`STOP_WITHIN`] or a second signal.
     async fn stop_all(mut self) -> Result<(), DemoError> {
-        self.ending.cancel();
         let mut running: Vec<Running> =
             self.nodes.values_mut().filter_map(|node| node.child.take()).collect();
         for node in &mut running {
@@ -333,11 +324,9 @@ fn print_line(line: &str) {
 }
 
 /// A node's warnings, with its name in front.
-async fn pass_on(output: impl AsyncRead + Unpin + Send, prefix: String, ending: CancellationToken) {
+async fn pass_on(output: impl AsyncRead + Unpin + Send, prefix: String) {
     let mut lines = BufReader::new(output).lines();
     while let Ok(Some(line)) = lines.next_line().await {
-        if !ending.is_cancelled() {
-            let _ = writeln!(io::stderr().lock(), "{prefix}{line}");
-        }
+        let _ = writeln!(io::stderr().lock(), "{prefix}{line}");
     }
 }

@@ -110,43 +110,56 @@ function entries() {
   $("second").href = `?${new URLSearchParams({ uid: name, room: mesh.room, node: other?.name ?? "" })}`;
 }
 
+/** Rows stay the same elements, so that a click is not lost to an update that comes in between. */
+const rows = new Map();
+
 function table() {
-  const cell = (text, className = "") => el("td", className, text);
-  const key = JSON.stringify([[...known.values()], !!control, busy.size]);
-  if ($("nodes").dataset.key === key) return;
-  $("nodes").dataset.key = key;
-  $("nodes").replaceChildren(...[...known.values()].map((node) => {
+  for (const node of known.values()) {
+    if (!rows.has(node.name)) rows.set(node.name, newRow(node));
+    const { cells, button } = rows.get(node.name);
     const gone = node.state === "gone";
-    const row = el("tr", gone ? "is-gone" : "", el("td", "", dot(node.name)), cell(node.state, node.state),
-      ...["clients", "sessions", "rooms"].map((what) => cell(gone ? "–" : node[what], "n")),
-      cell(gone ? "–" : percent(node.share), "n"));
-    row.dataset.node = node.name;
-    row.append(el("td", "", ...(control ? [controlButton(node, gone)] : [])));
-    return row;
-  }));
+    cells[0].parentElement.className = gone ? "is-gone" : "";
+    cells[1].className = node.state;
+    const counts = [node.clients, node.sessions, node.rooms, percent(node.share)];
+    [node.state, ...counts.map((count) => (gone ? "–" : String(count)))].forEach((text, i) => {
+      cells[i + 1].textContent = text;
+    });
+    button.hidden = !control;
+    button.textContent = gone ? "start" : "kill";
+    button.className = gone ? "start" : "";
+    button.title = gone ? `start ${node.name} again` : `kill -9 ${node.name}`;
+    button.disabled = busy.has(node.name);
+  }
+}
+
+function newRow({ name }) {
+  const button = el("button");
+  button.onclick = () => killOrStart(name);
+  const cells = [el("td", "", dot(name)), el("td"), ...Array.from({ length: 4 }, () => el("td", "n"))];
+  const row = el("tr", "", ...cells, el("td", "", button));
+  row.dataset.node = name;
+  $("nodes").append(row);
+  return { cells, button };
 }
 
 /* ---- killing and starting, where the demo offers it ---- */
 
 const busy = new Set();
 
-function controlButton(node, gone) {
-  const button = el("button", gone ? "start" : "", gone ? "start" : "kill");
-  button.title = gone ? `start ${node.name} again` : `kill -9 ${node.name}`;
-  button.disabled = busy.has(node.name);
-  button.onclick = async () => {
-    busy.add(node.name);
-    button.disabled = true;
-    try {
-      const answer = await fetch(`${control}/${gone ? "start" : "kill"}?node=${encodeURIComponent(node.name)}`, { method: "POST" });
-      if (!answer.ok) throw new Error(await answer.text());
-      note(gone ? `starting ${node.name}` : `kill -9 ${node.name}`);
-    } catch (error) {
-      $("control-note").textContent = `could not: ${error.message}`;
-    }
-    busy.delete(node.name);
-  };
-  return button;
+async function killOrStart(name) {
+  const act = known.get(name).state === "gone" ? "start" : "kill";
+  busy.add(name);
+  table();
+  try {
+    const answer = await fetch(`${control}/${act}?node=${encodeURIComponent(name)}`, { method: "POST" });
+    if (!answer.ok) throw new Error(await answer.text());
+    note(act === "start" ? `starting ${name}` : `kill -9 ${name}`);
+    $("control-note").textContent = "";
+  } catch (error) {
+    $("control-note").textContent = `could not ${act} ${name}: ${error.message}`;
+  }
+  busy.delete(name);
+  table();
 }
 
 /* ---- the chat ---- */
