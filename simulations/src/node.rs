@@ -96,10 +96,10 @@ pub struct Common {
     pub key: ClusterKey,
     /// Bounds.
     pub limits: Limits,
-    /// Every product.
-    pub products: Vec<Arc<ProductRules>>,
     /// The clockwork of memberships.
     pub timing: Timing,
+    /// Every product.
+    pub products: Vec<Arc<ProductRules>>,
     /// Slots to join by.
     pub seeds: Vec<usize>,
 }

@@ -4,7 +4,7 @@ use mesh_proto::id::NodeRef;
 use mesh_proto::link::{self, Link, LinkLimits, Resume};
 use mesh_proto::membership::{self, Notice};
 use mesh_proto::shard;
-use mesh_proto::view::View;
+use mesh_proto::view::{NodeState, View};
 use mesh_proto::wire::{self, Envelope, Lane};
 
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Cluster, Event, NodeEvent};
+use super::{Cluster, Event, NodeEvent, Slot};
 use crate::network::{ConnectionId, End};
 use crate::node::{PeerLink, slot_of};
 
@@ -89,16 +89,35 @@ impl Cluster {
         let accused =
             self.slots.iter().position(|slot| slot.life.as_ref().is_some_and(|l| l.view.me == down));
         let Some(accused) = accused else { return };
-        let slot = &self.slots[accused];
-        let excused = slot.life.as_ref().is_some_and(|life| life.paused || life.draining)
-            || [accused, accuser]
-                .iter()
-                .any(|at| now < self.slots[*at].impaired_until || self.network.touches(*at));
+        let away = self.slots[accused].life.as_ref().is_some_and(|life| life.paused || life.draining);
+        let cut = [accused, accuser].iter().any(|at| self.is_cut(*at));
+        let excused = away || cut && !self.third_parties_see_both(accuser, accused);
         if !excused {
             let what =
                 format!("n{accuser} declares n{accused} ({down:?}) down, which is up and can be reached");
             self.checks.violated("I11", now, what);
         }
+    }
+
+    /// Whether the network gave others reason to give the node up, now or a moment ago.
+    fn is_cut(&self, slot: usize) -> bool {
+        self.clock.now() < self.slots[slot].impaired_until || self.network.touches(slot)
+    }
+
+    /// Whether all that is cut is the path between these two, while a healthy node sees both.
+    fn third_parties_see_both(&self, one: usize, other: usize) -> bool {
+        let blocks = self.network.blocks();
+        let only_pair = blocks.len() == 2 && blocks.contains(&(one, other)) && blocks.contains(&(other, one));
+        let now = self.clock.now();
+        let healthy = |slot: &Slot| {
+            now >= slot.impaired_until
+                && slot
+                    .life
+                    .as_ref()
+                    .is_none_or(|l| !l.paused && !l.draining && l.state() == NodeState::Active)
+        };
+        let alive = self.slots.iter().filter(|slot| slot.life.is_some()).count();
+        only_pair && alive > 2 && self.network.weather.loss_per_mille == 0 && self.slots.iter().all(healthy)
     }
 
     fn new_view(&mut self, slot: usize, view: Arc<View>) {

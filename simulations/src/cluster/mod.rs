@@ -167,7 +167,6 @@ pub struct Cluster {
     clients: Vec<Client>,
     transports: BTreeMap<u64, Transport>,
     common: Common,
-    products: Vec<Arc<ProductRules>>,
     lives: u64,
     opened: u64,
     queries: u64,
@@ -193,8 +192,8 @@ impl Cluster {
         let seeds = (0..size.nodes.min(3)).collect();
         let limits = Limits { room_log_entries_max: 200, ..Limits::default() };
         let key = ClusterKey::new([7; 32]);
-        let products = vec![Arc::new(ProductRules::open("alpha")), Arc::new(ProductRules::open("beta"))];
-        let common = Common { key, limits, products: products.clone(), timing: Timing::lan(), seeds };
+        let products = ["alpha", "beta"].map(|name| Arc::new(ProductRules::open(name))).to_vec();
+        let common = Common { products, key, limits, timing: Timing::lan(), seeds };
         let trouble_begins = Instant::ZERO + SETTLING;
         let trouble_ends = trouble_begins + size.trouble;
         let mut cluster = Self {
@@ -207,7 +206,6 @@ impl Cluster {
             clients: Vec::new(),
             transports: BTreeMap::new(),
             common,
-            products,
             lives: 0,
             opened: 0,
             queries: 0,

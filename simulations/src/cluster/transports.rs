@@ -153,7 +153,7 @@ impl Cluster {
         match (item, at.server) {
             (FromClient::Opened, _) => {
                 let client = &self.clients[at.client];
-                let product = self.products[usize::from(client.product)].clone();
+                let product = self.common.products[usize::from(client.product)].clone();
                 let admission = Ok(Admission { product, uid: client.uid.as_str().into() });
                 let new = NewClient { protocol: client.protocol, admission };
                 let Some(life) = &mut self.slots[slot].life else { return };

@@ -321,14 +321,14 @@ impl Cluster {
         let Some(slot) = self.random.pick(&active) else { return false };
         self.queries += 1;
         let number = self.queries;
-        let product = self.random.index(self.products.len());
+        let product = self.random.index(self.common.products.len());
         let room = u16::try_from(self.random.below(4)).unwrap_or(0);
         let Some(life) = &self.slots[slot].life else { return false };
         let shard = self.random.index(life.shards.len());
         let via = Address { node: life.view.me, shard: ShardIx(u16::try_from(shard).unwrap_or(0)) };
         let json = format!(r#"["m",{{"by":[{BACKENDS_FROM},{number},1],"to":[{product},{room}]}}]"#);
         let publish = Publish {
-            room: RoomKey::new(&self.products[product].name, &"/".into(), &room_name(room)),
+            room: RoomKey::new(&self.common.products[product].name, &"/".into(), &room_name(room)),
             id: PublishId::Api { via, number },
             dedupe: None,
             event: RoomEvent {
