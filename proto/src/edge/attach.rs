@@ -58,7 +58,7 @@ impl Edge {
             .rooms
             .iter()
             .map(|m| (tails[m.tail as usize].key.clone(), m))
-            .filter(|(key, m)| *key != everyone && m.slot.is_some())
+            .filter(|(key, m)| *key != everyone && m.slot.is_some() && !session.leaves_soon(key))
             .map(|(key, m)| (key, m.joined))
             .collect();
         let attach = ToSession::Attach {

@@ -314,8 +314,7 @@ impl Edge {
         let session = &mut self.sessions[index as usize];
         for (seq, entry) in (first..).zip(entries) {
             if seq == session.own_seq + 1 {
-                session.own_seq = seq;
-                session.own_waiting.push_back(entry);
+                session.take_own(entry);
             }
         }
         let (ix, waiting) = (session.client, session.own_waiting.len());
@@ -333,7 +332,8 @@ impl Edge {
             let session = &self.sessions[index as usize];
             let Some(entry) = session.own_waiting.front() else { break };
             let held_too_long = session.held_since.is_some_and(|since| ctx.now.since(since) >= HELD_MAX);
-            let waits_for = entry.after.as_ref().and_then(|(room, at)| self.not_yet_served(index, room, *at));
+            let after = entry.as_ref().and_then(|entry| entry.after.as_ref());
+            let waits_for = after.and_then(|(room, at)| self.not_yet_served(index, room, *at));
             if let Some(tail) = waits_for.filter(|_| !held_too_long) {
                 return self.hold_own(ctx, index, tail);
             }
@@ -344,7 +344,9 @@ impl Edge {
             session.held_since = None;
             let Some(entry) = session.own_waiting.pop_front() else { break };
             self.dirty.insert(index);
-            self.carry_out(ctx, index, entry.kind);
+            if let Some(entry) = entry {
+                self.carry_out(ctx, index, entry.kind);
+            }
         }
     }
 
@@ -380,7 +382,7 @@ impl Edge {
     /// Whether the next own-log entry fits the client's queue.
     fn own_fits(&mut self, index: u32) -> bool {
         let (turn, limits) = (self.turn, self.limits.clone());
-        let len = match self.sessions[index as usize].own_waiting.front().map(|e| &e.kind) {
+        let len = match self.sessions[index as usize].own_waiting.front().and_then(Option::as_ref).map(|e| &e.kind) {
             Some(OwnKind::Ack { payload, .. } | OwnKind::Emit { payload, .. }) => payload.len(),
             _ => return true,
         };

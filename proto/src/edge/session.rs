@@ -5,13 +5,13 @@
 //! Invariants: inbound packets keep their numbers through every owner; own-log entries are taken once
 //! and in order.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::id::{ClientIx, Cursor, NodeRef, Placement, RoomKey, Term};
 use crate::limits::Limits;
 use crate::shard::ClientProtocol;
 use crate::time::Instant;
-use crate::wire::{Inbound, OwnEntry, SessionIdentity};
+use crate::wire::{Inbound, OwnEntry, OwnKind, SessionIdentity};
 
 /// Bookkeeping of an inbound packet beside its payload.
 const PACKET_OVERHEAD_BYTES: usize = 64;
@@ -37,8 +37,11 @@ pub(super) struct EdgeSession {
     sent: u64,
     /// The last own-log entry taken.
     pub(super) own_seq: u64,
-    /// Entries taken and not carried out yet, oldest first.
-    pub(super) own_waiting: VecDeque<OwnEntry>,
+    /// Entries taken and not carried out yet, oldest first. `None`: an answer that the client has had
+    /// from an earlier owner.
+    pub(super) own_waiting: VecDeque<Option<OwnEntry>>,
+    /// How many unconfirmed packets that ask for an answer under an id have got it.
+    answered: BTreeMap<u64, usize>,
     pub(super) own_reported: u64,
     /// The first of `own_waiting` is held back since then.
     pub(super) held_since: Option<Instant>,
@@ -58,6 +61,14 @@ pub(super) struct Membership {
     pub(super) own_seq: u64,
     /// Index of the next entry to serve. Counts only while the client is behind.
     pub(super) next: u64,
+}
+
+/// The id under which a packet asks for an answer.
+fn asks_for(packet: &Inbound) -> Option<u64> {
+    match packet {
+        Inbound::Event { ack, .. } => *ack,
+        Inbound::Ack { .. } | Inbound::Disconnect => None,
+    }
 }
 
 fn packet_bytes(packet: &Inbound) -> usize {
@@ -91,6 +102,7 @@ impl EdgeSession {
             sent: 0,
             own_seq: 0,
             own_waiting: VecDeque::new(),
+            answered: BTreeMap::new(),
             own_reported: 0,
             held_since: None,
             rooms: Vec::new(),
@@ -120,8 +132,46 @@ impl EdgeSession {
         {
             self.unconfirmed_bytes -= packet_bytes(&packet);
             self.confirmed += 1;
+            if let Some(id) = asks_for(&packet)
+                && let Some(count) = self.answered.get_mut(&id)
+            {
+                *count -= 1;
+                if *count == 0 {
+                    self.answered.remove(&id);
+                }
+            }
         }
         self.sent = self.sent.max(self.confirmed);
+    }
+
+    /// Takes the next own-log entry, to be carried out in its turn. A new owner carries out again what
+    /// the last one had not confirmed, so it may answer what has been answered.
+    pub(super) fn take_own(&mut self, entry: OwnEntry) {
+        self.own_seq += 1;
+        let repeated = match entry.kind {
+            OwnKind::Ack { id, .. } => !self.count_answer(id),
+            _ => false,
+        };
+        self.own_waiting.push_back((!repeated).then_some(entry));
+    }
+
+    /// Counts an answer; `false` if every packet that asks for it has got it.
+    fn count_answer(&mut self, id: u64) -> bool {
+        let asking = self.unconfirmed.iter().filter(|packet| asks_for(packet) == Some(id)).count();
+        let answered = self.answered.get(&id).copied().unwrap_or(0);
+        if answered > 0 && answered >= asking {
+            return false;
+        }
+        // An owner that lives on may confirm a packet before it repeats the answer.
+        if asking > answered {
+            self.answered.insert(id, answered + 1);
+        }
+        true
+    }
+
+    /// Whether an entry that waits takes the session out of this room.
+    pub(super) fn leaves_soon(&self, room: &RoomKey) -> bool {
+        self.own_waiting.iter().flatten().any(|entry| entry.kind == OwnKind::Leave(room.clone()))
     }
 
     /// Another owner, or the same anew: everything unconfirmed goes out again.
@@ -163,5 +213,6 @@ impl EdgeSession {
         assert_eq!(self.unconfirmed_bytes, self.unconfirmed.iter().map(packet_bytes).sum::<usize>());
         assert!(self.sent >= self.confirmed && self.sent <= self.confirmed + self.unconfirmed.len() as u64);
         assert!(self.rooms.len() <= limits.rooms_per_session_max + 1);
+        assert!(self.answered.values().sum::<usize>() <= self.unconfirmed.len());
     }
 }

@@ -71,7 +71,10 @@ impl Session {
         let joining = self.open.iter().any(|open| matches!(open.waits_for, Wait::Join { .. }));
         // The transport is gone: nobody takes from the own log any more, so its bound stops nothing.
         let room = self.detached || !self.own.is_full(limits);
-        self.open.len() < OPEN_MAX && room && (!joining || is_join(next))
+        // What a leave does shows at the edge at once, so nothing before it may have to be done again
+        // by a new owner that learns from there which rooms the session is in.
+        let undone = self.open.iter().any(|open| !matches!(open.waits_for, Wait::Nothing));
+        self.open.len() < OPEN_MAX && room && (!joining || is_join(next)) && !(undone && is_leave(next))
     }
 
     fn begin(&mut self, ctx: &mut Ctx<'_>, limits: &Limits, number: u64, packet: Inbound) {
@@ -329,4 +332,8 @@ fn pending_seq(cursor: Cursor) -> Option<u64> {
 
 fn is_join(packet: &Inbound) -> bool {
     matches!(packet, Inbound::Event { payload, .. } if payload.json.starts_with(b"[\"join\""))
+}
+
+fn is_leave(packet: &Inbound) -> bool {
+    matches!(packet, Inbound::Event { payload, .. } if payload.json.starts_with(b"[\"leave\""))
 }

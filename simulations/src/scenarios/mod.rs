@@ -124,6 +124,9 @@ pub fn run(seed: u64, size: Size, story: Option<Instant>) -> Verdict {
 fn trouble_then_calm(cluster: &mut Cluster) {
     let calm = cluster.trouble_ends();
     cluster.run_until(calm + RINGS_EQUAL_WITHIN);
+    if !cluster.checks.violations.is_empty() {
+        return;
+    }
     if let Some(disagreement) = cluster.disagreement() {
         let now = cluster.now();
         cluster.checks.violated(
