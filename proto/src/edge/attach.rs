@@ -122,7 +122,7 @@ impl Edge {
         if self.tails[tail as usize].live {
             self.put_in_force(ctx, index, tail);
         } else {
-            self.tails[tail as usize].waiting.push(index);
+            self.tails[tail as usize].waiting.push_back(index);
         }
     }
 

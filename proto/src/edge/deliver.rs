@@ -86,11 +86,13 @@ impl Edge {
 
     /// Those who wait for this room look again: joins, and own-log entries held back.
     fn wake_waiting(&mut self, ctx: &mut Ctx<'_>, tail: u32) {
-        let waiting = match self.tails.get_mut(tail as usize) {
-            Some(t) if t.live => std::mem::take(&mut t.waiting),
-            _ => return,
+        let Some((key, count)) = self.tails.get(tail as usize).map(|t| (t.key.clone(), t.waiting.len())) else {
+            return;
         };
-        for session in waiting {
+        for _ in 0..count {
+            // Those who still wait keep the tail; the last one out may have taken it along.
+            let Some(t) = self.tails.get_mut(tail as usize).filter(|t| t.live && t.key == key) else { return };
+            let Some(session) = t.waiting.pop_front() else { return };
             if self.sessions.contains(session as usize) {
                 self.put_in_force(ctx, session, tail);
                 self.process_own(ctx, session);
@@ -369,7 +371,7 @@ impl Edge {
         }
         let waiting = &mut self.tails[tail as usize].waiting;
         if !waiting.contains(&index) {
-            waiting.push(index);
+            waiting.push_back(index);
         }
     }
 

@@ -41,7 +41,7 @@ pub(super) struct Tail {
     /// Sessions that are served (index into the edge's sessions).
     pub(super) members: Vec<u32>,
     /// Sessions whose own stream waits for this room to get somewhere, or for the tail to be live.
-    pub(super) waiting: Vec<u32>,
+    pub(super) waiting: VecDeque<u32>,
 }
 
 /// One entry with its frames, made when first needed.
@@ -103,7 +103,7 @@ impl Tail {
             taken_bytes: 0,
             carried: FixedSet::default(),
             members: Vec::new(),
-            waiting: Vec::new(),
+            waiting: VecDeque::new(),
         }
     }
 
