@@ -86,12 +86,15 @@ impl Edge {
 
     /// Those who wait for this room look again: joins, and own-log entries held back.
     fn wake_waiting(&mut self, ctx: &mut Ctx<'_>, tail: u32) {
-        let Some((key, count)) = self.tails.get(tail as usize).map(|t| (t.key.clone(), t.waiting.len())) else {
+        let Some((key, count)) = self.tails.get(tail as usize).map(|t| (t.key.clone(), t.waiting.len()))
+        else {
             return;
         };
         for _ in 0..count {
             // Those who still wait keep the tail; the last one out may have taken it along.
-            let Some(t) = self.tails.get_mut(tail as usize).filter(|t| t.live && t.key == key) else { return };
+            let Some(t) = self.tails.get_mut(tail as usize).filter(|t| t.live && t.key == key) else {
+                return;
+            };
             let Some(session) = t.waiting.pop_front() else { return };
             if self.sessions.contains(session as usize) {
                 self.put_in_force(ctx, session, tail);
@@ -384,10 +387,12 @@ impl Edge {
     /// Whether the next own-log entry fits the client's queue.
     fn own_fits(&mut self, index: u32) -> bool {
         let (turn, limits) = (self.turn, self.limits.clone());
-        let len = match self.sessions[index as usize].own_waiting.front().and_then(Option::as_ref).map(|e| &e.kind) {
-            Some(OwnKind::Ack { payload, .. } | OwnKind::Emit { payload, .. }) => payload.len(),
-            _ => return true,
-        };
+        let len =
+            match self.sessions[index as usize].own_waiting.front().and_then(Option::as_ref).map(|e| &e.kind)
+            {
+                Some(OwnKind::Ack { payload, .. } | OwnKind::Emit { payload, .. }) => payload.len(),
+                _ => return true,
+            };
         self.client_of(index).fits(turn, len, &limits)
     }
 
