@@ -39,6 +39,8 @@ struct Session {
     connected: bool,
     places: BTreeMap<u16, Place>,
     pending: BTreeMap<u64, (Request, Instant)>,
+    /// Generation of the cluster in which each of them was sent.
+    generations: BTreeMap<u64, u64>,
     requests: u64,
     published: u32,
     /// Own events answered early, before they came back.
@@ -61,6 +63,7 @@ pub struct Client {
     pub slow: bool,
     rooms: Vec<u16>,
     sessions: u32,
+    generation: u64,
     session: Option<Session>,
     random: Random,
 }
@@ -85,7 +88,7 @@ impl Client {
         rooms: Vec<u16>,
         random: Random,
     ) -> Self {
-        Self { id, protocol, product, uid, slow: false, rooms, sessions: 0, session: None, random }
+        Self { id, protocol, product, uid, slow: false, rooms, sessions: 0, generation: 0, session: None, random }
     }
 
     /// Its present session.
@@ -140,6 +143,7 @@ impl Client {
             connected: false,
             places: BTreeMap::new(),
             pending: BTreeMap::new(),
+            generations: BTreeMap::new(),
             requests: 0,
             published: 0,
             answered_unseen: BTreeSet::new(),
@@ -150,6 +154,11 @@ impl Client {
     /// Its transport is gone.
     pub fn closed(&mut self) {
         self.session = None;
+    }
+
+    /// The present generation of the cluster, before it asks anything.
+    pub fn in_generation(&mut self, generation: u64) {
+        self.generation = generation;
     }
 
     /// What it does of its own accord. `calm`: it only gets where it wants to be.
@@ -219,6 +228,7 @@ impl Client {
         let id = session.requests;
         session.requests += 1;
         session.pending.insert(id, (request, now));
+        session.generations.insert(id, self.generation);
         match request {
             Request::Join(room) => drop(session.places.insert(room, Place::Joining)),
             Request::Leave(room) => drop(session.places.insert(room, Place::Leaving)),
@@ -283,6 +293,12 @@ impl Client {
             );
             return checks.violated("protocol", now, what);
         };
+        let sent_in = session.generations.remove(&id);
+        if let (Request::Publish { event, .. }, None) = (request, &refused)
+            && sent_in == Some(checks.generation)
+        {
+            checks.settle(event);
+        }
         if let Some(code) = &refused
             && !REFUSALS_IN_TROUBLE.contains(&code.as_str())
         {

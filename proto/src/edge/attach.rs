@@ -208,9 +208,10 @@ impl Edge {
             Subject::Room(room) => {
                 let Some(&tail) = self.by_room.get(room) else { return };
                 let tail = &mut self.tails[tail as usize];
-                if tail.owner != Some(from.node) || tail.live {
+                if tail.owner != Some(from.node) {
                     return;
                 }
+                tail.asked(Some(from.node));
                 self.bounced_rooms.insert(room.clone());
             }
             Subject::Call(_) => return,

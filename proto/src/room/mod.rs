@@ -20,7 +20,6 @@ use crate::id::{Address, Cursor, NodeRef, Placement, PublishId, RoomKey, Term};
 use crate::limits::Limits;
 use crate::shard::{Ctx, Out};
 use crate::time::Instant;
-use crate::view::View;
 use crate::wire::{
     Answer, Body, CommandFailed, DedupeKey, Lane, NotOwner, Payload, Publish, PublishRefused, RoomEntry,
     RoomEvent, RoomFacts, RoomToEdge, RoomToPublisher, Subject, To, ToRoom,
@@ -351,13 +350,18 @@ impl Rooms {
     }
 
     /// The cluster has changed: rooms that are another's now are dropped, dead subscribers forgotten.
-    pub(crate) fn on_view(&mut self, view: &View) {
+    pub(crate) fn on_view(&mut self, ctx: &mut Ctx<'_>) {
         let mut freed = 0;
         self.rooms.retain(|key, room| {
-            room.subscribers.retain(|address, _| view.is_up(address.node));
-            let owned = view.owns(key.placement());
+            room.subscribers.retain(|address, _| ctx.view.is_up(address.node));
+            let owned = ctx.view.owns(key.placement());
             if !owned {
                 freed += room.log.bytes();
+                // An edge that has not seen this ring, or sees us own the room again in its next one,
+                // would take our silence for a quiet room.
+                for address in room.subscribers.keys() {
+                    not_owner(ctx, *address, Subject::Room(key.clone()), key);
+                }
             }
             owned
         });

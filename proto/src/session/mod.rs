@@ -128,12 +128,12 @@ impl Sessions {
                 self.on_inbound(ctx, from, sid, first, packets);
             }
             ToSession::OwnReceived { sid, own_seq } => {
-                let Some(session) = self.attached_at(sid, from) else { return };
+                let Some(session) = self.attached_at(sid, from) else { return self.bounce(ctx, from, sid) };
                 session.own.received(own_seq);
                 self.run(ctx, sid);
             }
             ToSession::Joined { sid, own_seq, at } => {
-                let Some(session) = self.attached_at(sid, from) else { return };
+                let Some(session) = self.attached_at(sid, from) else { return self.bounce(ctx, from, sid) };
                 session.joined(own_seq, at);
                 self.run(ctx, sid);
             }
@@ -329,6 +329,11 @@ impl Sessions {
             .map(|(sid, _)| *sid)
             .collect();
         for sid in gone {
+            // An edge that has not seen this ring must not wait for us.
+            let edge = self.sessions.get(&sid).filter(|s| !s.detached).map(|s| s.edge.edge);
+            if let Some(edge) = edge.filter(|edge| ctx.view.is_up(edge.node)) {
+                self.bounce(ctx, edge, sid);
+            }
             self.forget(sid);
         }
         for (sid, session) in &mut self.sessions {

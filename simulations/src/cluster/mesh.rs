@@ -126,7 +126,8 @@ impl Cluster {
         let reborn = life.view.me != view.me;
         let ring_changed = life.view.ring.digest() != view.ring.digest();
         life.view = view.clone();
-        if ring_changed {
+        if ring_changed || reborn {
+            self.checks.generation += 1;
             let digest = view.ring.digest();
             self.trace.note(now, &[2, slot as u64, digest], || {
                 format!("n{slot} has ring {digest:016x} of {} nodes", view.ring.nodes().len())
@@ -369,6 +370,7 @@ impl Cluster {
     }
 
     fn reset_at_shards(&mut self, slot: usize, peer: NodeRef) {
+        self.checks.generation += 1;
         let shards = self.slots[slot].life.as_ref().map_or(0, |life| life.shards.len());
         for shard in 0..shards {
             self.feed(slot, shard, shard::Input::LinkReset(peer));

@@ -367,6 +367,7 @@ impl Cluster {
                     continue;
                 }
                 let product = self.clients[index].product;
+                self.clients[index].in_generation(self.checks.generation);
                 let Some((event, packet)) = self.clients[index].probe(now, room) else { continue };
                 self.client_says(index, packet);
                 let members =

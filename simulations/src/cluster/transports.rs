@@ -55,6 +55,7 @@ pub(super) struct Transport {
 impl Cluster {
     pub(super) fn client_acts(&mut self, index: usize) {
         let now = self.clock.now();
+        self.clients[index].in_generation(self.checks.generation);
         if self.clients[index].transport().is_none() {
             self.connect_client(index);
         } else {

@@ -136,6 +136,7 @@ impl Cluster {
     pub(super) fn end_life(&mut self, slot: usize, left: bool) {
         let now = self.clock.now();
         let Some(life) = self.slots[slot].life.take() else { return };
+        self.checks.generation += 1;
         self.trace.note(now, &[22, slot as u64], || format!("n{slot} is gone"));
         self.slots[slot].left = left;
         self.slots[slot].held.clear();
