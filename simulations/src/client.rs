@@ -88,7 +88,18 @@ impl Client {
         rooms: Vec<u16>,
         random: Random,
     ) -> Self {
-        Self { id, protocol, product, uid, slow: false, rooms, sessions: 0, generation: 0, session: None, random }
+        Self {
+            id,
+            protocol,
+            product,
+            uid,
+            slow: false,
+            rooms,
+            sessions: 0,
+            generation: 0,
+            session: None,
+            random,
+        }
     }
 
     /// Its present session.
