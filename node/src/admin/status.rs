@@ -1,6 +1,6 @@
 //! Answers about the cluster: `/v1/status`, `/v1/ring`, `/v1/explain`, `/readyz`.
 //!
-//! Belongs here: facts into [`answers`](super::answers). Stays out: HTTP, how it is shown.
+//! Belongs here: facts into [`answers`]. Stays out: HTTP, how it is shown.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -71,7 +71,7 @@ impl Edge {
                 rooms,
             },
         };
-        ctx.out.to_host(owner, session.placement, Body::ToSession(attach));
+        ctx.out.send_to_host(owner, session.placement, Body::ToSession(attach));
     }
 
     /// Tells the client that it is connected, once its owner has taken it on and it is served.
@@ -140,7 +140,7 @@ impl Edge {
         if own_seq > 0 {
             let joined = ToSession::Joined { sid: session.identity.sid, own_seq, at };
             if let Some(owner) = session.owner {
-                ctx.out.to_host(owner, session.placement, Body::ToSession(joined));
+                ctx.out.send_to_host(owner, session.placement, Body::ToSession(joined));
             }
         } else {
             self.welcome(ctx, index);
@@ -171,7 +171,7 @@ impl Edge {
             self.bounced_rooms.remove(&t.key);
             if let Some(owner) = t.owner {
                 let placement = t.key.placement();
-                ctx.out.to_host(owner, placement, Body::ToRoom(ToRoom::Unsubscribe(vec![t.key])));
+                ctx.out.send_to_host(owner, placement, Body::ToRoom(ToRoom::Unsubscribe(vec![t.key])));
             }
         }
         true
@@ -280,7 +280,7 @@ impl Edge {
             clean: false,
             reason: DetachReason::TransportClose,
         };
-        ctx.out.to_address(from, self.ids.placement_of(sid), Body::ToSession(detach));
+        ctx.out.send_to_address(from, self.ids.placement_of(sid), Body::ToSession(detach));
     }
 }
 

@@ -23,7 +23,7 @@ use crate::wire::{
 const HELD_MAX: Duration = Duration::from_secs(1);
 
 impl Edge {
-    pub(crate) fn from_room(&mut self, ctx: &mut Ctx<'_>, from: Address, message: RoomToEdge) {
+    pub(crate) fn take_from_room(&mut self, ctx: &mut Ctx<'_>, from: Address, message: RoomToEdge) {
         match message {
             RoomToEdge::Subscribed { room, term, from: cursor, gap } => {
                 let Some(tail) = self.tail_of(ctx, from, &room) else { return };
@@ -41,7 +41,7 @@ impl Edge {
                 let t = &mut self.tails[tail as usize];
                 if let Some(cursor) = t.report_taken() {
                     let taken = ToRoom::Taken { room: t.key.clone(), cursor };
-                    ctx.out.to_address(from, t.key.placement(), Body::ToRoom(taken));
+                    ctx.out.send_to_address(from, t.key.placement(), Body::ToRoom(taken));
                 }
                 self.wake_waiting(ctx, tail);
             }
@@ -57,7 +57,7 @@ impl Edge {
         let tail = self.by_room.get(room).copied();
         if tail.is_none() {
             let unsubscribe = ToRoom::Unsubscribe(vec![room.clone()]);
-            ctx.out.to_address(from, room.placement(), Body::ToRoom(unsubscribe));
+            ctx.out.send_to_address(from, room.placement(), Body::ToRoom(unsubscribe));
         }
         tail
     }
@@ -252,7 +252,7 @@ impl Edge {
         }
     }
 
-    pub(crate) fn from_session(&mut self, ctx: &mut Ctx<'_>, from: Address, message: SessionToEdge) {
+    pub(crate) fn take_from_session(&mut self, ctx: &mut Ctx<'_>, from: Address, message: SessionToEdge) {
         let sid = match &message {
             SessionToEdge::Attached { sid, .. }
             | SessionToEdge::Confirmed { sid, .. }

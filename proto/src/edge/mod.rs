@@ -299,7 +299,7 @@ impl Edge {
                 clean,
                 reason,
             };
-            ctx.out.to_host(owner, session.placement, Body::ToSession(detach));
+            ctx.out.send_to_host(owner, session.placement, Body::ToSession(detach));
         }
     }
 
@@ -336,7 +336,7 @@ impl Edge {
         }
         let (Some(owner), Some((first, packets))) = (session.owner, session.take_unsent()) else { return };
         let message = ToSession::Inbound { sid: session.identity.sid, first, packets };
-        ctx.out.to_host(owner, session.placement, Body::ToSession(message));
+        ctx.out.send_to_host(owner, session.placement, Body::ToSession(message));
     }
 
     fn report_own(&mut self, ctx: &mut Ctx<'_>, index: u32) {
@@ -348,7 +348,7 @@ impl Edge {
         let Some(owner) = session.owner else { return };
         session.own_reported = own_seq;
         let message = ToSession::OwnReceived { sid: session.identity.sid, own_seq };
-        ctx.out.to_host(owner, session.placement, Body::ToSession(message));
+        ctx.out.send_to_host(owner, session.placement, Body::ToSession(message));
     }
 
     /// Drops what is too old of all tails.

@@ -70,6 +70,10 @@ struct Subscriber {
 
 /// What an op of a room leads to, once it is safe.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "waits for a moment; boxed it would cost an allocation per publish"
+)]
 enum Effect {
     /// Entries up to this one may be served.
     Serve(u64),
@@ -139,7 +143,7 @@ impl Rooms {
             Published::Refused(why) => {
                 let placement = room.placement();
                 let refused = RoomToPublisher::Refused { room, id, why };
-                ctx.out.to_address(from, placement, Body::RoomToPublisher(refused));
+                ctx.out.send_to_address(from, placement, Body::RoomToPublisher(refused));
             }
             Published::NotHere => not_owner(ctx, from, Subject::Room(room.clone()), &room),
         }
@@ -156,7 +160,7 @@ impl Rooms {
             Published::Refused(PublishRefused::RoomsPerNode) => {
                 let why = "the node owns as many rooms as it may".to_owned();
                 let answer = Err(CommandFailed::Refused(why));
-                ctx.out.to_address(from, room.placement(), Body::Answer { call, answer });
+                ctx.out.send_to_address(from, room.placement(), Body::Answer { call, answer });
             }
             Published::NotHere => not_owner(ctx, from, Subject::Call(call), &room),
         }
@@ -282,7 +286,7 @@ impl Rooms {
             RoomToEdge::Subscribed { room: key.clone(), term: room.term, from: from_cursor, gap: !known };
         let taken_offset = room.log.offset_after(seq);
         room.subscribers.insert(from, Subscriber { sent: seq, taken_offset });
-        ctx.out.to_address(from, key.placement(), Body::RoomToEdge(subscribed));
+        ctx.out.send_to_address(from, key.placement(), Body::RoomToEdge(subscribed));
         if seq < room.committed {
             self.dirty.insert(key);
         }
@@ -437,7 +441,7 @@ impl Room {
     fn carry_out(&mut self, placement: Placement, effect: Committed<Effect>, out: &mut Out) {
         match effect.into_inner() {
             Effect::Serve(seq) => self.committed = seq,
-            Effect::Tell(to, body) => out.to_address(to, placement, body),
+            Effect::Tell(to, body) => out.send_to_address(to, placement, body),
         }
     }
 
@@ -453,7 +457,7 @@ impl Room {
                 ctx.stats.gaps_total += 1;
                 let from = self.log.position(subscriber.sent);
                 let gap = RoomToEdge::Subscribed { room: key.clone(), term: self.term, from, gap: true };
-                ctx.out.to_address(*address, key.placement(), Body::RoomToEdge(gap));
+                ctx.out.send_to_address(*address, key.placement(), Body::RoomToEdge(gap));
             }
             let mut last = subscriber.sent;
             let taken = subscriber.taken_offset;
@@ -481,7 +485,7 @@ fn not_owner(ctx: &mut Ctx<'_>, from: Address, subject: Subject, key: &RoomKey) 
     ctx.stats.not_owner_total += 1;
     let bounce =
         NotOwner { subject, owner: ctx.view.owner(key.placement()), ring_digest: ctx.view.ring.digest() };
-    ctx.out.to_address(from, key.placement(), Body::NotOwner(bounce));
+    ctx.out.send_to_address(from, key.placement(), Body::NotOwner(bounce));
 }
 
 /// Addresses, ordered, as one shard mask per node.

@@ -167,10 +167,10 @@ impl Sessions {
         }
         let unknown = SessionToEdge::Unknown { sid, attachment: edge.attachment };
         let Some(rules) = self.products.get(&identity.product).cloned() else {
-            return ctx.out.to_address(from, placement, Body::SessionToEdge(unknown));
+            return ctx.out.send_to_address(from, placement, Body::SessionToEdge(unknown));
         };
         if self.sessions.get(&sid).is_some_and(|s| s.edge.attachment > edge.attachment || s.detached) {
-            return ctx.out.to_address(from, placement, Body::SessionToEdge(unknown));
+            return ctx.out.send_to_address(from, placement, Body::SessionToEdge(unknown));
         }
         if !self.sessions.contains_key(&sid) {
             let term = self.terms.begin(shadow.term);
@@ -188,7 +188,7 @@ impl Sessions {
         }
         let attached =
             SessionToEdge::Attached { sid, term: session.term, inbound_confirmed: session.confirmed };
-        ctx.out.to_address(from, placement, Body::SessionToEdge(attached));
+        ctx.out.send_to_address(from, placement, Body::SessionToEdge(attached));
         session.resend_own();
         self.dirty.insert(sid);
         self.run(ctx, sid);
@@ -256,7 +256,7 @@ impl Sessions {
             owner: ctx.view.owner(placement),
             ring_digest: ctx.view.ring.digest(),
         };
-        ctx.out.to_address(from, placement, Body::NotOwner(bounce));
+        ctx.out.send_to_address(from, placement, Body::NotOwner(bounce));
     }
 
     /// A room's owner answers.
@@ -303,7 +303,7 @@ impl Sessions {
                     inbound_confirmed: session.confirmed,
                 };
                 let placement = self.ids.placement_of(*sid);
-                ctx.out.to_address(session.edge.edge, placement, Body::SessionToEdge(attached));
+                ctx.out.send_to_address(session.edge.edge, placement, Body::SessionToEdge(attached));
             }
         }
         self.retry(ctx);
@@ -518,7 +518,7 @@ impl Session {
                 None => return,
             },
         };
-        out.to_address(self.edge.edge, placement, Body::SessionToEdge(message));
+        out.send_to_address(self.edge.edge, placement, Body::SessionToEdge(message));
     }
 
     /// Nobody is owed anything any more.

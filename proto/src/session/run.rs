@@ -175,7 +175,7 @@ impl Session {
                 *sent_to = Some(owner);
                 publish.after = after;
                 let message = ToRoom::Publish(Publish::clone(publish));
-                ctx.out.to_host(owner, room.placement(), Body::ToRoom(message));
+                ctx.out.send_to_host(owner, room.placement(), Body::ToRoom(message));
             }
         }
         waiting.is_empty()

@@ -81,7 +81,7 @@ impl Calls {
             c.sent_to = ctx.view.owner(c.placement);
             if let Some(owner) = c.sent_to {
                 let body = Body::Query { call, query: c.query.clone() };
-                ctx.out.to_host(owner, c.placement, body);
+                ctx.out.send_to_host(owner, c.placement, body);
             }
         }
     }
@@ -161,7 +161,7 @@ impl Calls {
         let placement = room.placement();
         for &edge in &edges {
             let query = Query::LocalMembers { room: room.clone(), list };
-            ctx.out.to_address(edge, placement, Body::Query { call: self.number, query });
+            ctx.out.send_to_address(edge, placement, Body::Query { call: self.number, query });
         }
         let deadline = ctx.now + GATHER_MAX;
         ctx.timers.set(deadline, TimerKey::Calls);
@@ -182,7 +182,7 @@ impl Calls {
         members.silent = gather.missing.iter().map(|address| address.node).collect();
         members.silent.dedup();
         let answer = Ok(Answer::Members(members));
-        ctx.out.to_address(gather.asker, gather.placement, Body::Answer { call: gather.call, answer });
+        ctx.out.send_to_address(gather.asker, gather.placement, Body::Answer { call: gather.call, answer });
     }
 
     /// Gives up what is overdue.

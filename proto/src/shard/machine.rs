@@ -160,9 +160,9 @@ impl Shard {
         let mut ctx = context!(self);
         match body {
             Body::ToSession(message) => self.sessions.handle(&mut ctx, from, message),
-            Body::SessionToEdge(message) => self.edge.from_session(&mut ctx, from, message),
+            Body::SessionToEdge(message) => self.edge.take_from_session(&mut ctx, from, message),
             Body::ToRoom(message) => self.rooms.handle(&mut ctx, from, message),
-            Body::RoomToEdge(message) => self.edge.from_room(&mut ctx, from, message),
+            Body::RoomToEdge(message) => self.edge.take_from_room(&mut ctx, from, message),
             Body::RoomToPublisher(message) => self.sessions.on_published(&mut ctx, message),
             Body::NotOwner(NotOwner { subject, .. }) => match subject {
                 Subject::Call(call) => self.calls.on_bounced(&mut ctx, call),
@@ -188,7 +188,7 @@ impl Shard {
                 owner: self.view.owner(placement),
                 ring_digest: self.view.ring.digest(),
             };
-            return self.out.to_address(from, placement, Body::NotOwner(bounce));
+            return self.out.send_to_address(from, placement, Body::NotOwner(bounce));
         }
         let answer = match query {
             Query::Publish(publish) => return self.rooms.on_call(&mut ctx, from, call, publish),
@@ -218,7 +218,7 @@ impl Shard {
             Query::NodeStatus => Err(CommandFailed::NotFound),
         };
         let placement = placement.unwrap_or(crate::id::Placement(0));
-        self.out.to_address(from, placement, Body::Answer { call, answer });
+        self.out.send_to_address(from, placement, Body::Answer { call, answer });
     }
 
     /// The next thing to do; `None` when there is nothing left.

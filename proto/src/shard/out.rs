@@ -31,12 +31,12 @@ impl Out {
     }
 
     /// To the shard of `to` that hosts `placement`.
-    pub(crate) fn to_host(&mut self, to: NodeRef, placement: Placement, body: Body) {
+    pub(crate) fn send_to_host(&mut self, to: NodeRef, placement: Placement, body: Body) {
         self.send(to, To::Host(placement), Lane::of(placement), body);
     }
 
     /// To a shard that has written to us, on the lane of `placement`.
-    pub(crate) fn to_address(&mut self, to: Address, placement: Placement, body: Body) {
+    pub(crate) fn send_to_address(&mut self, to: Address, placement: Placement, body: Body) {
         self.send(to.node, To::Shard(to.shard), Lane::of(placement), body);
     }
 
