@@ -371,6 +371,29 @@ pub enum PublishId {
     },
 }
 
+/// Whoever numbers publishes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Publisher {
+    /// A session.
+    Session(SocketSid),
+    /// The HTTP API at a shard.
+    Api(Address),
+}
+
+/// A publish's place among those of its publisher: packet, and publish within it.
+pub type PublishNumber = (u64, u32);
+
+impl PublishId {
+    /// By whom, and its place among those.
+    #[must_use]
+    pub fn split(self) -> (Publisher, PublishNumber) {
+        match self {
+            Self::Session { sid, number, index } => (Publisher::Session(sid), (number, index)),
+            Self::Api { via, number } => (Publisher::Api(via), (number, 0)),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

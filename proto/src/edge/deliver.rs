@@ -72,7 +72,7 @@ impl Edge {
         gap: bool,
     ) {
         let t = &mut self.tails[tail as usize];
-        if !t.subscribed(from.node, term, cursor, gap) {
+        if !t.subscribed(ctx.now, from.node, term, cursor, gap) {
             if t.owner == Some(from.node) && !t.live {
                 // A term below one we have seen: the owner is to begin above it.
                 self.bounced_rooms.insert(t.key.clone());

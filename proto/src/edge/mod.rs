@@ -357,9 +357,7 @@ impl Edge {
             while tail.oldest_since().is_some_and(|since| now.since(since) >= self.limits.room_log_age_max) {
                 self.tail_bytes -= tail.trim_first();
             }
-            if tail.len() == 0 {
-                tail.forget_carried();
-            }
+            tail.expire_carried(now, self.limits.dedupe_window);
         }
     }
 

@@ -9,15 +9,19 @@
 use std::cell::OnceCell;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::collections::FixedSet;
-use crate::id::{Cursor, NodeRef, PublishId, RoomKey, Term};
+use crate::collections::FixedMap;
+use crate::id::{Cursor, NodeRef, PublishId, PublishNumber, Publisher, RoomKey, Term};
 use crate::plain;
 use crate::room::{REPORT_BYTES, entry_bytes};
 use crate::shard::{ClientProtocol, Packet};
 use crate::socketio;
 use crate::time::Instant;
 use crate::wire::{RoomEntry, RoomEvent};
+
+/// Publishers remembered across owners; more, within one window, are taken for a new beginning.
+const CARRIED_MAX: usize = 10_000;
 
 #[derive(Debug)]
 pub(super) struct Tail {
@@ -36,8 +40,9 @@ pub(super) struct Tail {
     base: u64,
     pub(super) bytes: usize,
     taken_bytes: usize,
-    /// Ids served under earlier owners.
-    carried: FixedSet<PublishId>,
+    /// The last publish of each publisher served under earlier owners.
+    carried: FixedMap<Publisher, PublishNumber>,
+    carried_since: Instant,
     /// Sessions that are served (index into the edge's sessions).
     pub(super) members: Vec<u32>,
     /// Sessions whose own stream waits for this room to get somewhere, or for the tail to be live.
@@ -48,7 +53,7 @@ pub(super) struct Tail {
 #[derive(Debug)]
 pub(super) struct TailEntry {
     pub(super) at: Cursor,
-    pub(super) id: PublishId,
+    id: PublishId,
     pub(super) event: RoomEvent,
     bytes: usize,
     pub(super) since: Instant,
@@ -101,7 +106,8 @@ impl Tail {
             base: 0,
             bytes: 0,
             taken_bytes: 0,
-            carried: FixedSet::default(),
+            carried: FixedMap::default(),
+            carried_since: Instant::ZERO,
             members: Vec::new(),
             waiting: VecDeque::new(),
         }
@@ -132,18 +138,39 @@ impl Tail {
     }
 
     /// The owner's answer; `false` if it is not the one asked or its term is past.
-    pub(super) fn subscribed(&mut self, owner: NodeRef, term: Term, from: Cursor, gap: bool) -> bool {
+    pub(super) fn subscribed(
+        &mut self,
+        now: Instant,
+        owner: NodeRef,
+        term: Term,
+        from: Cursor,
+        gap: bool,
+    ) -> bool {
         if self.owner != Some(owner) || term < self.term {
             return false;
         }
         if gap {
-            self.carried.extend(self.entries.iter().map(|entry| entry.id));
+            self.carry(now);
         }
         self.term = term;
         self.next_seq = from.seq + 1;
         self.last = self.last.max(from);
         self.live = true;
         true
+    }
+
+    /// Another history begins: what was served of this one is not served again, nor anything of a
+    /// publisher that came before it.
+    fn carry(&mut self, now: Instant) {
+        if self.carried.len() > CARRIED_MAX {
+            self.carried.clear();
+        }
+        for entry in &self.entries {
+            let (publisher, number) = entry.id.split();
+            let served = self.carried.entry(publisher).or_insert(number);
+            *served = number.max(*served);
+        }
+        self.carried_since = now;
     }
 
     /// Takes an entry of the owner; the index it got, or `None` if it is not for us (any more).
@@ -159,7 +186,8 @@ impl Tail {
             return None;
         }
         self.last = at;
-        if self.carried.remove(&entry.id) {
+        let (publisher, number) = entry.id.split();
+        if self.carried.get(&publisher).is_some_and(|served| number <= *served) {
             return None;
         }
         self.bytes += bytes;
@@ -194,8 +222,10 @@ impl Tail {
         self.entries.front().map(|entry| entry.since)
     }
 
-    /// Ids of earlier owners are forgotten once nothing of them is kept.
-    pub(super) fn forget_carried(&mut self) {
-        self.carried.clear();
+    /// Publishers of earlier owners' time are forgotten once nobody repeats what they sent then.
+    pub(super) fn expire_carried(&mut self, now: Instant, window: Duration) {
+        if !self.carried.is_empty() && now.since(self.carried_since) >= window {
+            self.carried = FixedMap::default();
+        }
     }
 }

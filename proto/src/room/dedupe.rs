@@ -9,31 +9,14 @@
 use std::collections::VecDeque;
 
 use crate::collections::FixedMap;
-use crate::id::{Address, Cursor, PublishId, SocketSid};
+use crate::id::{Cursor, PublishId, PublishNumber, Publisher};
 use crate::limits::Limits;
 use crate::time::Instant;
 use crate::wire::DedupeKey;
 
-/// Whoever numbers publishes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Publisher {
-    Session(SocketSid),
-    Api(Address),
-}
-
-/// A publish's place among those of its publisher.
-type Number = (u64, u32);
-
-fn split(id: PublishId) -> (Publisher, Number) {
-    match id {
-        PublishId::Session { sid, number, index } => (Publisher::Session(sid), (number, index)),
-        PublishId::Api { via, number } => (Publisher::Api(via), (number, 0)),
-    }
-}
-
 #[derive(Debug, Default)]
 pub(super) struct Dedupe {
-    highest: FixedMap<Publisher, (Number, Cursor, Instant)>,
+    highest: FixedMap<Publisher, (PublishNumber, Cursor, Instant)>,
     keys: FixedMap<DedupeKey, (Cursor, Instant)>,
     publisher_ages: VecDeque<(Instant, Publisher)>,
     key_ages: VecDeque<(Instant, DedupeKey)>,
@@ -54,7 +37,7 @@ pub(super) enum Verdict {
 
 impl Dedupe {
     pub(super) fn judge(&self, id: PublishId, after: Option<(u64, u32)>, key: Option<&DedupeKey>) -> Verdict {
-        let (publisher, number) = split(id);
+        let (publisher, number) = id.split();
         let highest = self.highest.get(&publisher);
         if let Some((seen, at, _)) = highest
             && number <= *seen
@@ -79,7 +62,7 @@ impl Dedupe {
         key: Option<DedupeKey>,
         at: Cursor,
     ) {
-        let (publisher, number) = split(id);
+        let (publisher, number) = id.split();
         if self.highest.insert(publisher, (number, at, now)).is_none() {
             self.publisher_ages.push_back((now, publisher));
         }
@@ -141,7 +124,7 @@ impl Dedupe {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::Term;
+    use crate::id::{SocketSid, Term};
 
     fn publish(number: u64) -> PublishId {
         PublishId::Session { sid: SocketSid([1; 16]), number, index: 0 }
