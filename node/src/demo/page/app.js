@@ -65,7 +65,7 @@ function show(next) {
 }
 
 function tellRingChange(before, next) {
-  const on = (view) => new Set(view.nodes.filter((node) => node.state === "active").map((node) => node.name));
+  const on = (view) => new Set(view.nodes.filter((node) => node.share > 0).map((node) => node.name));
   const [old, now] = [on(before), on(next)];
   for (const name of old) {
     const share = before.nodes.find((node) => node.name === name).share;
