@@ -65,6 +65,9 @@ pub struct Delivery {
     pub product: u8,
     /// The room it was published to.
     pub room: u16,
+    /// The receiver's joins of that room so far. With one copy, an edge and an owner that are gone take
+    /// along what a session had been sent before it left and came back: promises hold within a stay.
+    pub stay: u32,
     /// Which.
     pub event: EventId,
     /// Its position, where the protocol shows it.
@@ -83,7 +86,7 @@ struct Heard {
 /// The account of one run.
 #[derive(Debug, Default)]
 pub struct Checks {
-    heard: BTreeMap<(u8, u16, SessionId), Heard>,
+    heard: BTreeMap<(u8, u16, SessionId, u32), Heard>,
     /// What owners have sent to edges under each number of a log.
     logged: BTreeMap<RoomKey, BTreeMap<(Term, u64), PublishId>>,
     /// Counts changes of rings and lost lives: what was answered without one in between, was appended
@@ -105,8 +108,8 @@ impl Checks {
     /// A client got an event of a room.
     pub fn delivered(&mut self, now: Instant, delivery: &Delivery) {
         self.deliveries += 1;
-        let Delivery { to, product, room, event, position } = *delivery;
-        let heard = self.heard.entry((product, room, to)).or_default();
+        let Delivery { to, product, room, stay, event, position } = *delivery;
+        let heard = self.heard.entry((product, room, to, stay)).or_default();
         let mut broken = Vec::new();
         if !heard.seen.insert(event) {
             broken.push(("I5", format!("event {event} of room {room} came twice")));
@@ -151,7 +154,7 @@ impl Checks {
     /// and to rising positions like everything else.
     pub fn check_orders(&mut self, now: Instant) {
         let mut rooms = BTreeMap::<(u8, u16), Vec<Vec<EventId>>>::new();
-        for ((product, room, _), heard) in &self.heard {
+        for ((product, room, ..), heard) in &self.heard {
             let settled = heard.order.iter().copied().filter(|event| self.settled.contains(event));
             rooms.entry((*product, *room)).or_default().push(settled.collect());
         }
@@ -169,7 +172,8 @@ impl Checks {
     /// Whether a session has been sent an event.
     #[must_use]
     pub fn has(&self, product: u8, room: u16, session: SessionId, event: EventId) -> bool {
-        self.heard.get(&(product, room, session)).is_some_and(|heard| heard.seen.contains(&event))
+        let stays = self.heard.range((product, room, session, 0)..=(product, room, session, u32::MAX));
+        stays.map(|(_, heard)| heard).any(|heard| heard.seen.contains(&event))
     }
 }
 
@@ -229,7 +233,7 @@ mod tests {
 
     fn deliver(checks: &mut Checks, to: u32, event: EventId, position: Option<Position>) {
         let to = SessionId { client: to, session: 1 };
-        checks.delivered(NOW, &Delivery { to, product: 0, room: 1, event, position });
+        checks.delivered(NOW, &Delivery { to, product: 0, room: 1, stay: 1, event, position });
     }
 
     fn at(term: u64, seq: u64) -> Position {
@@ -250,7 +254,7 @@ mod tests {
         }
         // Another session of the same client hears it again: it has joined anew.
         let to = SessionId { client: 0, session: 2 };
-        checks.delivered(NOW, &Delivery { to, product: 0, room: 1, event: event(7, 4), position: None });
+        checks.delivered(NOW, &Delivery { to, product: 0, room: 1, stay: 1, event: event(7, 4), position: None });
         checks.check_orders(NOW);
         assert!(checks.violations.is_empty(), "{:?}", checks.violations);
     }

@@ -38,6 +38,8 @@ struct Session {
     transport: u64,
     connected: bool,
     places: BTreeMap<u16, Place>,
+    /// Joins of each room so far.
+    stays: BTreeMap<u16, u32>,
     pending: BTreeMap<u64, (Request, Instant)>,
     /// Generation of the cluster in which each of them was sent.
     generations: BTreeMap<u64, u64>,
@@ -153,6 +155,7 @@ impl Client {
             transport,
             connected: false,
             places: BTreeMap::new(),
+            stays: BTreeMap::new(),
             pending: BTreeMap::new(),
             generations: BTreeMap::new(),
             requests: 0,
@@ -241,7 +244,10 @@ impl Client {
         session.pending.insert(id, (request, now));
         session.generations.insert(id, self.generation);
         match request {
-            Request::Join(room) => drop(session.places.insert(room, Place::Joining)),
+            Request::Join(room) => {
+                session.places.insert(room, Place::Joining);
+                *session.stays.entry(room).or_default() += 1;
+            }
             Request::Leave(room) => drop(session.places.insert(room, Place::Leaving)),
             Request::Publish { .. } => {}
         }
@@ -273,7 +279,8 @@ impl Client {
                     checks.violated("I4", now, what);
                 }
                 session.seen.insert(event);
-                checks.delivered(now, &Delivery { to: me, product, room, event, position });
+                let stay = session.stays.get(&room).copied().unwrap_or(0);
+                checks.delivered(now, &Delivery { to: me, product, room, stay, event, position });
             }
             Heard::Ended(words) => {
                 checks.violated(
