@@ -115,7 +115,13 @@ impl Edge {
             }
         };
         let session = &mut self.sessions[index as usize];
-        if session.membership(tail).is_some() {
+        if let Some(membership) = session.membership(tail) {
+            // A new owner repeats the join; what is in force already is only said again.
+            membership.own_seq = own_seq;
+            let in_force = membership.slot.is_some();
+            if in_force {
+                self.say_joined(ctx, index, tail);
+            }
             return;
         }
         session.rooms.push(Membership { tail, slot: None, joined: Cursor::NONE, own_seq, next: 0 });
@@ -135,15 +141,20 @@ impl Edge {
         membership.slot = Some(u32::try_from(t.members.len()).expect("bounded"));
         membership.joined = at;
         membership.next = end;
-        let own_seq = membership.own_seq;
         t.members.push(index);
-        if own_seq > 0 {
-            let joined = ToSession::Joined { sid: session.identity.sid, own_seq, at };
-            if let Some(owner) = session.owner {
-                ctx.out.send_to_host(owner, session.placement, Body::ToSession(joined));
-            }
+        if membership.own_seq > 0 {
+            self.say_joined(ctx, index, tail);
         } else {
             self.welcome(ctx, index);
+        }
+    }
+
+    fn say_joined(&mut self, ctx: &mut Ctx<'_>, index: u32, tail: u32) {
+        let session = &mut self.sessions[index as usize];
+        let Some(&mut Membership { own_seq, joined: at, .. }) = session.membership(tail) else { return };
+        let joined = ToSession::Joined { sid: session.identity.sid, own_seq, at };
+        if let Some(owner) = session.owner {
+            ctx.out.send_to_host(owner, session.placement, Body::ToSession(joined));
         }
     }
 

@@ -172,15 +172,16 @@ impl Sessions {
         if self.sessions.get(&sid).is_some_and(|s| s.edge.attachment > edge.attachment || s.detached) {
             return ctx.out.send_to_address(from, placement, Body::SessionToEdge(unknown));
         }
+        // Another owner has had it since: what we hold is the past.
+        if self.sessions.get(&sid).is_some_and(|s| shadow.term > s.term) {
+            self.forget(sid);
+        }
         if !self.sessions.contains_key(&sid) {
             let term = self.terms.begin(shadow.term);
             self.index(&identity);
             self.sessions.insert(sid, Session::from_shadow(identity, rules, term, edge, &shadow));
         }
         let session = self.sessions.get_mut(&sid).expect("just made");
-        if shadow.term > session.term {
-            session.term = self.terms.begin(shadow.term);
-        }
         session.edge = edge;
         session.own.rewind(shadow.own_seq);
         for (room, at) in &shadow.rooms {
