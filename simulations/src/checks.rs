@@ -254,7 +254,10 @@ mod tests {
         }
         // Another session of the same client hears it again: it has joined anew.
         let to = SessionId { client: 0, session: 2 };
-        checks.delivered(NOW, &Delivery { to, product: 0, room: 1, stay: 1, event: event(7, 4), position: None });
+        checks.delivered(
+            NOW,
+            &Delivery { to, product: 0, room: 1, stay: 1, event: event(7, 4), position: None },
+        );
         checks.check_orders(NOW);
         assert!(checks.violations.is_empty(), "{:?}", checks.violations);
     }
