@@ -303,6 +303,12 @@ impl Term {
     pub const NONE: Self = Self { number: 0, owner: NodeRef { id: NodeId(0), incarnation: 0 } };
 }
 
+impl Default for Term {
+    fn default() -> Self {
+        Self::NONE
+    }
+}
+
 impl fmt::Debug for Term {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "t{}@{:?}", self.number, self.owner)
@@ -341,6 +347,12 @@ impl Cursor {
         let cursor = Self { term: Term { number, owner }, seq: seq.parse().ok()? };
         // One spelling per cursor: no signs, no leading zeros, no capitals.
         (cursor.to_text() == text).then_some(cursor)
+    }
+}
+
+impl Default for Cursor {
+    fn default() -> Self {
+        Self::NONE
     }
 }
 

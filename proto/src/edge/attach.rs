@@ -11,13 +11,14 @@ use super::Edge;
 use super::session::{EdgeSession, Membership};
 use super::tail::Tail;
 use crate::id::{Address, ClientIx, Cursor, NodeRef, Placement, RoomKey, SocketSid};
-use crate::plain::Welcome;
+use crate::plain::{self, Welcome};
 use crate::room;
 use crate::session::RETRY_AFTER;
 use crate::shard::{ClientProtocol, Ctx, TimerKey};
 use crate::socketio;
 use crate::wire::{
-    Body, DetachReason, EdgeRef, Lane, SessionIdentity, Shadow, Subject, To, ToRoom, ToSession,
+    AskedBy, Body, DetachReason, EdgeRef, Lane, SessionIdentity, Shadow, Subject, Subscription, To, ToRoom,
+    ToSession,
 };
 
 impl Edge {
@@ -37,7 +38,7 @@ impl Edge {
         if let Some(client) = self.client(ix) {
             client.session = Some(index);
         }
-        self.join_tail(ctx, index, &everyone, 0);
+        self.join_tail(ctx, index, &everyone, 0, AskedBy::Client);
         self.attach(ctx, index);
     }
 
@@ -104,11 +105,19 @@ impl Edge {
     }
 
     /// The session is served from the tail of `room`, now or as soon as that is live.
-    pub(super) fn join_tail(&mut self, ctx: &mut Ctx<'_>, index: u32, room: &RoomKey, own_seq: u64) {
+    pub(super) fn join_tail(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        index: u32,
+        room: &RoomKey,
+        own_seq: u64,
+        by: AskedBy,
+    ) {
         let tail = match self.by_room.get(room) {
             Some(&tail) => tail,
             None => {
-                let tail = u32::try_from(self.tails.insert(Tail::new(room.clone()))).expect("bounded");
+                let tail = Tail::new(ctx.now, room.clone(), self.departed.recall(room));
+                let tail = u32::try_from(self.tails.insert(tail)).expect("bounded");
                 self.by_room.insert(room.clone(), tail);
                 self.subscribe(ctx, [tail]);
                 tail
@@ -124,7 +133,14 @@ impl Edge {
             }
             return;
         }
-        session.rooms.push(Membership { tail, slot: None, joined: Cursor::NONE, own_seq, next: 0 });
+        session.rooms.push(Membership {
+            tail,
+            slot: None,
+            joined: Cursor::NONE,
+            tell: by == AskedBy::Backend,
+            own_seq,
+            next: 0,
+        });
         if self.tails[tail as usize].live {
             self.put_in_force(ctx, index, tail);
         } else {
@@ -141,11 +157,18 @@ impl Edge {
         membership.slot = Some(u32::try_from(t.members.len()).expect("bounded"));
         membership.joined = at;
         membership.next = end;
+        let tell = membership.tell && session.protocol == ClientProtocol::Plain;
+        let own_seq = membership.own_seq;
+        let joined_room = tell.then(|| t.key.clone());
         t.members.push(index);
-        if membership.own_seq > 0 {
+        if own_seq > 0 {
             self.say_joined(ctx, index, tail);
         } else {
             self.welcome(ctx, index);
+        }
+        if let Some(room) = joined_room {
+            let ix = self.sessions[index as usize].client;
+            self.write(ctx, ix, plain::encode_joined(room.room(), at));
         }
     }
 
@@ -180,9 +203,13 @@ impl Edge {
             self.tail_bytes -= t.bytes;
             self.by_room.remove(&t.key);
             self.bounced_rooms.remove(&t.key);
+            let key = t.key.clone();
             if let Some(owner) = t.owner {
-                let placement = t.key.placement();
-                ctx.out.send_to_host(owner, placement, Body::ToRoom(ToRoom::Unsubscribe(vec![t.key])));
+                let unsubscribe = ToRoom::Unsubscribe(vec![key.clone()]);
+                ctx.out.send_to_host(owner, key.placement(), Body::ToRoom(unsubscribe));
+            }
+            if t.last != Cursor::NONE {
+                self.departed.remember(ctx.now, key, t.into_memory(ctx.now));
             }
         }
         true
@@ -191,12 +218,13 @@ impl Edge {
     /// Asks the owners the ring names now to serve these tails from their cursors; one envelope per
     /// peer, shard and lane.
     fn subscribe(&mut self, ctx: &mut Ctx<'_>, tails: impl IntoIterator<Item = u32>) {
-        let mut groups: BTreeMap<SubscribeGroup, Vec<(RoomKey, Cursor)>> = BTreeMap::new();
+        let mut groups: BTreeMap<SubscribeGroup, Vec<Subscription>> = BTreeMap::new();
         for tail in tails {
             let t = &mut self.tails[tail as usize];
             t.asked(ctx.view.owner(t.key.placement()));
             if let Some(owner) = t.owner {
-                groups.entry(group_of(ctx, owner, &t.key)).or_default().push((t.key.clone(), t.cursor()));
+                let subscription = Subscription { room: t.key.clone(), after: t.last, at_head: t.fresh };
+                groups.entry(group_of(ctx, owner, &t.key)).or_default().push(subscription);
             }
         }
         for ((owner, to, lane), rooms) in groups {

@@ -15,8 +15,8 @@ use crate::plain;
 use crate::shard::{ClientProtocol, CloseCode, Ctx, Output, Packet, TimerKey};
 use crate::socketio;
 use crate::wire::{
-    Body, DetachReason, DisconnectCode, OwnEntry, OwnKind, RoomEntry, RoomEvent, RoomToEdge, SessionToEdge,
-    ToRoom,
+    AskedBy, Body, DetachReason, DisconnectCode, OwnEntry, OwnKind, RoomEntry, RoomEvent, RoomToEdge,
+    SessionToEdge, ToRoom,
 };
 
 /// An own-log entry waits this long for a room to get where it should be.
@@ -419,13 +419,15 @@ impl Edge {
                 ctx.stats.deliveries_total += 1;
                 self.write_frames(ctx, ix, &frames);
             }
-            OwnKind::Join(room) => {
+            OwnKind::Join(room, by) => {
                 let own_seq = self.sessions[index as usize].own_done();
-                self.join_tail(ctx, index, &room, own_seq);
+                self.join_tail(ctx, index, &room, own_seq, by);
             }
-            OwnKind::Leave(room) => {
-                if let Some(&tail) = self.by_room.get(&room) {
-                    self.leave_tail(ctx, index, tail);
+            OwnKind::Leave(room, by) => {
+                let tail = self.by_room.get(&room).copied();
+                let was_in = tail.is_some_and(|tail| self.leave_tail(ctx, index, tail));
+                if was_in && by == AskedBy::Backend && protocol == ClientProtocol::Plain {
+                    self.write(ctx, ix, plain::encode_left(room.room()));
                 }
             }
             OwnKind::Disconnect { close, code } => self.disconnect(ctx, ix, close, code),

@@ -12,6 +12,7 @@
 mod attach;
 mod client;
 mod deliver;
+mod departed;
 mod inbound;
 mod session;
 mod tail;
@@ -32,6 +33,7 @@ use crate::shard::{ClientGone, ClientProtocol, CloseCode, Ctx, NewClient, Output
 use crate::time::Instant;
 use crate::wire::{Body, DetachReason, Member, Members, ToSession};
 use client::{Client, Due, Silence};
+use departed::Departed;
 use session::EdgeSession;
 use tail::Tail;
 
@@ -54,6 +56,7 @@ pub(crate) struct Edge {
     tails: Slab<Tail>,
     by_room: FixedMap<RoomKey, u32>,
     tail_bytes: usize,
+    departed: Departed,
     /// Turns of the driver: within one, nothing has drained.
     turn: u64,
     /// Clients that are served by their cursors.
@@ -83,6 +86,7 @@ impl Edge {
             tails: Slab::new(),
             by_room: FixedMap::default(),
             tail_bytes: 0,
+            departed: Departed::default(),
             turn: 1,
             behind: BTreeSet::new(),
             dirty: BTreeSet::new(),
@@ -98,6 +102,11 @@ impl Edge {
 
     pub(crate) fn tail_count(&self) -> usize {
         self.tails.len()
+    }
+
+    /// Whether there is anything to look through now and then.
+    pub(crate) fn has_to_sweep(&self) -> bool {
+        !self.tails.is_empty() || !self.departed.is_empty()
     }
 
     pub(crate) fn tail_bytes(&self) -> usize {
@@ -353,6 +362,7 @@ impl Edge {
 
     /// Drops what is too old of all tails.
     pub(crate) fn sweep(&mut self, now: Instant) {
+        self.departed.expire(now, self.limits.dedupe_window);
         for (_, tail) in &mut self.tails {
             while tail.oldest_since().is_some_and(|since| now.since(since) >= self.limits.room_log_age_max) {
                 self.tail_bytes -= tail.trim_first();
@@ -381,6 +391,7 @@ impl Edge {
             assert!(!tail.members.is_empty() || !tail.waiting.is_empty(), "{:?}: an orphan", tail.key);
         }
         assert_eq!(bytes, self.tail_bytes, "bytes of tails are miscounted");
+        assert!(self.departed.is_within_bound(), "rooms left long ago are remembered");
         for (index, session) in &self.sessions {
             session.check_invariants(&self.limits);
             let client = self.clients[session.client.0 as usize].as_ref().expect("its client is here");

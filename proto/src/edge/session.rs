@@ -57,6 +57,8 @@ pub(super) struct Membership {
     pub(super) slot: Option<u32>,
     /// Where the join took effect.
     pub(super) joined: Cursor,
+    /// The client did not ask for it: it is told when the join is in force.
+    pub(super) tell: bool,
     /// The own-log entry that asked for it; 0 for the room of everyone.
     pub(super) own_seq: u64,
     /// Index of the next entry to serve. Counts only while the client is behind.
@@ -171,7 +173,10 @@ impl EdgeSession {
 
     /// Whether an entry that waits takes the session out of this room.
     pub(super) fn leaves_soon(&self, room: &RoomKey) -> bool {
-        self.own_waiting.iter().flatten().any(|entry| entry.kind == OwnKind::Leave(room.clone()))
+        self.own_waiting
+            .iter()
+            .flatten()
+            .any(|entry| matches!(&entry.kind, OwnKind::Leave(left, _) if left == room))
     }
 
     /// Another owner, or the same anew: everything unconfirmed goes out again.

@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::departed::Memory;
 use crate::collections::FixedMap;
 use crate::id::{Cursor, NodeRef, PublishId, PublishNumber, Publisher, RoomKey, Term};
 use crate::plain;
@@ -29,6 +30,8 @@ pub(super) struct Tail {
     /// Whom we asked, and whether it has answered.
     pub(super) owner: Option<NodeRef>,
     pub(super) live: bool,
+    /// No owner has answered yet: nothing was missed.
+    pub(super) fresh: bool,
     /// Highest term heard.
     pub(super) term: Term,
     /// Seq expected next from the present owner.
@@ -94,20 +97,22 @@ impl TailEntry {
 }
 
 impl Tail {
-    pub(super) fn new(key: RoomKey) -> Self {
+    /// A tail for the first member; `memory` is of members before it.
+    pub(super) fn new(now: Instant, key: RoomKey, memory: Memory) -> Self {
         Self {
             key,
             owner: None,
             live: false,
-            term: Term::NONE,
+            fresh: true,
+            term: memory.term,
             next_seq: 0,
-            last: Cursor::NONE,
+            last: memory.last,
             entries: VecDeque::new(),
             base: 0,
             bytes: 0,
             taken_bytes: 0,
-            carried: FixedMap::default(),
-            carried_since: Instant::ZERO,
+            carried: memory.served,
+            carried_since: now,
             members: Vec::new(),
             waiting: VecDeque::new(),
         }
@@ -156,7 +161,14 @@ impl Tail {
         self.next_seq = from.seq + 1;
         self.last = self.last.max(from);
         self.live = true;
+        self.fresh = false;
         true
+    }
+
+    /// What is worth knowing when a member comes back.
+    pub(super) fn into_memory(mut self, now: Instant) -> Memory {
+        self.carry(now);
+        Memory { last: self.last, term: self.term, served: self.carried }
     }
 
     /// Another history begins: what was served of this one is not served again, nor anything of a
@@ -203,11 +215,6 @@ impl Tail {
         }
         self.taken_bytes = 0;
         Some(Cursor { term: self.term, seq: self.next_seq - 1 })
-    }
-
-    /// Where to go on from: sent when asking an owner.
-    pub(super) fn cursor(&self) -> Cursor {
-        self.last
     }
 
     /// Drops the oldest entry; returns the bytes freed.

@@ -22,7 +22,7 @@ use crate::shard::{Ctx, Out};
 use crate::time::Instant;
 use crate::wire::{
     Answer, Body, CommandFailed, DedupeKey, Lane, NotOwner, Payload, Publish, PublishRefused, RoomEntry,
-    RoomEvent, RoomFacts, RoomToEdge, RoomToPublisher, Subject, To, ToRoom,
+    RoomEvent, RoomFacts, RoomToEdge, RoomToPublisher, Subject, Subscription, To, ToRoom,
 };
 use dedupe::{Dedupe, Verdict};
 use log::RoomLog;
@@ -109,8 +109,8 @@ impl Rooms {
         match message {
             ToRoom::Publish(publish) => self.on_publish(ctx, from, publish),
             ToRoom::Subscribe(list) => {
-                for (room, cursor) in list {
-                    self.subscribe(ctx, from, room, cursor);
+                for subscription in list {
+                    self.subscribe(ctx, from, subscription);
                 }
             }
             ToRoom::Unsubscribe(list) => {
@@ -259,31 +259,33 @@ impl Rooms {
         Some(room)
     }
 
-    fn subscribe(&mut self, ctx: &mut Ctx<'_>, from: Address, key: RoomKey, asked: Cursor) {
+    fn subscribe(&mut self, ctx: &mut Ctx<'_>, from: Address, subscription: Subscription) {
+        let Subscription { room: key, after, at_head } = subscription;
+        let bounce = Subject::Room(key.clone());
+        if !ctx.view.owns(key.placement()) {
+            return not_owner(ctx, from, bounce, &key);
+        }
         // At the bound of rooms the edge asks again later, as it does when it was wrong.
-        let owned = ctx.view.owns(key.placement());
-        let Some(room) = self.room(ctx.now, &key).filter(|_| owned) else {
-            return not_owner(ctx, from, Subject::Room(key.clone()), &key);
-        };
-        let known = asked == Cursor::NONE || room.log.contains(asked, room.term);
-        if !known && asked.term > room.term {
-            let term = self.terms.begin(asked.term);
+        let Some(room) = self.room(ctx.now, &key) else { return not_owner(ctx, from, bounce, &key) };
+        let known = room.log.contains(after, room.term);
+        if !known && after.term > room.term {
+            let term = self.terms.begin(after.term);
             self.rooms.get_mut(&key).expect("just made").term = term;
         }
         let room = self.rooms.get_mut(&key).expect("just made");
-        let seq = match asked {
-            Cursor::NONE => room.committed,
-            _ => room.log.seq_at(asked).min(room.committed.max(room.log.first() - 1)),
+        let seq = match at_head {
+            true => room.committed,
+            false => room.log.seq_at(after).min(room.committed.max(room.log.first() - 1)),
         };
         // A valid cursor is taken at its word; at the head the next entry will be of this term.
-        let from_cursor = match asked {
-            _ if known && asked != Cursor::NONE => asked,
-            _ if seq == room.log.head() => Cursor { term: room.term, seq },
-            _ => room.log.position(seq),
+        let start = match known && !at_head {
+            true => after,
+            false if seq == room.log.head() => Cursor { term: room.term, seq },
+            false => room.log.position(seq),
         };
-        ctx.stats.gaps_total += u64::from(!known);
-        let subscribed =
-            RoomToEdge::Subscribed { room: key.clone(), term: room.term, from: from_cursor, gap: !known };
+        let gap = !known && !at_head;
+        ctx.stats.gaps_total += u64::from(gap);
+        let subscribed = RoomToEdge::Subscribed { room: key.clone(), term: room.term, from: start, gap };
         let taken_offset = room.log.offset_after(seq);
         room.subscribers.insert(from, Subscriber { sent: seq, taken_offset });
         ctx.out.send_to_address(from, key.placement(), Body::RoomToEdge(subscribed));

@@ -26,7 +26,7 @@ fn entry_bytes(entry: &OwnEntry) -> usize {
     ENTRY_OVERHEAD_BYTES
         + match &entry.kind {
             OwnKind::Ack { payload, .. } | OwnKind::Emit { payload, .. } => payload.len(),
-            OwnKind::Join(_) | OwnKind::Leave(_) | OwnKind::Disconnect { .. } => 0,
+            OwnKind::Join(..) | OwnKind::Leave(..) | OwnKind::Disconnect { .. } => 0,
         }
 }
 

@@ -13,8 +13,8 @@ use crate::product::rooms::{self, Request};
 use crate::product::{ErrorCode, RequestError, ack_ok, ack_rooms};
 use crate::shard::Ctx;
 use crate::wire::{
-    Body, Command, DedupeKey, DisconnectCode, Inbound, OwnKind, Payload, Publish, PublishRefused, RoomEvent,
-    ToRoom,
+    AskedBy, Body, Command, DedupeKey, DisconnectCode, Inbound, OwnKind, Payload, Publish, PublishRefused,
+    RoomEvent, ToRoom,
 };
 
 /// Packets of one session begun and not yet safe.
@@ -53,8 +53,8 @@ impl Sessions {
                 }
                 taken
             }
-            Command::Join(room) => session.add_room(&self.limits, room).is_ok(),
-            Command::Leave(room) => session.remove_room(room),
+            Command::Join(room) => session.add_room(&self.limits, room, AskedBy::Backend).is_ok(),
+            Command::Leave(room) => session.remove_room(room, AskedBy::Backend),
             Command::Disconnect { close } => {
                 self.end(sid, DisconnectCode::Requested, *close);
                 true
@@ -103,7 +103,7 @@ impl Session {
         match rooms::parse(payload, limits)? {
             Request::Join { room } => {
                 rooms::check_join(&self.rules, &self.identity.uid, &room)?;
-                match self.add_room(limits, &room)? {
+                match self.add_room(limits, &room, AskedBy::Client)? {
                     Some(own_seq) if !self.detached => {
                         self.open.push_back(Open { number, ack, waits_for: Wait::Join { own_seq } });
                     }
@@ -111,7 +111,7 @@ impl Session {
                 }
             }
             Request::Leave { room } => {
-                self.remove_room(&room);
+                self.remove_room(&room, AskedBy::Client);
                 self.done(number, ack, ack_ok(&[]), None);
             }
             Request::Rooms => {
@@ -254,7 +254,12 @@ impl Session {
     }
 
     /// The own-log entry of the join, or `None` if it is in the room already.
-    pub(super) fn add_room(&mut self, limits: &Limits, name: &str) -> Result<Option<u64>, RequestError> {
+    pub(super) fn add_room(
+        &mut self,
+        limits: &Limits,
+        name: &str,
+        by: AskedBy,
+    ) -> Result<Option<u64>, RequestError> {
         rooms::check_room_name(name, limits)?;
         let room = self.room_key(name);
         if self.is_member(&room) {
@@ -264,19 +269,19 @@ impl Session {
             let message = format!("a session is in at most {} rooms", limits.rooms_per_session_max);
             return Err(RequestError::new(ErrorCode::RoomLimit, message));
         }
-        let own_seq = self.push_own(OwnKind::Join(room.clone()), None);
+        let own_seq = self.push_own(OwnKind::Join(room.clone(), by), None);
         self.rooms.push((room, pending(own_seq)));
         Ok(Some(own_seq))
     }
 
     /// Whether it was in the room.
-    pub(super) fn remove_room(&mut self, name: &str) -> bool {
+    pub(super) fn remove_room(&mut self, name: &str, by: AskedBy) -> bool {
         let room = self.room_key(name);
         let before = self.rooms.len();
         self.rooms.retain(|(r, _)| *r != room);
         let was_in = self.rooms.len() < before;
         if was_in {
-            self.push_own(OwnKind::Leave(room), None);
+            self.push_own(OwnKind::Leave(room, by), None);
         }
         was_in
     }

@@ -247,7 +247,7 @@ impl Shard {
             }
         }
         self.unsettled = false;
-        let to_sweep = self.rooms.len() > 0 || self.edge.tail_count() > 0;
+        let to_sweep = self.rooms.len() > 0 || self.edge.has_to_sweep();
         if to_sweep && self.sweep_at.is_none() {
             let at = self.now + SWEEP_INTERVAL;
             self.sweep_at = Some(at);

@@ -254,9 +254,9 @@ pub enum OwnKind {
         volatile: bool,
     },
     /// The session is in this room from here on.
-    Join(RoomKey),
+    Join(RoomKey, AskedBy),
     /// The session is not in this room any more.
-    Leave(RoomKey),
+    Leave(RoomKey, AskedBy),
     /// The session ends; the client is told (`41`), and its transport closed if asked.
     Disconnect {
         /// Close the transport as well.
@@ -264,6 +264,15 @@ pub enum OwnKind {
         /// For the plain protocol and the log.
         code: DisconnectCode,
     },
+}
+
+/// Who wants a session in a room or out of it. A client that did not ask is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AskedBy {
+    /// The client itself: it gets an ack.
+    Client,
+    /// A backend.
+    Backend,
 }
 
 /// Why an owner ends a session.
@@ -281,7 +290,7 @@ pub enum ToRoom {
     /// Append to the log, once per id; answered by `RoomToPublisher`.
     Publish(Publish),
     /// The sending edge shard wants these rooms from its cursors on.
-    Subscribe(Vec<(RoomKey, Cursor)>),
+    Subscribe(Vec<Subscription>),
     /// The sending edge shard has no member any more.
     Unsubscribe(Vec<RoomKey>),
     /// The sending edge shard has taken entries up to here: the window opens.
@@ -291,6 +300,17 @@ pub enum ToRoom {
         /// The last entry.
         cursor: Cursor,
     },
+}
+
+/// What an edge shard asks of a room's owner.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Subscription {
+    /// The room.
+    pub room: RoomKey,
+    /// The last position served here: the owner's term must not be below its term.
+    pub after: Cursor,
+    /// Start with what comes next, not with what follows `after`: nobody here was in the room.
+    pub at_head: bool,
 }
 
 /// One publish to one room.
