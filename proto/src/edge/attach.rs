@@ -153,11 +153,12 @@ impl Edge {
         let t = &mut self.tails[tail as usize];
         let (at, end) = (t.last, t.end());
         let session = &mut self.sessions[index as usize];
+        let is_plain = session.protocol == ClientProtocol::Plain;
         let Some(membership) = session.membership(tail).filter(|m| m.slot.is_none()) else { return };
         membership.slot = Some(u32::try_from(t.members.len()).expect("bounded"));
         membership.joined = at;
         membership.next = end;
-        let tell = membership.tell && session.protocol == ClientProtocol::Plain;
+        let tell = membership.tell && is_plain;
         let own_seq = membership.own_seq;
         let joined_room = tell.then(|| t.key.clone());
         t.members.push(index);
