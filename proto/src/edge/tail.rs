@@ -38,6 +38,9 @@ pub(super) struct Tail {
     next_seq: u64,
     /// The last position served; never goes back.
     pub(super) last: Cursor,
+    /// The term under which the last hole was told, and the last position served before it.
+    gap_term: Term,
+    before_gap: Cursor,
     entries: VecDeque<TailEntry>,
     /// Index of the oldest entry kept.
     base: u64,
@@ -107,6 +110,8 @@ impl Tail {
             term: memory.term,
             next_seq: 0,
             last: memory.last,
+            gap_term: Term::NONE,
+            before_gap: Cursor::NONE,
             entries: VecDeque::new(),
             base: 0,
             bytes: 0,
@@ -156,6 +161,8 @@ impl Tail {
         }
         if gap {
             self.carry(now);
+            self.gap_term = term;
+            self.before_gap = self.last;
         }
         self.term = term;
         self.next_seq = from.seq + 1;
@@ -163,6 +170,12 @@ impl Tail {
         self.live = true;
         self.fresh = false;
         true
+    }
+
+    /// Whether this tail has been at `at`. Of a history that it has left for another one, only what it
+    /// had taken until then counts: the rest may come again under the new owner, or never.
+    pub(super) fn has_served(&self, at: Cursor) -> bool {
+        if at.term < self.gap_term { self.before_gap >= at } else { self.last >= at }
     }
 
     /// What is worth knowing when a member comes back.
