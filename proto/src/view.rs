@@ -59,8 +59,9 @@ pub struct NodeInfo {
     pub weight: u16,
     /// Whether SWIM suspects it at present.
     pub suspect: bool,
-    /// What it announced; `None` until its record has arrived.
-    pub record: Option<NodeRecord>,
+    /// What it announced; `None` until its record has arrived. Shared by all views that show it:
+    /// under heavy loss suspicions come and go, and each is another view.
+    pub record: Option<Arc<NodeRecord>>,
 }
 
 impl NodeInfo {

@@ -83,7 +83,7 @@ fn silent(node: &NodeInfo) -> Problem {
 }
 
 fn node_line(view: &View, node: &NodeInfo, share: f64, counts: Option<Counts>) -> NodeLine {
-    let record = node.record.as_ref();
+    let record = node.record.as_deref();
     let text =
         |field: fn(&mesh_proto::view::NodeRecord) -> &String| record.map(field).cloned().unwrap_or_default();
     NodeLine {
@@ -141,7 +141,8 @@ pub(super) fn ready(view: &View, snapshot: &Snapshot) -> Ready {
     Ready { ready: reasons.is_empty(), reasons }
 }
 
-pub(super) fn ring(state: &AdminState) -> RingAnswer {
+/// `with_arcs`: with the circle itself.
+pub(super) fn ring(state: &AdminState, with_arcs: bool) -> RingAnswer {
     let view = state.view.borrow().clone();
     let shares = shares(&view);
     let mut order: Vec<(String, usize)> = (view.ring.nodes().iter().enumerate())
@@ -165,6 +166,7 @@ pub(super) fn ring(state: &AdminState) -> RingAnswer {
         }
     });
     let nodes = nodes.collect();
+    let arcs = if with_arcs { arcs } else { Vec::new() };
     RingAnswer { node: state.name.clone(), ring_digest: hex(view.ring.digest()), nodes, arcs }
 }
 

@@ -37,7 +37,7 @@ pub(super) fn node(name: &str, state: NodeState) -> NodeInfo {
         zone: 0,
         weight: 1,
         suspect: false,
-        record: Some(record),
+        record: Some(record.into()),
     }
 }
 

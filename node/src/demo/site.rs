@@ -223,7 +223,7 @@ mod tests {
             software: String::new(),
         };
         let mesh_addr = ([127, 0, 0, 1], 1).into();
-        NodeInfo { node, mesh_addr, zone: 0, weight: 1, suspect: false, record: Some(record) }
+        NodeInfo { node, mesh_addr, zone: 0, weight: 1, suspect: false, record: Some(record.into()) }
     }
 
     fn asked(target: &str, headers: &str) -> Option<Response> {

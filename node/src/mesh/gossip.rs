@@ -213,6 +213,7 @@ fn log(notice: &Notice) {
         Notice::PeerUp(_)
         | Notice::PeerRenamed { .. }
         | Notice::PeerRefuted(_)
+        | Notice::PeerLeft(_)
         | Notice::Joined { .. }
         | Notice::Began
         | Notice::Left => tracing::info!(%notice, "membership"),

@@ -49,6 +49,18 @@ pub(crate) enum CloseReason {
 }
 
 impl CloseReason {
+    /// Why the other side closed, if it did and the reason is one that ends a standing link.
+    pub(crate) fn told(closed: &ConnectionError) -> Option<Self> {
+        let ConnectionError::ApplicationClosed(close) = closed else { return None };
+        let ends = [Self::Stopping, Self::PeerDown, Self::Replaced, Self::Misbehaved];
+        ends.into_iter().find(|reason| close.error_code == VarInt::from_u32(*reason as u32))
+    }
+
+    /// Whether links end so in the ordinary course of nodes coming and going.
+    pub(crate) fn is_orderly(self) -> bool {
+        matches!(self, Self::Stopping | Self::PeerDown | Self::Replaced)
+    }
+
     /// Closes `connection` for this reason.
     pub(crate) fn close(self, connection: &Connection) {
         connection.close(VarInt::from_u32(self as u32), format!("{self:?}").as_bytes());

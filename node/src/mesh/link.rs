@@ -302,10 +302,21 @@ impl LinkTask {
     /// The connection is gone; what is unconfirmed waits for the next.
     fn lost(&mut self, reason: &str) {
         let Phase::Open(open) = &self.phase else { return };
-        tracing::warn!(peer = ?self.peer, addr = %self.addr, reason, "link lost its connection");
+        let told = open.connection.close_reason().and_then(|closed| CloseReason::told(&closed));
+        let stopping = told == Some(CloseReason::Stopping);
+        if told.is_some_and(CloseReason::is_orderly) {
+            tracing::info!(peer = ?self.peer, addr = %self.addr, reason, "link closed by the peer");
+        } else {
+            tracing::warn!(peer = ?self.peer, addr = %self.addr, reason, "link lost its connection");
+        }
         let lasted = self.now - open.since >= LASTING;
         self.disconnected();
-        let pause = if lasted { Duration::ZERO } else { self.backoff() };
+        let pause = match lasted {
+            // This life of it will not answer again; membership says so in a moment.
+            _ if stopping => BACKOFF_MAX,
+            true => Duration::ZERO,
+            false => self.backoff(),
+        };
         self.failures = if lasted { 0 } else { self.failures + 1 };
         self.dial_at = self.dials.then(|| self.now + pause);
     }

@@ -372,7 +372,7 @@ fn alone(config: &MembershipConfig) -> View {
         zone: config.zone,
         weight: config.weight,
         suspect: false,
-        record: Some(record),
+        record: Some(record.into()),
     };
     View::new(0, config.me, vec![me], config.vnodes)
 }

@@ -160,7 +160,7 @@ fn info(node: NodeRef, name: &str, mesh_addr: std::net::SocketAddr) -> NodeInfo 
         shards: SHARDS,
         software: String::new(),
     };
-    NodeInfo { node, mesh_addr, zone: 0, weight: 1, suspect: false, record: Some(record) }
+    NodeInfo { node, mesh_addr, zone: 0, weight: 1, suspect: false, record: Some(record.into()) }
 }
 
 async fn meet(nodes: &mut [&mut Node]) {

@@ -18,6 +18,7 @@
 //! [`REJOIN_WAITED_FOR`] when nobody answers: then it is alone, and serves alone.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use foca::{Member, State};
@@ -352,7 +353,7 @@ impl Membership {
 
     fn become_member(&mut self, now: Instant, identity: Identity, entries: Vec<Entry>) {
         self.identity = identity;
-        self.own.node = identity.node;
+        Arc::make_mut(&mut self.own).node = identity.node;
         let seed = self.rng.random();
         let swim = Box::new(Swim::new(identity, &self.config.timing, SWIM_BYTES_MAX, seed));
         self.phase = Phase::Up(Up { swim, rejoining_until: None });
@@ -399,9 +400,10 @@ impl Membership {
         let old = std::mem::replace(&mut self.identity, identity).node;
         let Phase::Up(up) = &mut self.phase else { return };
         up.rejoining_until = Some(now + REJOIN_WAITED_FOR);
-        self.own.node = identity.node;
-        self.own.version = 0;
-        self.own.state = crate::view::NodeState::Joining;
+        let own = Arc::make_mut(&mut self.own);
+        own.node = identity.node;
+        own.version = 0;
+        own.state = crate::view::NodeState::Joining;
         self.announce_state(now);
         self.stats.rejoins += 1;
         self.notice(Notice::Rejoined { old, new: identity.node });

@@ -67,7 +67,7 @@ pub struct Membership {
     pub(super) config: MembershipConfig,
     pub(super) phase: Phase,
     pub(super) identity: Identity,
-    pub(super) own: NodeRecord,
+    pub(super) own: Arc<NodeRecord>,
     pub(super) draining: bool,
     pub(super) records: Records,
     /// All members but this node, as SWIM has them.
@@ -163,7 +163,7 @@ impl Membership {
             protocol_min: ProtocolRange::OURS.min,
             protocol_max: ProtocolRange::OURS.max,
         };
-        let own = own_record(&config, identity.node);
+        let own = Arc::new(own_record(&config, identity.node));
         let terms = Terms {
             fingerprint: config.cluster_key.fingerprint(),
             cluster_id: config.cluster_id,
@@ -506,9 +506,20 @@ impl Membership {
         }
         for was in before.nodes.iter().filter(|n| n.node.id != me) {
             if view.nodes.binary_search_by_key(&was.node.id, |n| n.node.id).is_err() {
-                self.notice(Notice::PeerDown(peer(was)));
+                self.notice(if self.took_leave(was) {
+                    Notice::PeerLeft(peer(was))
+                } else {
+                    Notice::PeerDown(peer(was))
+                });
             }
         }
+    }
+
+    /// Whether a node that is gone went in good order: what it announced last is that it drains, and
+    /// nobody had to suspect it. (The announcement travels with the news of its going.)
+    fn took_leave(&self, was: &NodeInfo) -> bool {
+        let last = self.records.of(was.node).or(was.record.as_ref());
+        !was.suspect && last.is_some_and(|record| record.state == NodeState::Draining)
     }
 
     fn resolved(&mut self, seeds: Vec<SocketAddr>) {
@@ -537,14 +548,16 @@ impl Membership {
             _ => NodeState::Joining,
         };
         if self.own.state != state {
-            self.own.state = state;
-            self.own.version += 1;
+            let own = Arc::make_mut(&mut self.own);
+            own.state = state;
+            own.version += 1;
         }
         self.records.offer(now, self.own.clone(), true);
         self.mark(Dirty::Now);
     }
 
     fn leave(&mut self, now: Instant) {
+        self.set_draining(now, true);
         match std::mem::replace(&mut self.phase, Phase::Stopped) {
             Phase::Up(Up { mut swim, .. }) => {
                 swim.leave(now);
@@ -605,7 +618,7 @@ fn own_record(config: &MembershipConfig, node: NodeRef) -> NodeRecord {
     }
 }
 
-fn node_info(identity: &Identity, suspect: bool, record: Option<NodeRecord>) -> NodeInfo {
+fn node_info(identity: &Identity, suspect: bool, record: Option<Arc<NodeRecord>>) -> NodeInfo {
     NodeInfo {
         node: identity.node,
         mesh_addr: identity.addr,

@@ -21,8 +21,10 @@ pub enum Notice {
     PeerSuspect(Peer),
     /// A suspect spoke up.
     PeerRefuted(Peer),
-    /// A node is down: it left, or did not answer.
+    /// A node is down: it did not answer, and did not say that it would go.
     PeerDown(Peer),
+    /// A node left in good order: it had announced so.
+    PeerLeft(Peer),
     /// A node restarted, or was down and is back: another life under the same name. Down of the
     /// old one and up of the new one at once.
     PeerRenamed {
@@ -182,6 +184,7 @@ impl fmt::Display for Notice {
             Self::PeerSuspect(peer) => write!(f, "node does not answer: {peer}"),
             Self::PeerRefuted(peer) => write!(f, "node answers again: {peer}"),
             Self::PeerDown(peer) => write!(f, "node down: {peer}"),
+            Self::PeerLeft(peer) => write!(f, "node left: {peer}"),
             Self::PeerRenamed { old, new } => {
                 write!(f, "node restarted: {new}, was life {}", old.incarnation)
             }

@@ -11,6 +11,7 @@
 //! least first).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -42,7 +43,8 @@ pub(crate) struct Records {
 
 #[derive(Debug)]
 struct Held {
-    record: NodeRecord,
+    /// Shared with every view that shows it.
+    record: Arc<NodeRecord>,
     bytes: Bytes,
     /// Transmissions done; at the limit it is not queued.
     sent: u8,
@@ -56,10 +58,11 @@ impl Records {
 
     /// Takes a record in if it is newer than what is known of its node. `pass_on` tells others.
     /// Answers whether it was news.
-    pub(crate) fn offer(&mut self, now: Instant, record: NodeRecord, pass_on: bool) -> bool {
+    pub(crate) fn offer(&mut self, now: Instant, record: impl Into<Arc<NodeRecord>>, pass_on: bool) -> bool {
+        let record = record.into();
         let id = record.node.id;
         let known = self.held.get(&id).map(|h| (h.record.node.incarnation, h.record.version));
-        let bytes = wire::encode(&record);
+        let bytes = wire::encode(&*record);
         if known >= Some((record.node.incarnation, record.version))
             || nonsense(&record, bytes.len())
             || (known.is_none() && self.held.len() >= RECORDS_MAX)
@@ -77,7 +80,7 @@ impl Records {
     }
 
     /// The record of that very life.
-    pub(crate) fn of(&self, node: NodeRef) -> Option<&NodeRecord> {
+    pub(crate) fn of(&self, node: NodeRef) -> Option<&Arc<NodeRecord>> {
         self.held.get(&node.id).map(|held| &held.record).filter(|record| record.node == node)
     }
 

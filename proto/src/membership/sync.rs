@@ -12,6 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use foca::Member;
 use serde::{Deserialize, Serialize};
@@ -85,7 +86,7 @@ pub(crate) struct Page {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Entry {
     pub(crate) member: Member<Identity>,
-    pub(crate) record: Option<NodeRecord>,
+    pub(crate) record: Option<Arc<NodeRecord>>,
 }
 
 /// Whom a starting node waits for.

@@ -270,7 +270,7 @@ impl World {
     /// A node that runs and was declared down was declared so falsely: nothing is paused here.
     fn judge(&mut self, observer: usize, notice: &Notice) {
         let accused = match notice {
-            Notice::PeerDown(peer) => (0..self.nodes.len())
+            Notice::PeerDown(peer) | Notice::PeerLeft(peer) => (0..self.nodes.len())
                 .find(|&n| name(n) == peer.name)
                 .filter(|&n| self.machine(n).is_some_and(|m| m.view().me == peer.node)),
             Notice::Rejoined { .. } => Some(observer),

@@ -73,7 +73,7 @@ impl Cluster {
         let now = self.clock.now();
         self.trace.note(now, &[1, slot as u64], || format!("n{slot} says: {notice}"));
         match notice {
-            Notice::PeerDown(peer) => self.check_down(slot, peer.node),
+            Notice::PeerDown(peer) | Notice::PeerLeft(peer) => self.check_down(slot, peer.node),
             Notice::Left => self.end_life(slot, true),
             Notice::NameTaken { .. } => {
                 let what = format!("n{slot} gives up: {notice}");

@@ -132,7 +132,7 @@ impl Insider {
                 upto: after,
                 last: self.rng.random(),
                 entries: (0..self.rng.random_range(0..4))
-                    .map(|_| Entry { member: self.member(), record: Some(self.record()) })
+                    .map(|_| Entry { member: self.member(), record: Some(self.record().into()) })
                     .collect(),
             }),
             2 => Word::NotYet { round, claims: vec![self.claim(), self.claim()] },

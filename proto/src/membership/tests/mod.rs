@@ -309,6 +309,42 @@ fn a_node_that_leaves_is_gone_at_once_and_may_come_back() {
 }
 
 #[test]
+fn a_node_that_leaves_is_told_from_one_that_died() {
+    let left = |notice: &Notice| matches!(notice, Notice::PeerLeft(peer) if peer.name == "n4");
+    for drains_first in [false, true] {
+        let mut net = Net::cluster(1, 5, &[1]);
+        net.until(secs(3), Net::agrees);
+        net.run(secs(1));
+        if drains_first {
+            net.input(4, Input::Drain);
+            net.run(secs(1));
+        }
+        net.input(4, Input::Leave);
+        net.run(millis(300));
+        net.kill(4);
+        net.run(secs(3));
+        for n in [1, 2, 3, 5] {
+            assert_eq!((net.says(n, left), net.says(n, is_down)), (1, 0), "{}", net.describe());
+            assert_eq!(net.says(n, |n| matches!(n, Notice::PeerSuspect(_))), 0);
+        }
+    }
+}
+
+#[test]
+fn a_node_that_dies_while_it_drains_is_down_not_gone() {
+    let mut net = Net::cluster(1, 5, &[1]);
+    net.until(secs(3), Net::agrees);
+    net.input(4, Input::Drain);
+    net.run(secs(1));
+    net.kill(4);
+    net.run(secs(3));
+    for n in [1, 2, 3, 5] {
+        let left = net.says(n, |n| matches!(n, Notice::PeerLeft(_)));
+        assert_eq!((left, net.says(n, is_down)), (0, 1), "{}", net.describe());
+    }
+}
+
+#[test]
 fn the_second_holder_of_a_live_name_stops_within_some_seconds_and_the_first_is_unhurt() {
     let mut net = Net::cluster(1, 3, &[1]);
     net.until(secs(3), Net::agrees);
