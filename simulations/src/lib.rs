@@ -9,6 +9,7 @@
 //! | [`checks`] | what may not happen |
 //! | [`clock`], [`random`], [`trace`] | time, chance and the record of both |
 //! | [`churn`] | how fast a cluster notices, agrees and settles; how keys move |
+//! | [`drill`] | how fast real processes notice that one of them was killed, and agree |
 //! | [`load`] | what running nodes cost per delivery, message, connection; what they lose |
 
 pub mod checks;
@@ -16,6 +17,7 @@ pub mod churn;
 pub mod client;
 pub mod clock;
 pub mod cluster;
+pub mod drill;
 pub mod faults;
 pub mod load;
 pub mod network;
@@ -23,4 +25,5 @@ pub mod node;
 pub mod random;
 pub mod scenarios;
 pub mod speech;
+mod times;
 pub mod trace;

@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use mesh_simulations::{churn, load, scenarios};
+use mesh_simulations::{churn, drill, load, scenarios};
 
 /// Whole clusters on virtual time, and load for running nodes.
 #[derive(Debug, Parser)]
@@ -24,6 +24,8 @@ enum Command {
     Chaos(scenarios::Chaos),
     /// Start, kill and restart nodes on a virtual network: how fast the others notice and agree.
     Churn(churn::Churn),
+    /// Start real nodes on loopback, kill -9 one after another: how fast the others notice and agree.
+    Drill(drill::Drill),
     /// Tell the story of one seed.
     Replay(scenarios::Replay),
 }
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         Command::Load(load) => load::run(load),
         Command::Chaos(chaos) => scenarios::chaos(&chaos),
         Command::Churn(churn) => churn::run(&churn),
+        Command::Drill(drill) => drill::run(&drill),
         Command::Replay(replay) => scenarios::replay(&replay),
     };
     match done {

@@ -8,6 +8,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
@@ -33,7 +34,8 @@ pub struct Addresses {
 
 impl Addresses {
     /// Reads the line that a supervised node prints once it listens.
-    fn from_line(line: &str) -> Option<Self> {
+    #[must_use]
+    pub fn from_line(line: &str) -> Option<Self> {
         let told: Value = serde_json::from_str(line).ok()?;
         let address = |what: &str| told[what].as_str()?.parse().ok();
         Some(Self {
@@ -108,7 +110,13 @@ impl Node {
 /// Starts `meshd` with these settings and nothing else from the environment.
 #[must_use]
 pub fn spawn(name: &str, settings: &Settings) -> Process {
-    let mut command = Command::new(binary("meshd"));
+    spawn_program(&binary("meshd"), name, settings)
+}
+
+/// The same with the `meshd` at `program`.
+#[must_use]
+pub fn spawn_program(program: &Path, name: &str, settings: &Settings) -> Process {
+    let mut command = Command::new(program);
     command.arg("--supervised").env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command.env("HOME", std::env::temp_dir());
     command.envs(settings.iter().map(|(key, value)| (format!("MESHD_{key}"), value)));

@@ -11,7 +11,7 @@
 //! | `/healthz` | the process runs (no key asked) |
 //! | `/readyz` | clients may be sent here, else 503 with reasons (no key asked) |
 //! | `/metrics` | Prometheus text (no key asked) |
-//! | `/v1/status` `/v1/ring` `/v1/config` | [`answers`] |
+//! | `/v1/status` `/v1/ring[?arcs=false]` `/v1/config` | [`answers`] |
 //! | `/v1/explain?product=&uid=`, `…&room=[&namespace=]` | [`answers::Explained`] |
 
 pub mod answers;
@@ -146,7 +146,10 @@ impl Admin {
                 Reply::text(StatusCode::OK, metrics::CONTENT_TYPE, text)
             }
             "/v1/status" => Reply::json(StatusCode::OK, &status::status(&self.state, &self.snapshot).await),
-            "/v1/ring" => Reply::json(StatusCode::OK, &status::ring(&self.state)),
+            "/v1/ring" => {
+                let with_arcs = wants_arcs(request.uri().query())?;
+                Reply::json(StatusCode::OK, &status::ring(&self.state, with_arcs))
+            }
             "/v1/config" => {
                 let answer =
                     ConfigAnswer { node: self.state.name.clone(), values: self.state.config.clone() };
@@ -163,6 +166,19 @@ impl Admin {
         let ready = status::ready(&self.state.view.borrow(), snapshot);
         let status = if ready.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         Reply::json(status, &ready)
+    }
+}
+
+/// Reads `arcs`: the circle is most of an answer, and those who only watch who is on it leave it out.
+fn wants_arcs(query: Option<&str>) -> Result<bool, Failure> {
+    match web::query_pairs(query)?
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect::<Vec<_>>()[..]
+    {
+        [] | [("arcs", "true")] => Ok(true),
+        [("arcs", "false")] => Ok(false),
+        _ => Err(Failure::bad_request("query", "the only parameter is arcs, true or false")),
     }
 }
 

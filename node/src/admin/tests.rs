@@ -239,6 +239,10 @@ async fn the_ring_is_whole_and_its_arcs_follow_each_other() {
     for (node, drawn) in ring.nodes.iter().zip(drawn) {
         assert!((node.share - drawn).abs() < 1e-9, "{node:?} {drawn}");
     }
+    let nodes_only: RingAnswer =
+        serde_json::from_value(story.get("/v1/ring?arcs=false").await.json()).unwrap();
+    assert_eq!(nodes_only, RingAnswer { arcs: Vec::new(), ..ring });
+    assert_eq!(story.get("/v1/ring?arcs=no").await.status, 400);
     let alone = Story::open(state(&three()[..1], "", "", true)).await;
     let ring: RingAnswer = serde_json::from_value(alone.get("/v1/ring").await.json()).unwrap();
     assert_eq!(ring.arcs.len(), 1);

@@ -16,6 +16,8 @@ use mesh_proto::ring::{Ring, RingNode};
 use rand::RngExt as _;
 use world::World;
 
+use crate::times::Times;
+
 /// Not noticed within this time: missed.
 const NOTICED_WITHIN: Duration = Duration::from_secs(10);
 
@@ -50,6 +52,12 @@ pub struct Churn {
     /// Timings for regions far apart.
     #[arg(long)]
     wan: bool,
+    /// Another `probe_period` than the preset's, in milliseconds.
+    #[arg(long)]
+    probe_period: Option<u64>,
+    /// Another `suspect_for` than the preset's, in milliseconds.
+    #[arg(long)]
+    suspect_for: Option<u64>,
     /// Same seed, same run.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -67,7 +75,10 @@ pub fn run(churn: &Churn) -> anyhow::Result<()> {
         "seed={} nodes={} loss={} % seeds={} vnodes={}",
         churn.seed, churn.nodes, churn.loss, churn.seeds, churn.vnodes
     );
-    let timing = if churn.wan { Timing::wan() } else { Timing::lan() };
+    let mut timing = if churn.wan { Timing::wan() } else { Timing::lan() };
+    timing.probe_period = churn.probe_period.map_or(timing.probe_period, Duration::from_millis);
+    timing.suspect_for = churn.suspect_for.map_or(timing.suspect_for, Duration::from_millis);
+    timing.check().map_err(anyhow::Error::msg)?;
     let mut world =
         World::new(churn.nodes, churn.seeds, churn.loss / 100.0, churn.vnodes, timing, churn.seed);
     cold_start(&mut world, churn)?;
@@ -101,7 +112,7 @@ fn cold_start(world: &mut World, churn: &Churn) -> anyhow::Result<()> {
 
 fn kills(world: &mut World, churn: &Churn) -> anyhow::Result<()> {
     let (mut first, mut last, mut agreed, mut restarted) =
-        (Times::new(), Times::new(), Times::new(), Times::new());
+        (Times::default(), Times::default(), Times::default(), Times::default());
     for _ in 0..churn.kills {
         let pause = Duration::from_micros(world.rng.random_range(500_000..700_000));
         world.run(pause);
@@ -198,45 +209,24 @@ fn placement(churn: &Churn) {
     );
 }
 
-/// Durations of one kind, and how many did not end.
-struct Times {
-    all: Vec<Duration>,
-    missed: usize,
-}
-
-impl Times {
-    fn new() -> Self {
-        Self { all: Vec::new(), missed: 0 }
-    }
-
-    fn add(&mut self, time: Option<Duration>) {
-        match time {
-            Some(time) => self.all.push(time),
-            None => self.missed += 1,
-        }
-    }
-}
-
-impl std::fmt::Display for Times {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut all = self.all.clone();
-        all.sort_unstable();
-        let at = |percent: usize| {
-            let rank = (all.len() * percent).div_ceil(100).max(1) - 1;
-            all.get(rank).map_or(0.0, Duration::as_secs_f64)
-        };
-        write!(f, "p50 {:.3} s  p99 {:.3} s  max {:.3} s  missed {}", at(50), at(99), at(100), self.missed)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_small_cluster_starts_loses_nodes_and_agrees_again() {
-        let churn =
-            Churn { nodes: 5, loss: 5.0, kills: 5, seeds: 3, watch: 5, vnodes: 16, wan: false, seed: 7 };
+        let churn = Churn {
+            nodes: 5,
+            loss: 5.0,
+            kills: 5,
+            seeds: 3,
+            watch: 5,
+            vnodes: 16,
+            wan: false,
+            probe_period: None,
+            suspect_for: None,
+            seed: 7,
+        };
         run(&churn).unwrap();
     }
 }
