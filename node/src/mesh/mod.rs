@@ -49,7 +49,7 @@ pub use tls::TlsError;
 use crate::clock::Clock;
 use crate::handles::{Shards, ViewWatch};
 use crate::shard::{Full, Outbound};
-use crate::tasks::{OnPanic, Tasks};
+use crate::tasks::{self, OnPanic, Tasks};
 use endpoint::DatagramCounts;
 use gossip::{GOSSIP_QUEUE_LEN, GossipThread, ToGossip};
 use links::{Links, LinksConfig};
@@ -295,7 +295,7 @@ struct Runner {
 
 impl Runner {
     fn run(self, stop: oneshot::Receiver<Duration>, started: &SyncSender<io::Result<MeshHandle>>) {
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        let runtime = match tasks::thread_runtime() {
             Ok(runtime) => runtime,
             Err(error) => return drop(started.send(Err(error))),
         };

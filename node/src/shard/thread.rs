@@ -22,7 +22,7 @@ use super::driver::{Driver, Machine, Progress, Wanted};
 use super::outgoing::{Outbound, Outgoing};
 use crate::clock::Clock;
 use crate::handles::{Shards, ToShard, ViewWatch};
-use crate::tasks::{OnPanic, Tasks};
+use crate::tasks::{self, OnPanic, Tasks};
 
 /// Messages of other threads taken in one turn.
 const TURN_MESSAGES_MAX: usize = 1_024;
@@ -49,7 +49,7 @@ pub struct ShardParts {
 /// # Errors
 /// When the operating system gives no thread or no reactor.
 pub fn start(parts: ShardParts, tasks: &Tasks) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tasks::thread_runtime()?;
     let name = format!("shard/{}", parts.config.me.shard.0);
     let stopping = tasks.stopping();
     tasks.spawn_thread(name, OnPanic::EndNode, move || {

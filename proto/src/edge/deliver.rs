@@ -347,7 +347,7 @@ impl Edge {
             }
             let session = &mut self.sessions[index as usize];
             session.held_since = None;
-            let Some(entry) = session.own_waiting.pop_front() else { break };
+            let Some(entry) = session.pop_own() else { break };
             self.dirty.insert(index);
             if let Some(entry) = entry {
                 self.carry_out(ctx, index, entry.kind);

@@ -30,7 +30,6 @@ use crate::keys::IdKey;
 use crate::limits::Limits;
 use crate::plain;
 use crate::shard::{ClientGone, ClientProtocol, CloseCode, Ctx, NewClient, Output, Packet};
-use crate::time::Instant;
 use crate::wire::{Body, DetachReason, Member, Members, ToSession};
 use client::{Client, Due, Silence};
 use departed::Departed;
@@ -63,6 +62,8 @@ pub(crate) struct Edge {
     behind: BTreeSet<ClientIx>,
     /// Sessions with something for their owner at the end of this turn.
     dirty: BTreeSet<u32>,
+    /// Sessions whose owner is told at the next sweep what the client has been handed.
+    unreported: BTreeSet<u32>,
     /// Sessions and rooms whose owner bounced us: asked again at the next retry.
     bounced_sessions: BTreeSet<SocketSid>,
     bounced_rooms: BTreeSet<RoomKey>,
@@ -90,6 +91,7 @@ impl Edge {
             turn: 1,
             behind: BTreeSet::new(),
             dirty: BTreeSet::new(),
+            unreported: BTreeSet::new(),
             bounced_sessions: BTreeSet::new(),
             bounced_rooms: BTreeSet::new(),
             close_from: 0,
@@ -333,7 +335,12 @@ impl Edge {
         let dirty = std::mem::take(&mut self.dirty);
         for &session in &dirty {
             self.send_inbound(ctx, session);
-            self.report_own(ctx, session);
+            let s = &self.sessions[session as usize];
+            if s.own_report_is_due(&self.limits) {
+                self.report_own(ctx, session);
+            } else if s.own_done() > s.own_reported {
+                self.unreported.insert(session);
+            }
         }
         !dirty.is_empty()
     }
@@ -355,13 +362,19 @@ impl Edge {
             return;
         }
         let Some(owner) = session.owner else { return };
-        session.own_reported = own_seq;
+        session.own_was_reported();
         let message = ToSession::OwnReceived { sid: session.identity.sid, own_seq };
         ctx.out.send_to_host(owner, session.placement, Body::ToSession(message));
     }
 
-    /// Drops what is too old of all tails.
-    pub(crate) fn sweep(&mut self, now: Instant) {
+    /// Tells owners what their clients have been handed, and drops what is too old of all tails.
+    pub(crate) fn sweep(&mut self, ctx: &mut Ctx<'_>) {
+        for session in std::mem::take(&mut self.unreported) {
+            if self.sessions.contains(session as usize) {
+                self.report_own(ctx, session);
+            }
+        }
+        let now = ctx.now;
         self.departed.expire(now, self.limits.dedupe_window);
         for (_, tail) in &mut self.tails {
             while tail.oldest_since().is_some_and(|since| now.since(since) >= self.limits.room_log_age_max) {

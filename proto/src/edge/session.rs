@@ -43,6 +43,8 @@ pub(super) struct EdgeSession {
     /// How many unconfirmed packets that ask for an answer under an id have got it.
     answered: BTreeMap<u64, usize>,
     pub(super) own_reported: u64,
+    /// Bytes of the entries carried out since then.
+    own_unreported_bytes: usize,
     /// The first of `own_waiting` is held back since then.
     pub(super) held_since: Option<Instant>,
     pub(super) rooms: Vec<Membership>,
@@ -106,6 +108,7 @@ impl EdgeSession {
             own_waiting: VecDeque::new(),
             answered: BTreeMap::new(),
             own_reported: 0,
+            own_unreported_bytes: 0,
             held_since: None,
             rooms: Vec::new(),
         }
@@ -196,6 +199,29 @@ impl EdgeSession {
     /// The last own-log entry carried out.
     pub(super) fn own_done(&self) -> u64 {
         self.own_seq - self.own_waiting.len() as u64
+    }
+
+    /// Takes the next of `own_waiting`.
+    pub(super) fn pop_own(&mut self) -> Option<Option<OwnEntry>> {
+        let entry = self.own_waiting.pop_front()?;
+        if let Some(OwnKind::Ack { payload, .. } | OwnKind::Emit { payload, .. }) =
+            entry.as_ref().map(|entry| &entry.kind)
+        {
+            self.own_unreported_bytes += payload.len();
+        }
+        Some(entry)
+    }
+
+    /// Whether the owner should be told at once how far the own log is carried out, before its bounds
+    /// stop it. Telling it of every entry would wake two nodes more for each ack.
+    pub(super) fn own_report_is_due(&self, limits: &Limits) -> bool {
+        self.own_done() - self.own_reported >= limits.own_log_entries_max as u64 / 8
+            || self.own_unreported_bytes >= limits.own_log_bytes_max / 4
+    }
+
+    pub(super) fn own_was_reported(&mut self) {
+        self.own_reported = self.own_done();
+        self.own_unreported_bytes = 0;
     }
 
     pub(super) fn membership(&mut self, tail: u32) -> Option<&mut Membership> {

@@ -131,8 +131,8 @@ impl Shard {
                 }
                 TimerKey::Sweep => {
                     self.sweep_at = None;
+                    self.edge.sweep(&mut ctx);
                     self.rooms.sweep(self.now);
-                    self.edge.sweep(self.now);
                 }
                 TimerKey::Calls => self.calls.expire(&mut ctx),
             }
