@@ -92,6 +92,8 @@ pub struct Checks {
     /// Counts changes of rings and lost lives: what was answered without one in between, was appended
     /// to one log, once.
     pub generation: u64,
+    /// Living nodes disagree about the ring: a room may have two owners, and two logs.
+    pub split: bool,
     settled: BTreeSet<EventId>,
     /// Deliveries counted.
     pub deliveries: u64,
@@ -150,8 +152,9 @@ impl Checks {
 
     /// Whether one order of each room explains what every session was sent (I4). With one copy, what a
     /// dead owner had sent to some edges only is appended anew by the next owner, later: those who had
-    /// it keep it where it was. So this is checked for what was appended once; the rest is held to I5
-    /// and to rising positions like everything else.
+    /// it keep it where it was; and what two owners took on two sides of a split is not merged yet. So
+    /// this is checked for what was appended once and while all agreed; the rest is held to I5 and to
+    /// rising positions like everything else.
     pub fn check_orders(&mut self, now: Instant) {
         let mut rooms = BTreeMap::<(u8, u16), Vec<Vec<EventId>>>::new();
         for ((product, room, ..), heard) in &self.heard {
@@ -163,8 +166,9 @@ impl Checks {
             .filter_map(|((_, room), orders)| clash(orders).map(|clash| (*room, clash)))
             .collect();
         for (room, (one, other)) in clashes {
-            let what =
-                format!("room {room}: no order has both {one} before {other} and {other} before {one}");
+            let what = format!(
+                "room {room}: no order explains what all were sent; {one} and {other} are part of a cycle"
+            );
             self.violated("I4", now, what);
         }
     }

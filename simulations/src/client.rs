@@ -314,6 +314,7 @@ impl Client {
         let sent_in = session.generations.remove(&id);
         if let (Request::Publish { event, .. }, None) = (request, &refused)
             && sent_in == Some(checks.generation)
+            && !checks.split
         {
             checks.settle(event);
         }

@@ -16,6 +16,9 @@ use super::{Cluster, Event, NodeEvent, Slot};
 use crate::network::{ConnectionId, End};
 use crate::node::{PeerLink, slot_of};
 
+/// Who could help must have been there for a whole suspicion, and known to all.
+const STEADY: Duration = Duration::from_secs(3);
+
 /// A life that has been told to leave ends at the latest after this time.
 pub(super) const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -117,7 +120,12 @@ impl Cluster {
                     .is_none_or(|l| !l.paused && !l.draining && l.state() == NodeState::Active)
         };
         let alive = self.slots.iter().filter(|slot| slot.life.is_some()).count();
-        only_pair && alive > 2 && self.network.weather.loss_per_mille == 0 && self.slots.iter().all(healthy)
+        let steady = now.since(self.lives_changed) >= STEADY;
+        steady
+            && only_pair
+            && alive > 2
+            && self.network.weather.loss_per_mille == 0
+            && self.slots.iter().all(healthy)
     }
 
     fn new_view(&mut self, slot: usize, view: Arc<View>) {
@@ -127,12 +135,13 @@ impl Cluster {
         let ring_changed = life.view.ring.digest() != view.ring.digest();
         life.view = view.clone();
         if ring_changed || reborn {
-            self.checks.generation += 1;
+            self.generation_ends();
             let digest = view.ring.digest();
             self.trace.note(now, &[2, slot as u64, digest], || {
                 format!("n{slot} has ring {digest:016x} of {} nodes", view.ring.nodes().len())
             });
         }
+        let Some(life) = &self.slots[slot].life else { return };
         let gone: Vec<NodeRef> =
             life.links.keys().filter(|peer| reborn || !view.is_up(**peer)).copied().collect();
         for peer in gone {
@@ -369,8 +378,16 @@ impl Cluster {
         }
     }
 
-    fn reset_at_shards(&mut self, slot: usize, peer: NodeRef) {
+    /// A ring, a life or a link has changed: what was under way may be repeated, perhaps elsewhere.
+    pub(super) fn generation_ends(&mut self) {
         self.checks.generation += 1;
+        let rings =
+            || self.slots.iter().filter_map(|slot| slot.life.as_ref()).map(|life| life.view.ring.digest());
+        self.checks.split = rings().any(|ring| Some(ring) != rings().next());
+    }
+
+    fn reset_at_shards(&mut self, slot: usize, peer: NodeRef) {
+        self.generation_ends();
         let shards = self.slots[slot].life.as_ref().map_or(0, |life| life.shards.len());
         for shard in 0..shards {
             self.feed(slot, shard, shard::Input::LinkReset(peer));

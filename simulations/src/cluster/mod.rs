@@ -168,6 +168,8 @@ pub struct Cluster {
     transports: BTreeMap<u64, Transport>,
     common: Common,
     lives: u64,
+    /// When a node came or went last.
+    lives_changed: Instant,
     opened: u64,
     queries: u64,
     /// No more faults; clients only get where they want to be.
@@ -207,6 +209,7 @@ impl Cluster {
             transports: BTreeMap::new(),
             common,
             lives: 0,
+            lives_changed: Instant::ZERO,
             opened: 0,
             queries: 0,
             calm: false,

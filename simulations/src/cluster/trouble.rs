@@ -104,12 +104,14 @@ impl Cluster {
             return;
         }
         self.lives += 1;
+        self.lives_changed = now;
         let at = &mut self.slots[slot];
         (at.left, at.ever) = (false, true);
         at.held.clear();
         let life = Life::start(self.lives, slot, now, at.shards, &self.common, &mut self.random);
         at.life = Some(life);
         self.trace.note(now, &[21, slot as u64], || format!("n{slot} starts"));
+        self.generation_ends();
         self.drain_membership(slot);
     }
 
@@ -136,7 +138,8 @@ impl Cluster {
     pub(super) fn end_life(&mut self, slot: usize, left: bool) {
         let now = self.clock.now();
         let Some(life) = self.slots[slot].life.take() else { return };
-        self.checks.generation += 1;
+        self.generation_ends();
+        self.lives_changed = now;
         self.trace.note(now, &[22, slot as u64], || format!("n{slot} is gone"));
         self.slots[slot].left = left;
         self.slots[slot].held.clear();
