@@ -260,7 +260,7 @@ impl Rooms {
     }
 
     fn subscribe(&mut self, ctx: &mut Ctx<'_>, from: Address, subscription: Subscription) {
-        let Subscription { room: key, after, at_head } = subscription;
+        let Subscription { room: key, after, term, at_head } = subscription;
         let bounce = Subject::Room(key.clone());
         if !ctx.view.owns(key.placement()) {
             return not_owner(ctx, from, bounce, &key);
@@ -268,8 +268,8 @@ impl Rooms {
         // At the bound of rooms the edge asks again later, as it does when it was wrong.
         let Some(room) = self.room(ctx.now, &key) else { return not_owner(ctx, from, bounce, &key) };
         let known = room.log.contains(after, room.term);
-        if !known && after.term > room.term {
-            let term = self.terms.begin(after.term);
+        if term > room.term {
+            let term = self.terms.begin(term);
             self.rooms.get_mut(&key).expect("just made").term = term;
         }
         let room = self.rooms.get_mut(&key).expect("just made");

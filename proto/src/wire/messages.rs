@@ -307,8 +307,10 @@ pub enum ToRoom {
 pub struct Subscription {
     /// The room.
     pub room: RoomKey,
-    /// The last position served here: the owner's term must not be below its term.
+    /// The last position served here.
     pub after: Cursor,
+    /// The highest term heard here; the owner's must not be below it.
+    pub term: Term,
     /// Start with what comes next, not with what follows `after`: nobody here was in the room.
     pub at_head: bool,
 }
