@@ -126,11 +126,11 @@ section! {
         key: SecretText = SecretText::default(), Kind::Secret;
         /// Timing of failure detection: `lan` for round trips of a few milliseconds, `wan` for up
         /// to 100 ms. Sets the settings below that nothing else sets. Default `lan`: a death is
-        /// noticed in 0.9 s (median).
+        /// noticed in 0.8 s (median).
         timing: String = "lan".into(), Kind::Choice(&["lan", "wan"]);
         /// A random peer is probed this often. Shorter: deaths are noticed sooner, more datagrams.
-        /// Default 100ms (`wan`: 300ms). More than twice `mesh.probe_rtt`.
-        probe_period: Duration = Duration::from_millis(100), Kind::Time(Duration::from_millis(20)..=Duration::from_secs(10));
+        /// Default 90ms (`wan`: 300ms). More than twice `mesh.probe_rtt`.
+        probe_period: Duration = Duration::from_millis(90), Kind::Time(Duration::from_millis(20)..=Duration::from_secs(10));
         /// No answer within this time: other nodes are asked to try. Default 35ms (`wan`: 120ms):
         /// above the round trip's p99 of one site.
         probe_rtt: Duration = Duration::from_millis(35), Kind::Time(Duration::from_millis(1)..=Duration::from_secs(5));
