@@ -78,6 +78,8 @@ struct Cluster {
     meshd: PathBuf,
     nodes: Vec<Node>,
     watch: Watch,
+    /// Lives that were ended, as log lines show them.
+    killed: Vec<(String, String)>,
 }
 
 struct Node {
@@ -121,7 +123,7 @@ impl Cluster {
         }
         // News of a wrong verdict may still be under way.
         cluster.watch.run(PAUSE).await;
-        cluster.judge(None, &mut report.false_downs);
+        cluster.judge(&mut report.false_downs);
         report.print();
         cluster.end().await;
         drop(burn);
@@ -131,7 +133,7 @@ impl Cluster {
     /// Starts the nodes one after the other; how long from the start of the last one until all agree.
     async fn start(meshd: PathBuf, count: usize) -> anyhow::Result<(Self, Duration)> {
         let key = fresh_key();
-        let mut cluster = Self { meshd, nodes: Vec::new(), watch: Watch::default() };
+        let mut cluster = Self { meshd, nodes: Vec::new(), watch: Watch::default(), killed: Vec::new() };
         let mut seeds = Vec::new();
         let mut last_start = Instant::now();
         for number in 1..=count {
@@ -158,6 +160,9 @@ impl Cluster {
     async fn kill_and_restart(&mut self, victim: usize, report: &mut Report) -> anyhow::Result<()> {
         let name = self.nodes[victim].name.clone();
         let count = self.nodes.len();
+        self.judge(&mut report.false_downs);
+        let life = self.watch.life_of(&name).context("the ring does not name its own node")?;
+        self.killed.push((format!("node down: {name} ("), format!(" life {life})")));
         self.watch.leave_out(victim);
         let killed_at = Instant::now();
         self.nodes[victim].process.kill().await;
@@ -181,8 +186,6 @@ impl Cluster {
         report.first.add(first);
         report.last.add(last);
         report.agreed.add(agreed.then(|| killed_at.elapsed()));
-        self.judge(Some(victim), &mut report.false_downs);
-
         let started_at = Instant::now();
         let node = &mut self.nodes[victim];
         let (process, at) = start_node(&self.meshd, &node.name, &node.settings).await?;
@@ -194,19 +197,19 @@ impl Cluster {
         Ok(())
     }
 
-    /// Reads what the nodes have said since: nobody but `dead` may have been declared down.
-    fn judge(&mut self, dead: Option<usize>, false_downs: &mut Vec<String>) {
-        let dead_name = dead.map(|dead| format!("node down: {} (", self.nodes[dead].name));
-        for (at, node) in self.nodes.iter_mut().enumerate() {
+    /// Reads what the nodes have said since: only lives that were ended may have been declared down.
+    /// (Asked before a kill: a line about the last one may have come after the ring without it.)
+    fn judge(&mut self, false_downs: &mut Vec<String>) {
+        for node in &mut self.nodes {
             let lines = node.process.output().lines();
             for line in lines.iter().skip(node.judged) {
-                let blames = line.contains("node down: ")
-                    && dead_name.as_ref().is_none_or(|name| !line.contains(name));
-                if blames || line.contains("this node was declared down") {
+                let killed =
+                    || self.killed.iter().any(|(name, life)| line.contains(name) && line.contains(life));
+                if line.contains("this node was declared down") || line.contains("node down: ") && !killed() {
                     false_downs.push(format!("{}: {line}", node.name));
                 }
             }
-            node.judged = if Some(at) == dead { 0 } else { lines.len() };
+            node.judged = lines.len();
         }
     }
 
@@ -258,7 +261,10 @@ mod tests {
     use super::*;
 
     fn ring(digest: &str, nodes: &[&str]) -> Option<Ring> {
-        Some(Ring { digest: digest.into(), nodes: nodes.iter().map(ToString::to_string).collect() })
+        Some(Ring {
+            digest: digest.into(),
+            nodes: nodes.iter().map(|node| ((*node).to_owned(), 1)).collect(),
+        })
     }
 
     #[test]

@@ -31,18 +31,23 @@ const ANSWER_BYTES_MAX: usize = 1 << 20;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Ring {
     pub(super) digest: String,
-    /// Names.
-    pub(super) nodes: Vec<String>,
+    /// Names and lives.
+    pub(super) nodes: Vec<(String, u64)>,
 }
 
 impl Ring {
     pub(super) fn has(&self, name: &str) -> bool {
-        self.nodes.iter().any(|node| node == name)
+        self.life_of(name).is_some()
+    }
+
+    /// The life under that name.
+    pub(super) fn life_of(&self, name: &str) -> Option<u64> {
+        self.nodes.iter().find(|(node, _)| node == name).map(|(_, life)| *life)
     }
 
     fn read(body: &[u8]) -> Option<Self> {
         let answer: Value = serde_json::from_slice(body).ok()?;
-        let name = |node: &Value| Some(node["name"].as_str()?.to_owned());
+        let name = |node: &Value| Some((node["name"].as_str()?.to_owned(), node["incarnation"].as_u64()?));
         let nodes = answer["nodes"].as_array()?.iter().map(name).collect::<Option<_>>()?;
         Some(Self { digest: answer["ring_digest"].as_str()?.to_owned(), nodes })
     }
@@ -88,6 +93,11 @@ impl Watch {
         let life = self.nodes[node].life + 1;
         self.nodes[node] = Watched { admin, life };
         self.looks.push(look(node, life, admin, None, Duration::ZERO));
+    }
+
+    /// The life of the node called `name`, as seen last by anybody.
+    pub(super) fn life_of(&self, name: &str) -> Option<u64> {
+        self.rings.iter().flatten().find_map(|ring| ring.life_of(name))
     }
 
     /// Looks until `done`, asked after each answer; whether that was within `limit`.
@@ -182,9 +192,10 @@ mod tests {
 
     #[test]
     fn a_ring_is_read_from_an_answer_and_from_nothing_else() {
-        let body = br#"{"node":"n1","ring_digest":"0a","nodes":[{"name":"n1"},{"name":"n2"}],"arcs":[]}"#;
+        let body = br#"{"node":"n1","ring_digest":"0a","nodes":[{"name":"n1","incarnation":5},{"name":"n2","incarnation":6}],"arcs":[]}"#;
         let ring = Ring::read(body).unwrap();
         assert!(ring.has("n2") && !ring.has("n3") && ring.digest == "0a");
+        assert_eq!(ring.life_of("n1"), Some(5));
         assert_eq!(Ring::read(br#"{"error":{"code":"x"}}"#), None);
         assert_eq!(Ring::read(b"<html>"), None);
     }
