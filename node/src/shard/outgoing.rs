@@ -119,8 +119,10 @@ impl Outgoing {
         self.last_entries = None;
     }
 
-    /// Forgets backlogs of peers that are gone.
+    /// Forgets backlogs of peers that are gone. In another life of this node its shards have another
+    /// address, by which they reach each other from now on.
     pub(crate) fn set_view(&mut self, view: &View) {
+        self.me.node = view.me;
         self.peers.retain(|&peer, _| view.is_up(peer));
     }
 
@@ -251,6 +253,18 @@ mod tests {
         assert!(!outgoing.is_blocked());
         let Ok(ToShard::Envelopes(batch)) = queues[1].try_recv() else { panic!("no batch") };
         assert_eq!(call_of(&batch[0]), 3);
+    }
+
+    #[test]
+    fn shards_of_a_node_reach_each_other_in_its_next_life() {
+        let (shards, mut queues) = shards(1);
+        let mut outgoing = Outgoing::new(me(), shards, Box::new(NoPeers));
+        let reborn = NodeRef { incarnation: 2, ..node(1) };
+        outgoing.set_view(&View::new(1, reborn, Vec::new(), 1));
+        outgoing.send(reborn, Lane::CONTROL, envelope(To::Shard(ShardIx(1)), 7));
+        outgoing.flush();
+        let Ok(ToShard::Envelopes(batch)) = queues[1].try_recv() else { panic!("no batch") };
+        assert_eq!(call_of(&batch[0]), 7);
     }
 
     #[test]
