@@ -224,8 +224,12 @@ impl Edge {
             let t = &mut self.tails[tail as usize];
             t.asked(ctx.view.owner(t.key.placement()));
             if let Some(owner) = t.owner {
-                let subscription =
-                    Subscription { room: t.key.clone(), after: t.last, term: t.term, at_head: t.fresh };
+                let subscription = Subscription {
+                    room: t.key.clone(),
+                    after: t.last,
+                    term: t.term.max(t.last.term),
+                    at_head: t.fresh,
+                };
                 groups.entry(group_of(ctx, owner, &t.key)).or_default().push(subscription);
             }
         }
