@@ -52,6 +52,11 @@ impl fmt::Debug for NodeRef {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ShardIx(pub u16);
 
+impl ShardIx {
+    /// Shards of a node at most: masks of shards are 64 bits.
+    pub const COUNT_MAX: u16 = 64;
+}
+
 /// One machine that can be written to: a shard of one life of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Address {

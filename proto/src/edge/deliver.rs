@@ -112,6 +112,7 @@ impl Edge {
         while t.bytes > self.limits.tail_bytes_max && t.len() > 1 {
             self.tail_bytes -= t.trim_first();
         }
+        self.tail_ages.push_back((tail, index));
         let t = &mut self.tails[tail as usize];
         let members = std::mem::take(&mut t.members);
         let mut served = Served::default();
@@ -130,14 +131,13 @@ impl Edge {
         self.bound_tails();
     }
 
-    /// All tails together are over their bound: the oldest entry of the largest goes.
+    /// All tails together are over their bound: the oldest entries of all go.
     fn bound_tails(&mut self) {
         while self.tail_bytes > self.limits.tails_bytes_max {
-            let Some((_, largest)) = self.tails.iter_mut().max_by_key(|(_, t)| t.bytes) else { return };
-            let freed = largest.trim_first();
-            self.tail_bytes -= freed;
-            if freed == 0 {
-                return;
+            let Some((tail, index)) = self.tail_ages.pop_front() else { return };
+            // A mark may be of an entry that is gone already.
+            if let Some(t) = self.tails.get_mut(tail as usize).filter(|t| t.base() <= index) {
+                self.tail_bytes -= t.trim_first();
             }
         }
     }
@@ -162,17 +162,28 @@ impl Edge {
             served.push(protocol, ix);
             return;
         }
-        client.behind = true;
+        self.fall_behind(ctx, session, Some((tail, index)));
+    }
+
+    /// From here on the client gets what its cursors show it, from `first` in that tail and from what
+    /// comes next in the others, as soon as its queue takes it.
+    fn fall_behind(&mut self, ctx: &mut Ctx<'_>, session: u32, first: Option<(u32, u64)>) {
+        let client = self.client_of(session);
+        if std::mem::replace(&mut client.behind, true) {
+            return;
+        }
+        let ix = client.ix;
         ctx.stats.behind_total += 1;
         self.behind.insert(ix);
         let tails = &self.tails;
         for m in &mut self.sessions[session as usize].rooms {
-            m.next = if m.tail == tail { index } else { tails[m.tail as usize].end() };
+            let index = first.filter(|(tail, _)| *tail == m.tail).map(|(_, index)| index);
+            m.next = index.unwrap_or_else(|| tails[m.tail as usize].end());
         }
     }
 
     fn is_in_any(&self, session: u32, rooms: &[Arc<str>]) -> bool {
-        self.sessions[session as usize].is_excepted(|tail| self.tails[tail as usize].key.clone(), rooms)
+        self.sessions[session as usize].is_excepted(|tail| &self.tails[tail as usize].key, rooms)
     }
 
     fn deliver_volatile(&mut self, ctx: &mut Ctx<'_>, tail: u32, event: &RoomEvent) {
@@ -180,7 +191,7 @@ impl Edge {
             let t = &self.tails[tail as usize];
             (t.members.clone(), t.key.clone())
         };
-        let frames = Frames::default();
+        let (frames, limits) = (Frames::default(), self.limits.clone());
         let mut served = Served::default();
         for session in members {
             let s = &self.sessions[session as usize];
@@ -190,8 +201,9 @@ impl Edge {
             let (protocol, ix) = (s.protocol, s.client);
             let turn = self.turn;
             let client = self.client_of(session);
-            if client.is_idle() {
-                client.count_queued(turn, frames_len(frames.of(protocol, &key, None, event)));
+            let len = frames_len(frames.of(protocol, &key, None, event));
+            if client.is_idle() && client.fits(turn, len, &limits) {
+                client.count_queued(turn, len);
                 served.push(protocol, ix);
             } else {
                 ctx.stats.volatile_dropped_total += 1;
@@ -207,7 +219,8 @@ impl Edge {
     pub(super) fn catch_up(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx) {
         let Some(index) = self.client(ix).and_then(|c| c.session) else { return };
         self.process_own(ctx, index);
-        if !self.client(ix).is_some_and(|c| c.behind) {
+        // What it was owed may have ended the session.
+        if !self.client(ix).is_some_and(|c| c.behind && c.session == Some(index)) {
             return;
         }
         for place in 0..self.sessions[index as usize].rooms.len() {
@@ -343,7 +356,8 @@ impl Edge {
                 return self.hold_own(ctx, index, tail);
             }
             if !self.own_fits(index) {
-                break;
+                // Nobody says so when the queue drains within the turn: it is served like all who are behind.
+                return self.fall_behind(ctx, index, None);
             }
             let session = &mut self.sessions[index as usize];
             session.held_since = None;
@@ -441,7 +455,7 @@ impl Edge {
             let namespace = self.main_namespace.clone();
             self.write(ctx, ix, socketio::encode_disconnect(&namespace));
             if !close {
-                return self.end_session(ctx, ix, true, DetachReason::ServerDisconnect);
+                return self.end_namespace(ctx, ix, DetachReason::ServerDisconnect);
             }
         }
         self.close(ctx, ix, CloseCode::Ended, DetachReason::ServerDisconnect);

@@ -83,14 +83,14 @@ impl Edge {
             data.push(b'}');
             let data = String::from_utf8(data).unwrap_or_default();
             let packet = socketio::encode_connect_error(namespace, &refusal.message, Some(&data));
-            self.write(ctx, ix, packet);
+            self.reply(ctx, ix, packet);
         } else if client.session.is_some() && namespace == MAIN_NAMESPACE {
             self.misbehaved(ctx, ix, CloseCode::ProtocolError);
         } else if namespace == MAIN_NAMESPACE {
             self.connect(ctx, ix);
         } else {
             let packet = socketio::encode_connect_error(namespace, "Invalid namespace", None);
-            self.write(ctx, ix, packet);
+            self.reply(ctx, ix, packet);
         }
     }
 
@@ -107,7 +107,7 @@ impl Edge {
         }
         if inbound == Inbound::Disconnect {
             // The stock client may connect to the namespace again over the same transport.
-            return self.end_session(ctx, ix, true, DetachReason::ClientDisconnect);
+            return self.end_namespace(ctx, ix, DetachReason::ClientDisconnect);
         }
         self.inbound(ctx, ix, inbound);
     }
@@ -117,9 +117,9 @@ impl Edge {
             Ok(PlainRequest::Event { id, payload }) => {
                 self.inbound(ctx, ix, Inbound::Event { ack: id, payload });
             }
-            Ok(PlainRequest::Ping) => self.write(ctx, ix, plain::PONG),
+            Ok(PlainRequest::Ping) => self.reply(ctx, ix, plain::PONG),
             Ok(PlainRequest::Pong) => {}
-            Err(error) => self.write(ctx, ix, error.to_packet()),
+            Err(error) => self.reply(ctx, ix, error.to_packet()),
         }
     }
 

@@ -17,7 +17,7 @@ mod inbound;
 mod session;
 mod tail;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use rand::rngs::StdRng;
@@ -39,13 +39,16 @@ use tail::Tail;
 /// The one namespace there is so far.
 const MAIN_NAMESPACE: &str = "/";
 
+/// Marks of entries kept beyond twice the entries there are, before they are looked through.
+const TAIL_MARKS_SLACK: usize = 1_024;
+
 /// The edge of one shard.
 #[derive(Debug)]
 pub(crate) struct Edge {
     me: Address,
     node_name: Arc<str>,
     main_namespace: Arc<str>,
-    limits: Limits,
+    limits: Arc<Limits>,
     ids: IdKey,
     rng: StdRng,
     clients: Vec<Option<Box<Client>>>,
@@ -56,6 +59,8 @@ pub(crate) struct Edge {
     by_room: FixedMap<RoomKey, u32>,
     tail_bytes: usize,
     departed: Departed,
+    /// Entries of all tails in the order they came (tail, index): the oldest go first at the bound.
+    tail_ages: VecDeque<(u32, u64)>,
     /// Turns of the driver: within one, nothing has drained.
     turn: u64,
     /// Clients that are served by their cursors.
@@ -77,7 +82,7 @@ impl Edge {
             me,
             node_name,
             main_namespace: MAIN_NAMESPACE.into(),
-            limits: limits.clone(),
+            limits: Arc::new(limits.clone()),
             ids,
             rng,
             clients: Vec::new(),
@@ -88,6 +93,7 @@ impl Edge {
             by_room: FixedMap::default(),
             tail_bytes: 0,
             departed: Departed::default(),
+            tail_ages: VecDeque::new(),
             turn: 1,
             behind: BTreeSet::new(),
             dirty: BTreeSet::new(),
@@ -249,6 +255,21 @@ impl Edge {
         }
     }
 
+    /// Answers a packet that no owner sees. It counts as an event, so that asking is bounded as well; a
+    /// client that asks on and takes no answers is closed.
+    fn reply(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, packet: Packet) {
+        let (turn, limits) = (self.turn, self.limits.clone());
+        let Some(client) = self.client(ix) else { return };
+        if !client.fits(turn, packet.len(), &limits) {
+            ctx.stats.too_slow_total += 1;
+            return self.close(ctx, ix, CloseCode::TooSlow, DetachReason::TransportClose);
+        }
+        if client.count_event(ctx.now, &limits) {
+            ctx.out.push(Output::PauseReading(ix));
+        }
+        self.write(ctx, ix, packet);
+    }
+
     /// Queues one message, whatever the client's queue holds: for what is small and rare.
     fn write(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, packet: Packet) {
         let turn = self.turn;
@@ -291,8 +312,10 @@ impl Edge {
 
     /// The session of a client is over at this edge: its rooms are left, its owner is told.
     fn end_session(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, clean: bool, reason: DetachReason) {
-        let client = self.clients.get_mut(ix.0 as usize).and_then(|c| c.as_deref_mut());
-        let Some(index) = client.and_then(|c| c.session.take()) else { return };
+        let Some(client) = self.clients.get_mut(ix.0 as usize).and_then(|c| c.as_deref_mut()) else { return };
+        let Some(index) = client.session.take() else { return };
+        client.behind = false;
+        self.behind.remove(&ix);
         // What the client sent before it went is still carried out.
         self.send_inbound(ctx, index);
         let memberships: Vec<u32> = self.sessions[index as usize].rooms.iter().map(|m| m.tail).collect();
@@ -311,6 +334,15 @@ impl Edge {
                 reason,
             };
             ctx.out.send_to_host(owner, session.placement, Body::ToSession(detach));
+        }
+    }
+
+    /// The session of a client is over, its transport stays: it may connect again over it.
+    fn end_namespace(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, reason: DetachReason) {
+        self.end_session(ctx, ix, true, reason);
+        // Nobody is left to confirm what reading was stopped for.
+        if self.client(ix).is_some_and(Client::owner_confirmed) {
+            ctx.out.push(Output::ResumeReading(ix));
         }
     }
 
@@ -376,11 +408,19 @@ impl Edge {
         }
         let now = ctx.now;
         self.departed.expire(now, self.limits.dedupe_window);
+        let mut kept = 0;
         for (_, tail) in &mut self.tails {
             while tail.oldest_since().is_some_and(|since| now.since(since) >= self.limits.room_log_age_max) {
                 self.tail_bytes -= tail.trim_first();
             }
             tail.expire_carried(now, self.limits.dedupe_window);
+            kept += tail.len();
+        }
+        // Marks of entries that are gone by other bounds.
+        if self.tail_ages.len() > 2 * kept + TAIL_MARKS_SLACK {
+            let tails = &self.tails;
+            self.tail_ages
+                .retain(|(tail, index)| tails.get(*tail as usize).is_some_and(|t| *index >= t.base()));
         }
     }
 

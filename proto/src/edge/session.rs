@@ -228,9 +228,9 @@ impl EdgeSession {
         self.rooms.iter_mut().find(|m| m.tail == tail)
     }
 
-    pub(super) fn is_excepted(
+    pub(super) fn is_excepted<'a>(
         &self,
-        room_of: impl Fn(u32) -> RoomKey,
+        room_of: impl Fn(u32) -> &'a RoomKey,
         except_rooms: &[std::sync::Arc<str>],
     ) -> bool {
         !except_rooms.is_empty()

@@ -73,6 +73,14 @@ impl RoomLog {
         Cursor { term, seq: self.head() }
     }
 
+    /// Moves everything under `term`, at the same sequence numbers.
+    pub(super) fn relabel(&mut self, term: Term) {
+        self.before_first = Cursor { term, seq: self.first - 1 };
+        for kept in &mut self.entries {
+            kept.entry.term = term;
+        }
+    }
+
     /// Drops the oldest entry; returns the bytes freed.
     pub(super) fn trim_first(&mut self) -> usize {
         let Some(kept) = self.entries.pop_front() else { return 0 };

@@ -21,8 +21,8 @@ use crate::limits::Limits;
 use crate::shard::{Ctx, Out};
 use crate::time::Instant;
 use crate::wire::{
-    Answer, Body, CommandFailed, DedupeKey, Lane, NotOwner, Payload, Publish, PublishRefused, RoomEntry,
-    RoomEvent, RoomFacts, RoomToEdge, RoomToPublisher, Subject, Subscription, To, ToRoom,
+    Answer, Body, COUNTER_END, CommandFailed, DedupeKey, Lane, NotOwner, Payload, Publish, PublishRefused,
+    RoomEntry, RoomEvent, RoomFacts, RoomToEdge, RoomToPublisher, Subject, Subscription, To, ToRoom,
 };
 use dedupe::{Dedupe, Verdict};
 use log::RoomLog;
@@ -30,6 +30,8 @@ pub(crate) use log::entry_bytes;
 
 /// What may be under way to one subscriber; the tail it feeds holds as much.
 const WINDOW_BYTES: u64 = 256 << 10;
+/// Marks kept beyond twice the entries there are, before they are looked through.
+const MARKS_SLACK: usize = 1_024;
 /// A subscriber reports what it has taken each time it is this much.
 pub(crate) const REPORT_BYTES: usize = 64 << 10;
 
@@ -41,7 +43,9 @@ pub(crate) struct Rooms {
     terms: Terms,
     rooms: FixedMap<RoomKey, Room>,
     /// Entries of all logs in the order they were appended: the oldest of all rooms go first.
-    ages: VecDeque<(Instant, RoomKey)>,
+    /// A mark names its entry: an entry may be gone by its own room's bounds.
+    ages: VecDeque<(Instant, RoomKey, u64)>,
+    log_entries: usize,
     log_bytes: usize,
     /// Rooms with something to send at the end of this turn.
     dirty: BTreeSet<RoomKey>,
@@ -100,6 +104,7 @@ impl Rooms {
             terms: Terms::new(me.node),
             rooms: FixedMap::default(),
             ages: VecDeque::new(),
+            log_entries: 0,
             log_bytes: 0,
             dirty: BTreeSet::new(),
         }
@@ -122,8 +127,9 @@ impl Rooms {
             }
             ToRoom::Taken { room: key, cursor } => {
                 let Some(room) = self.rooms.get_mut(&key) else { return };
-                let offset = room.log.offset_after(cursor.seq);
                 if let Some(subscriber) = room.subscribers.get_mut(&from) {
+                    // Nobody can have taken what it was not sent.
+                    let offset = room.log.offset_after(cursor.seq.min(subscriber.sent));
                     subscriber.taken_offset = subscriber.taken_offset.max(offset);
                     if subscriber.sent < room.committed {
                         self.dirty.insert(key);
@@ -209,7 +215,8 @@ impl Rooms {
         let at = room.log.append(entry);
         room.effects.push(Effect::Serve(at.seq));
         self.log_bytes += bytes;
-        self.ages.push_back((now, publish.room.clone()));
+        self.log_entries += 1;
+        self.ages.push_back((now, publish.room.clone(), at.seq));
         ctx.stats.publishes_total += 1;
         self.remember(now, &publish.room, publish.id, publish.dedupe, at);
         self.trim_to_bounds(&publish.room);
@@ -267,10 +274,18 @@ impl Rooms {
         }
         // At the bound of rooms the edge asks again later, as it does when it was wrong.
         let Some(room) = self.room(ctx.now, &key) else { return not_owner(ctx, from, bounce, &key) };
+        if term.number >= COUNTER_END {
+            return;
+        }
         let known = room.log.contains(after, room.term);
         if term > room.term {
             let term = self.terms.begin(term);
-            self.rooms.get_mut(&key).expect("just made").term = term;
+            let room = self.rooms.get_mut(&key).expect("just made");
+            if known || at_head {
+                room.term = term;
+            } else {
+                room.begin_above(ctx, &key, term);
+            }
         }
         let room = self.rooms.get_mut(&key).expect("just made");
         let seq = match at_head {
@@ -315,21 +330,24 @@ impl Rooms {
             || (room.log.bytes() > self.limits.room_log_bytes_max && room.log.len() > 1)
         {
             self.log_bytes -= room.log.trim_first();
+            self.log_entries -= 1;
         }
         while self.log_bytes > self.limits.room_logs_bytes_max && self.trim_oldest() {}
         // Marks of entries that their own room's bounds have trimmed already.
-        while self.ages.len() > 2 * self.entries_bound() && self.trim_oldest() {}
+        if self.ages.len() > 2 * self.log_entries + MARKS_SLACK {
+            let rooms = &self.rooms;
+            self.ages.retain(|(_, key, seq)| rooms.get(key).is_some_and(|room| room.log.first() <= *seq));
+        }
     }
 
-    fn entries_bound(&self) -> usize {
-        self.limits.room_log_entries_max * self.rooms.len().max(1)
-    }
-
-    /// Trims one entry of the room whose mark is the oldest; `false` when there is none left.
+    /// Trims the oldest entry of all, if its own room has not yet; `false` when there is none left.
     fn trim_oldest(&mut self) -> bool {
-        let Some((_, key)) = self.ages.pop_front() else { return false };
-        if let Some(room) = self.rooms.get_mut(&key) {
+        let Some((_, key, seq)) = self.ages.pop_front() else { return false };
+        if let Some(room) =
+            self.rooms.get_mut(&key).filter(|room| room.log.first() <= seq && room.log.len() > 0)
+        {
             self.log_bytes -= room.log.trim_first();
+            self.log_entries -= 1;
         }
         true
     }
@@ -337,11 +355,11 @@ impl Rooms {
     /// Drops what is too old, and rooms that nobody uses.
     pub(crate) fn sweep(&mut self, now: Instant) {
         let age_max = self.limits.room_log_age_max;
-        while self.ages.front().is_some_and(|(since, _)| now.since(*since) >= age_max) {
+        while self.ages.front().is_some_and(|(since, ..)| now.since(*since) >= age_max) {
             self.trim_oldest();
         }
         let limits = &self.limits;
-        let mut freed = 0;
+        let (mut freed, mut entries) = (0, 0);
         self.rooms.retain(|_, room| {
             room.dedupe.expire(now, limits);
             let idle = room.subscribers.is_empty()
@@ -349,20 +367,23 @@ impl Rooms {
                 && now.since(room.used) >= limits.room_log_age_max;
             if idle {
                 freed += room.log.bytes();
+                entries += room.log.len();
             }
             !idle
         });
         self.log_bytes -= freed;
+        self.log_entries -= entries;
     }
 
     /// The cluster has changed: rooms that are another's now are dropped, dead subscribers forgotten.
     pub(crate) fn on_view(&mut self, ctx: &mut Ctx<'_>) {
-        let mut freed = 0;
+        let (mut freed, mut entries) = (0, 0);
         self.rooms.retain(|key, room| {
             room.subscribers.retain(|address, _| ctx.view.is_up(address.node));
             let owned = ctx.view.owns(key.placement());
             if !owned {
                 freed += room.log.bytes();
+                entries += room.log.len();
                 // An edge that has not seen this ring, or sees us own the room again in its next one,
                 // would take our silence for a quiet room.
                 for address in room.subscribers.keys() {
@@ -372,8 +393,9 @@ impl Rooms {
             owned
         });
         self.log_bytes -= freed;
+        self.log_entries -= entries;
         let rooms = &self.rooms;
-        self.ages.retain(|(_, key)| rooms.contains_key(key));
+        self.ages.retain(|(_, key, _)| rooms.contains_key(key));
     }
 
     /// Another life of this node: every ownership starts anew.
@@ -381,6 +403,7 @@ impl Rooms {
         self.rooms.clear();
         self.ages.clear();
         self.dirty.clear();
+        self.log_entries = 0;
         self.log_bytes = 0;
         self.terms = Terms::new(me.node);
     }
@@ -406,14 +429,14 @@ impl Rooms {
 
     pub(crate) fn facts(&self, now: Instant, key: &RoomKey) -> Option<RoomFacts> {
         let room = self.rooms.get(key)?;
-        let oldest = self.ages.iter().find(|(_, k)| k == key);
+        let oldest = self.ages.iter().find(|(_, k, seq)| k == key && *seq >= room.log.first());
         let head = room.log.head();
         let at = |seq| room.log.get(seq).map_or(room.term, |e| e.term);
         Some(RoomFacts {
             head: Cursor { term: at(head), seq: head },
             entries: room.log.len() as u64,
             bytes: room.log.bytes() as u64,
-            seconds_kept: oldest.map_or(0, |(since, _)| now.since(*since).as_secs()),
+            seconds_kept: oldest.map_or(0, |(since, ..)| now.since(*since).as_secs()),
             subscribers: room
                 .subscribers
                 .iter()
@@ -436,10 +459,24 @@ impl Rooms {
             }
         }
         assert_eq!(bytes, self.log_bytes, "bytes of logs are miscounted");
+        let entries: usize = self.rooms.values().map(|room| room.log.len()).sum();
+        assert_eq!(entries, self.log_entries, "entries of logs are miscounted");
     }
 }
 
 impl Room {
+    /// A term above one that an edge has heard. What this owner has taken so far moves under it: below
+    /// it that edge would never be served it. The others go on where they are.
+    fn begin_above(&mut self, ctx: &mut Ctx<'_>, key: &RoomKey, term: Term) {
+        self.term = term;
+        self.log.relabel(term);
+        for (address, subscriber) in &self.subscribers {
+            let from = Cursor { term, seq: subscriber.sent };
+            let anew = RoomToEdge::Subscribed { room: key.clone(), term, from, gap: false };
+            ctx.out.send_to_address(*address, key.placement(), Body::RoomToEdge(anew));
+        }
+    }
+
     fn carry_out(&mut self, placement: Placement, effect: Committed<Effect>, out: &mut Out) {
         match effect.into_inner() {
             Effect::Serve(seq) => self.committed = seq,

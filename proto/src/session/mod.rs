@@ -44,6 +44,8 @@ pub(crate) struct Sessions {
     emitted_ages: VecDeque<(Instant, (UserKey, DedupeKey))>,
     /// Sessions with something to send at the end of this turn.
     dirty: BTreeSet<SocketSid>,
+    /// Sessions with packets under way: those that a bounce may be about.
+    busy: BTreeSet<SocketSid>,
     /// Sessions with publishes to be sent again.
     bounced: BTreeSet<SocketSid>,
 }
@@ -58,6 +60,8 @@ struct Session {
     edge: EdgeRef,
     /// The transport is gone; what it has sent is still carried out.
     detached: bool,
+    /// Its client has been told that it is over.
+    ended: bool,
     /// The last packet taken from the edge.
     received: u64,
     /// The last packet up to which everything is done and safe.
@@ -115,6 +119,7 @@ impl Sessions {
             emitted: FixedMap::default(),
             emitted_ages: VecDeque::new(),
             dirty: BTreeSet::new(),
+            busy: BTreeSet::new(),
             bounced: BTreeSet::new(),
         }
     }
@@ -165,6 +170,10 @@ impl Sessions {
         if !ctx.view.owns(placement) || placement != Placement::of_user(&identity.product, &identity.uid) {
             return self.bounce(ctx, from, sid);
         }
+        // An edge speaks for itself only: what we send goes to the address it names.
+        if edge.edge != from || !shadow.is_plausible() {
+            return;
+        }
         let unknown = SessionToEdge::Unknown { sid, attachment: edge.attachment };
         let Some(rules) = self.products.get(&identity.product).cloned() else {
             return ctx.out.send_to_address(from, placement, Body::SessionToEdge(unknown));
@@ -209,7 +218,8 @@ impl Sessions {
 
     /// Tells the client that its session is over; it is gone here once the edge has detached it.
     fn end(&mut self, sid: SocketSid, code: DisconnectCode, close: bool) {
-        if let Some(session) = self.sessions.get_mut(&sid) {
+        if let Some(session) = self.sessions.get_mut(&sid).filter(|s| !s.ended) {
+            session.ended = true;
             session.push_own(OwnKind::Disconnect { close, code }, None);
             self.unindex(sid);
             self.dirty.insert(sid);
@@ -276,7 +286,8 @@ impl Sessions {
     /// The room is not where we sent it, or not yet: everything under way to it is held until the retry.
     pub(crate) fn on_room_bounced(&mut self, ctx: &mut Ctx<'_>, from: NodeRef, room: &RoomKey) {
         let mut any = false;
-        for (sid, session) in &mut self.sessions {
+        for sid in &self.busy {
+            let Some(session) = self.sessions.get_mut(sid) else { continue };
             if session.hold(|publish, sent_to| publish.room == *room && sent_to == from) {
                 self.bounced.insert(*sid);
                 any = true;
@@ -349,6 +360,7 @@ impl Sessions {
         self.unindex(sid);
         self.sessions.remove(&sid);
         self.dirty.remove(&sid);
+        self.busy.remove(&sid);
         self.bounced.remove(&sid);
     }
 
@@ -357,6 +369,7 @@ impl Sessions {
         self.sessions.clear();
         self.by_user.clear();
         self.dirty.clear();
+        self.busy.clear();
         self.bounced.clear();
         self.terms = Terms::new(me.node);
     }
@@ -462,6 +475,9 @@ impl Sessions {
             }
         }
         assert!(indexed <= self.sessions.len());
+        let busy = self.sessions.iter().filter(|(_, s)| !s.open.is_empty());
+        assert!(busy.map(|(sid, _)| sid).all(|sid| self.busy.contains(sid)), "a busy session is not filed");
+        assert!(self.busy.iter().all(|sid| self.sessions.contains_key(sid)));
         for session in self.sessions.values() {
             session.check_invariants(&self.limits);
         }
@@ -483,6 +499,7 @@ impl Session {
             term,
             edge,
             detached: false,
+            ended: false,
             received: shadow.inbound_confirmed,
             confirmed: shadow.inbound_confirmed,
             program: VecDeque::new(),

@@ -31,6 +31,11 @@ impl Sessions {
             session.begin(ctx, &self.limits, number, packet);
         }
         session.confirm();
+        if session.open.is_empty() {
+            self.busy.remove(&sid);
+        } else {
+            self.busy.insert(sid);
+        }
         if session.has_held() {
             self.bounced.insert(sid);
         }
@@ -53,6 +58,7 @@ impl Sessions {
                 }
                 taken
             }
+            Command::Join(_) | Command::Leave(_) if session.own.is_full(&self.limits) => false,
             Command::Join(room) => session.add_room(&self.limits, room, AskedBy::Backend).is_ok(),
             Command::Leave(room) => session.remove_room(room, AskedBy::Backend),
             Command::Disconnect { close } => {

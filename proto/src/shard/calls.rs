@@ -28,6 +28,10 @@ pub(super) struct Calls {
     ids: IdKey,
     number: u64,
     calls: BTreeMap<u64, Call>,
+    /// Calls that are to be sent, now or at the next retry.
+    held: BTreeSet<u64>,
+    /// Publishes without an answer: a room takes those of one shard in their order.
+    publishes: BTreeMap<RoomKey, BTreeSet<u64>>,
     gathers: BTreeMap<u64, Gather>,
 }
 
@@ -55,7 +59,16 @@ struct Gather {
 
 impl Calls {
     pub(super) fn new(me: Address, limits: &Limits, ids: IdKey) -> Self {
-        Self { me, limits: limits.clone(), ids, number: 0, calls: BTreeMap::new(), gathers: BTreeMap::new() }
+        Self {
+            me,
+            limits: limits.clone(),
+            ids,
+            number: 0,
+            calls: BTreeMap::new(),
+            held: BTreeSet::new(),
+            publishes: BTreeMap::new(),
+            gathers: BTreeMap::new(),
+        }
     }
 
     pub(super) fn begin(&mut self, ctx: &mut Ctx<'_>, token: u64, mut query: Query) {
@@ -68,28 +81,43 @@ impl Calls {
         self.number += 1;
         if let Query::Publish(publish) = &mut query {
             publish.id = PublishId::Api { via: self.me, number: self.number };
+            // A volatile event is in no log: nothing can come after it.
+            if !publish.event.volatile {
+                self.publishes.entry(publish.room.clone()).or_default().insert(self.number);
+            }
         }
         let deadline = ctx.now + self.limits.api_timeout;
         ctx.timers.set(deadline, TimerKey::Calls);
         self.calls.insert(self.number, Call { token, query, placement, sent_to: None, deadline });
-        self.send_held(ctx);
+        self.send(ctx, self.number);
     }
 
     /// Sends every call that is not under way to the owner of this moment.
     pub(super) fn send_held(&mut self, ctx: &mut Ctx<'_>) {
-        for (&call, c) in self.calls.iter_mut().filter(|(_, c)| c.sent_to.is_none()) {
-            c.sent_to = ctx.view.owner(c.placement);
-            if let Some(owner) = c.sent_to {
-                let body = Body::Query { call, query: c.query.clone() };
-                ctx.out.send_to_host(owner, c.placement, body);
-            }
+        for call in std::mem::take(&mut self.held) {
+            self.send(ctx, call);
         }
+    }
+
+    fn send(&mut self, ctx: &mut Ctx<'_>, call: u64) {
+        let Some(c) = self.calls.get_mut(&call) else { return };
+        c.sent_to = ctx.view.owner(c.placement);
+        let Some(owner) = c.sent_to else {
+            self.held.insert(call);
+            return;
+        };
+        if let Query::Publish(publish) = &mut c.query {
+            let before = self.publishes.get(&publish.room).and_then(|open| open.range(..call).next_back());
+            publish.after = before.filter(|_| !publish.event.volatile).map(|number| (*number, 0));
+        }
+        ctx.out.send_to_host(owner, c.placement, Body::Query { call, query: c.query.clone() });
     }
 
     /// The node asked does not own it: nothing was done, ask again soon.
     pub(super) fn on_bounced(&mut self, ctx: &mut Ctx<'_>, call: u64) {
         if let Some(c) = self.calls.get_mut(&call) {
             c.sent_to = None;
+            self.held.insert(call);
             ctx.timers.set(ctx.now + RETRY_AFTER, TimerKey::Retry);
         }
     }
@@ -111,6 +139,7 @@ impl Calls {
             if repeatable {
                 if let Some(c) = self.calls.get_mut(&call) {
                     c.sent_to = None;
+                    self.held.insert(call);
                 }
             } else {
                 self.end(ctx, call, Err(CommandFailed::Timeout));
@@ -121,6 +150,15 @@ impl Calls {
 
     fn end(&mut self, ctx: &mut Ctx<'_>, call: u64, answer: Result<Answer, CommandFailed>) {
         if let Some(c) = self.calls.remove(&call) {
+            self.held.remove(&call);
+            if let Query::Publish(publish) = &c.query
+                && let Some(open) = self.publishes.get_mut(&publish.room)
+            {
+                open.remove(&call);
+                if open.is_empty() {
+                    self.publishes.remove(&publish.room);
+                }
+            }
             ctx.out.push(Output::Answer(c.token, answer));
         }
     }
@@ -157,8 +195,12 @@ impl Calls {
         list: bool,
         edges: Vec<Address>,
     ) {
-        self.number += 1;
         let placement = room.placement();
+        if self.gathers.len() >= self.limits.api_calls_max {
+            let answer = Err(CommandFailed::Overloaded);
+            return ctx.out.send_to_address(asker, placement, Body::Answer { call, answer });
+        }
+        self.number += 1;
         for &edge in &edges {
             let query = Query::LocalMembers { room: room.clone(), list };
             ctx.out.send_to_address(edge, placement, Body::Query { call: self.number, query });
@@ -207,13 +249,17 @@ impl Calls {
 
     pub(super) fn on_rebirth(&mut self, me: Address) {
         self.me = me;
-        for call in self.calls.values_mut() {
+        for (number, call) in &mut self.calls {
             call.sent_to = None;
+            self.held.insert(*number);
         }
         self.gathers.clear();
     }
 
     pub(super) fn check_invariants(&self) {
         assert!(self.calls.len() <= self.limits.api_calls_max);
+        assert!(self.gathers.len() <= self.limits.api_calls_max);
+        let held = self.calls.iter().filter(|(_, c)| c.sent_to.is_none()).map(|(number, _)| number);
+        assert!(held.eq(&self.held), "a call to be sent is not filed");
     }
 }

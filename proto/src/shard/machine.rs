@@ -11,7 +11,7 @@ use super::calls::Calls;
 use super::interface::{Input, Output, ShardConfig, ShardStats};
 use super::{Out, TimerKey, Timers};
 use crate::edge::Edge;
-use crate::id::Address;
+use crate::id::{Address, ShardIx};
 use crate::keys::IdKey;
 use crate::room::Rooms;
 use crate::session::Sessions;
@@ -110,8 +110,9 @@ impl Shard {
         }
         let mut ctx = context!(self);
         self.rooms.on_view(&mut ctx);
-        self.sessions.on_view(&mut ctx);
+        // First how far our members are, then what we publish: a room's new owner begins above both.
         self.edge.on_view(&mut ctx);
+        self.sessions.on_view(&mut ctx);
         let view = self.view.clone();
         self.calls.on_lost(&mut ctx, |node, placement| view.owner(placement) != Some(node));
         self.out.local.extend(self.early.drain(..));
@@ -148,6 +149,10 @@ impl Shard {
     }
 
     fn on_envelope(&mut self, envelope: Envelope) {
+        if envelope.from.shard.0 >= ShardIx::COUNT_MAX {
+            tracing::debug!(from = ?envelope.from, "envelope from a shard that cannot be");
+            return;
+        }
         let sender = envelope.from.node;
         if sender.id == self.me.node.id && sender != self.me.node {
             // What another shard says in a life that is over, it says again in the next one.

@@ -23,6 +23,8 @@ macro_rules! context {
 }
 mod machine;
 mod out;
+#[cfg(test)]
+mod tests;
 mod timers;
 
 pub use interface::*;

@@ -49,7 +49,7 @@ impl Out {
         let mine = 1_u64 << self.me.shard.0;
         let mask = match to {
             To::Host(placement) => 1 << placement.shard(self.shards).0,
-            To::Shard(ShardIx(shard)) => 1 << shard,
+            To::Shard(ShardIx(shard)) => 1_u64.checked_shl(u32::from(shard)).unwrap_or(0),
             To::Shards(mask) => mask,
             To::Node => 0,
         };

@@ -79,6 +79,17 @@ pub struct Shadow {
     pub rooms: Vec<(RoomKey, Cursor)>,
 }
 
+impl Shadow {
+    /// Whether its counters leave room to go on counting: no life reaches 2⁶² of anything.
+    #[must_use]
+    pub fn is_plausible(&self) -> bool {
+        [self.term.number, self.inbound_confirmed, self.own_seq].iter().all(|n| *n < COUNTER_END)
+    }
+}
+
+/// Counters of peers at or above this are nonsense.
+pub const COUNTER_END: u64 = 1 << 62;
+
 /// One packet from a client, numbered by its edge from 1 per session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Inbound {
