@@ -376,7 +376,7 @@ impl Edge {
         let m = session.rooms.iter().find(|m| m.tail == tail && m.slot.is_some())?;
         let t = &self.tails[tail as usize];
         let behind = self.clients[session.client.0 as usize].as_ref().is_some_and(|c| c.behind);
-        let served = t.has_served(at) && (!behind || t.get(m.next).is_none_or(|entry| entry.at > at));
+        let served = t.has_served(at) && !(behind && t.leads_to(m.next, at));
         (!served).then_some(tail)
     }
 

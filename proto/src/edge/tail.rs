@@ -38,8 +38,7 @@ pub(super) struct Tail {
     next_seq: u64,
     /// The last position served; never goes back.
     pub(super) last: Cursor,
-    /// The term under which the last hole was told, and the last position served before it.
-    gap_term: Term,
+    /// The last position served before the last hole.
     before_gap: Cursor,
     entries: VecDeque<TailEntry>,
     /// Index of the oldest entry kept.
@@ -110,7 +109,6 @@ impl Tail {
             term: memory.term,
             next_seq: 0,
             last: memory.last,
-            gap_term: Term::NONE,
             before_gap: Cursor::NONE,
             entries: VecDeque::new(),
             base: 0,
@@ -161,7 +159,6 @@ impl Tail {
         }
         if gap {
             self.carry(now);
-            self.gap_term = term;
             self.before_gap = self.last;
         }
         self.term = term;
@@ -172,10 +169,19 @@ impl Tail {
         true
     }
 
-    /// Whether this tail has been at `at`. Of a history that it has left for another one, only what it
-    /// had taken until then counts: the rest may come again under the new owner, or never.
+    /// Whether this tail has been at `at`. Sequence numbers are those of one owner's log, and that owner
+    /// keeps them when it begins a higher term; of another owner's log this tail knows only how far it
+    /// had got when it left: the rest may come again under the new owner, or never.
     pub(super) fn has_served(&self, at: Cursor) -> bool {
-        if at.term < self.gap_term { self.before_gap >= at } else { self.last >= at }
+        let is_past = |place: Cursor| place.term.owner == at.term.owner && place.seq >= at.seq;
+        at.seq == 0 || is_past(self.last) || is_past(self.before_gap)
+    }
+
+    /// Whether an entry from `index` on is one that leads up to `at`.
+    pub(super) fn leads_to(&self, index: u64, at: Cursor) -> bool {
+        let skip = usize::try_from(index.saturating_sub(self.base)).unwrap_or(usize::MAX);
+        let mut ahead = self.entries.iter().skip(skip);
+        ahead.any(|entry| entry.at.term.owner == at.term.owner && entry.at.seq <= at.seq)
     }
 
     /// What is worth knowing when a member comes back.
