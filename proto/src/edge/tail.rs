@@ -173,7 +173,9 @@ impl Tail {
     /// keeps them when it begins a higher term; of another owner's log this tail knows only how far it
     /// had got when it left: the rest may come again under the new owner, or never.
     pub(super) fn has_served(&self, at: Cursor) -> bool {
-        let is_past = |place: Cursor| place.term.owner == at.term.owner && place.seq >= at.seq;
+        let is_past = |place: Cursor| {
+            place.term.owner == at.term.owner && place.term >= at.term && place.seq >= at.seq
+        };
         at.seq == 0 || is_past(self.last) || is_past(self.before_gap)
     }
 
@@ -181,7 +183,9 @@ impl Tail {
     pub(super) fn leads_to(&self, index: u64, at: Cursor) -> bool {
         let skip = usize::try_from(index.saturating_sub(self.base)).unwrap_or(usize::MAX);
         let mut ahead = self.entries.iter().skip(skip);
-        ahead.any(|entry| entry.at.term.owner == at.term.owner && entry.at.seq <= at.seq)
+        ahead.any(|entry| {
+            entry.at.term.owner == at.term.owner && (entry.at.term < at.term || entry.at.seq <= at.seq)
+        })
     }
 
     /// What is worth knowing when a member comes back.
