@@ -173,9 +173,8 @@ impl Tail {
     /// keeps them when it begins a higher term; of another owner's log this tail knows only how far it
     /// had got when it left: the rest may come again under the new owner, or never.
     pub(super) fn has_served(&self, at: Cursor) -> bool {
-        let is_past = |place: Cursor| {
-            place.term.owner == at.term.owner && place.term >= at.term && place.seq >= at.seq
-        };
+        let is_past =
+            |place: Cursor| place.term.owner == at.term.owner && place.term >= at.term && place.seq >= at.seq;
         at.seq == 0 || is_past(self.last) || is_past(self.before_gap)
     }
 
