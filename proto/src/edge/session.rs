@@ -71,6 +71,7 @@ pub(super) struct Membership {
 fn asks_for(packet: &Inbound) -> Option<u64> {
     match packet {
         Inbound::Event { ack, .. } => *ack,
+        Inbound::Answered { ack } => Some(*ack),
         Inbound::Ack { .. } | Inbound::Disconnect => None,
     }
 }
@@ -79,7 +80,7 @@ fn packet_bytes(packet: &Inbound) -> usize {
     PACKET_OVERHEAD_BYTES
         + match packet {
             Inbound::Event { payload, .. } | Inbound::Ack { payload, .. } => payload.len(),
-            Inbound::Disconnect => 0,
+            Inbound::Disconnect | Inbound::Answered { .. } => 0,
         }
 }
 
@@ -171,7 +172,20 @@ impl EdgeSession {
         if asking > answered {
             self.answered.insert(id, answered + 1);
         }
+        if asking == answered + 1 {
+            self.settle(id);
+        }
         true
+    }
+
+    /// Every packet that asks for this answer has got it: what they did is done, and no other owner is
+    /// to do it again.
+    fn settle(&mut self, id: u64) {
+        for packet in self.unconfirmed.iter_mut().filter(|packet| asks_for(packet) == Some(id)) {
+            let before = packet_bytes(packet);
+            *packet = Inbound::Answered { ack: id };
+            self.unconfirmed_bytes -= before - packet_bytes(packet);
+        }
     }
 
     /// Whether an entry that waits takes the session out of this room.

@@ -90,7 +90,7 @@ impl Session {
                 Err(refused) => self.done(number, ack, refused.to_ack(), None),
             },
             // No handler of the built-in product asks clients for acks.
-            Inbound::Ack { .. } => self.finished(number),
+            Inbound::Ack { .. } | Inbound::Answered { .. } => self.finished(number),
             Inbound::Disconnect => {
                 self.finished(number);
                 self.detach();

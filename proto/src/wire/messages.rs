@@ -109,6 +109,12 @@ pub enum Inbound {
     },
     /// The client leaves this namespace for good.
     Disconnect,
+    /// An event that an earlier owner has answered, and so carried out: it keeps its number, nothing is
+    /// to be done.
+    Answered {
+        /// The id it was answered under.
+        ack: u64,
+    },
 }
 
 /// Edge to session owner.
