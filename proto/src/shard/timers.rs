@@ -1,7 +1,7 @@
 //! The deadlines of one shard, in one heap.
 //!
 //! Belongs here: ordering. Stays out: what is due when.
-//! Units: an entry is 24 bytes; a client has one, whatever it waits for.
+//! Units: an entry is 40 bytes; a client has one, whatever it waits for.
 //! Invariants: entries of one moment come out in the order they went in. An entry may be stale: whoever
 //! is woken looks at its own state.
 
