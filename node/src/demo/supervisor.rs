@@ -16,6 +16,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::control::{self, Act, Asked};
 use crate::config::SecretText;
@@ -74,6 +75,7 @@ pub fn run(count: u16) -> Result<(), DemoError> {
             control_url,
             tasks: tasks.clone(),
             signals,
+            ending: CancellationToken::new(),
         };
         let ended = demo.run(count, asked).await;
         tasks.stop(Duration::from_secs(1)).await;
@@ -101,6 +103,8 @@ struct Demo {
     control_url: String,
     tasks: Tasks,
     signals: Signals,
+    /// All nodes end: what they say of each other's end is no news.
+    ending: CancellationToken,
 }
 
 /// A node that has been started at least once.
@@ -212,7 +216,11 @@ impl Demo {
         let mut child = command.spawn()?;
         if let Some(stderr) = child.stderr.take() {
             let prefix = format!("{name} | ");
-            self.tasks.spawn(format!("output/{name}"), OnPanic::EndTask, pass_on(stderr, prefix));
+            self.tasks.spawn(
+                format!("output/{name}"),
+                OnPanic::EndTask,
+                pass_on(stderr, prefix, self.ending.clone()),
+            );
         }
         let stdout = child.stdout.take().ok_or_else(|| io::Error::other("no pipe"))?;
         let stdin = child.stdin.take();
@@ -270,6 +278,7 @@ impl Demo {
 
     /// Ends all nodes in good order, or by force after [`STOP_WITHIN`] or a second signal.
     async fn stop_all(mut self) -> Result<(), DemoError> {
+        self.ending.cancel();
         let mut running: Vec<Running> =
             self.nodes.values_mut().filter_map(|node| node.child.take()).collect();
         for node in &mut running {
@@ -324,9 +333,11 @@ fn print_line(line: &str) {
 }
 
 /// A node's warnings, with its name in front.
-async fn pass_on(output: impl AsyncRead + Unpin + Send, prefix: String) {
+async fn pass_on(output: impl AsyncRead + Unpin + Send, prefix: String, ending: CancellationToken) {
     let mut lines = BufReader::new(output).lines();
     while let Ok(Some(line)) = lines.next_line().await {
-        let _ = writeln!(io::stderr().lock(), "{prefix}{line}");
+        if !ending.is_cancelled() {
+            let _ = writeln!(io::stderr().lock(), "{prefix}{line}");
+        }
     }
 }
