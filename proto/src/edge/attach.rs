@@ -32,7 +32,7 @@ impl Edge {
     ) {
         let everyone = room::everyone(&identity.product, &identity.namespace);
         let sid = identity.sid;
-        let index = self.sessions.insert(EdgeSession::new(identity, placement, protocol, ix));
+        let index = self.sessions.insert(EdgeSession::new(identity, placement, protocol, ix, 1));
         let index = u32::try_from(index).expect("sessions of one shard are far fewer");
         self.by_sid.insert(sid, index);
         if let Some(client) = self.client(ix) {
@@ -43,7 +43,7 @@ impl Edge {
     }
 
     /// Attaches a session to the owner the ring names now.
-    fn attach(&mut self, ctx: &mut Ctx<'_>, index: u32) {
+    pub(super) fn attach(&mut self, ctx: &mut Ctx<'_>, index: u32) {
         let everyone = {
             let session = &self.sessions[index as usize];
             room::everyone(&session.identity.product, &session.identity.namespace)
@@ -52,7 +52,6 @@ impl Edge {
         let session = &mut self.sessions[index as usize];
         session.attached = false;
         session.owner = ctx.view.owner(session.placement);
-        session.rewind_inbound();
         session.own_reported = 0;
         let Some(owner) = session.owner else { return };
         let rooms = session
@@ -68,6 +67,7 @@ impl Edge {
             shadow: Shadow {
                 term: session.term,
                 inbound_confirmed: session.confirmed,
+                inbound_sent: session.sent_ever,
                 own_seq: session.own_seq,
                 rooms,
             },

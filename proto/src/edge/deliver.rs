@@ -1,25 +1,26 @@
-//! Towards clients: entries of rooms to their members, own-log entries in their order.
+//! Towards clients: entries of rooms to their members, answers and own-log entries in the order they came.
 //!
 //! Belongs here: who gets an entry now, who reads it later by a cursor, what waits for what.
 //! Stays out: encoding (`tail::Frames`), the driver's queues.
 //! Invariants: a client that is not behind has been handed everything its tails hold; one that is behind
-//! gets nothing but by its cursors; an own-log entry waits at most `HELD_MAX` for a room.
+//! gets nothing but by its cursors; an answer waits at most `HELD_MAX` for a room.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Edge;
+use super::session::Owed;
 use super::tail::Frames;
 use crate::id::{Address, ClientIx, Cursor, RoomKey, SocketSid, Term};
 use crate::plain;
 use crate::shard::{ClientProtocol, CloseCode, Ctx, Output, Packet, TimerKey};
 use crate::socketio;
 use crate::wire::{
-    AskedBy, Body, DetachReason, DisconnectCode, OwnEntry, OwnKind, RoomEntry, RoomEvent, RoomToEdge,
+    AskedBy, Body, DetachReason, DisconnectCode, Done, OwnEntry, Payload, RoomEntry, RoomEvent, RoomToEdge,
     SessionToEdge, ToRoom,
 };
 
-/// An own-log entry waits this long for a room to get where it should be.
+/// An answer waits this long for a room to get where it should be.
 const HELD_MAX: Duration = Duration::from_secs(1);
 
 impl Edge {
@@ -84,7 +85,7 @@ impl Edge {
         self.wake_waiting(ctx, tail);
     }
 
-    /// Those who wait for this room look again: joins, and own-log entries held back.
+    /// Those who wait for this room look again: joins, and answers held back.
     fn wake_waiting(&mut self, ctx: &mut Ctx<'_>, tail: u32) {
         let Some((key, count)) = self.tails.get(tail as usize).map(|t| (t.key.clone(), t.waiting.len()))
         else {
@@ -268,8 +269,9 @@ impl Edge {
     pub(crate) fn take_from_session(&mut self, ctx: &mut Ctx<'_>, from: Address, message: SessionToEdge) {
         let sid = match &message {
             SessionToEdge::Attached { sid, .. }
-            | SessionToEdge::Confirmed { sid, .. }
+            | SessionToEdge::Done { sid, .. }
             | SessionToEdge::Own { sid, .. }
+            | SessionToEdge::Reattach { sid }
             | SessionToEdge::Unknown { sid, .. } => *sid,
         };
         let Some(&index) = self.by_sid.get(&sid) else {
@@ -289,18 +291,16 @@ impl Edge {
                 }
                 session.term = term;
                 session.attached = true;
-                session.confirm_inbound(inbound_confirmed);
-                session.rewind_inbound();
+                session.repeat_after(inbound_confirmed, &self.limits);
                 self.dirty.insert(index);
-                self.after_confirm(ctx, index);
                 self.welcome(ctx, index);
             }
-            SessionToEdge::Confirmed { term, inbound, .. } => {
+            SessionToEdge::Done { term, packets, .. } => {
                 if term == session.term {
-                    session.confirm_inbound(inbound);
-                    self.after_confirm(ctx, index);
+                    self.take_done(ctx, index, packets);
                 }
             }
+            SessionToEdge::Reattach { .. } => self.attach(ctx, index),
             SessionToEdge::Own { term, first, entries, .. } => {
                 if term == session.term {
                     self.take_own(ctx, index, first, entries);
@@ -315,8 +315,8 @@ impl Edge {
         }
     }
 
-    /// Less is unconfirmed: the client may be read from again.
-    fn after_confirm(&mut self, ctx: &mut Ctx<'_>, index: u32) {
+    /// Less is under way: the client may be read from again.
+    fn read_again(&mut self, ctx: &mut Ctx<'_>, index: u32) {
         if !self.sessions[index as usize].is_under_half_of_bound(&self.limits) {
             return;
         }
@@ -335,7 +335,7 @@ impl Edge {
                 session.take_own(entry);
             }
         }
-        let (ix, waiting) = (session.client, session.own_waiting.len());
+        let (ix, waiting) = (session.client, session.own_waiting());
         if waiting > 2 * limits.own_log_entries_max {
             // Owners came and went while this client took nothing.
             ctx.stats.too_slow_total += 1;
@@ -344,14 +344,29 @@ impl Edge {
         self.process_own(ctx, index);
     }
 
-    /// Carries out own-log entries in order, as far as they may go.
+    fn take_done(&mut self, ctx: &mut Ctx<'_>, index: u32, packets: Vec<Done>) {
+        let session = &mut self.sessions[index as usize];
+        for packet in packets {
+            session.done(packet);
+        }
+        self.read_again(ctx, index);
+        self.process_own(ctx, index);
+        let Some(session) = self.sessions.get(index as usize) else { return };
+        if session.is_over_answer_bound(&self.limits) {
+            // It asks on and takes no answers.
+            let ix = session.client;
+            ctx.stats.too_slow_total += 1;
+            self.close(ctx, ix, CloseCode::TooSlow, DetachReason::TransportClose);
+        }
+    }
+
+    /// Carries out what the client is owed, in order, as far as it may go.
     pub(super) fn process_own(&mut self, ctx: &mut Ctx<'_>, index: u32) {
         while self.sessions.get(index as usize).is_some_and(|s| s.welcomed) {
             let session = &self.sessions[index as usize];
-            let Some(entry) = session.own_waiting.front() else { break };
+            let Some(owed) = session.owed.front() else { break };
             let held_too_long = session.held_since.is_some_and(|since| ctx.now.since(since) >= HELD_MAX);
-            let after = entry.as_ref().and_then(|entry| entry.after.as_ref());
-            let waits_for = after.and_then(|(room, at)| self.not_yet_served(index, room, *at));
+            let waits_for = owed.after().and_then(|(room, at)| self.not_yet_served(index, room, *at));
             if let Some(tail) = waits_for.filter(|_| !held_too_long) {
                 return self.hold_own(ctx, index, tail);
             }
@@ -361,10 +376,14 @@ impl Edge {
             }
             let session = &mut self.sessions[index as usize];
             session.held_since = None;
-            let Some(entry) = session.pop_own() else { break };
+            let Some(owed) = session.pop_owed() else { break };
             self.dirty.insert(index);
-            if let Some(entry) = entry {
-                self.carry_out(ctx, index, entry.kind);
+            match owed {
+                Owed::Entry(entry) => self.carry_out(ctx, index, entry),
+                Owed::Ack { id, payload, .. } => {
+                    self.write_ack(ctx, index, id, &payload);
+                    self.read_again(ctx, index);
+                }
             }
         }
     }
@@ -398,34 +417,33 @@ impl Edge {
         }
     }
 
-    /// Whether the next own-log entry fits the client's queue.
+    /// Whether the next of what is owed fits the client's queue.
     fn own_fits(&mut self, index: u32) -> bool {
         let (turn, limits) = (self.turn, self.limits.clone());
-        let len =
-            match self.sessions[index as usize].own_waiting.front().and_then(Option::as_ref).map(|e| &e.kind)
-            {
-                Some(OwnKind::Ack { payload, .. } | OwnKind::Emit { payload, .. }) => payload.len(),
-                _ => return true,
-            };
-        self.client_of(index).fits(turn, len, &limits)
+        // What writes nothing takes no room.
+        let len = self.sessions[index as usize].owed.front().map_or(0, Owed::len);
+        len == 0 || self.client_of(index).fits(turn, len, &limits)
     }
 
-    fn carry_out(&mut self, ctx: &mut Ctx<'_>, index: u32, kind: OwnKind) {
+    fn write_ack(&mut self, ctx: &mut Ctx<'_>, index: u32, id: u64, payload: &Payload) {
+        let session = &self.sessions[index as usize];
+        let frames = match session.protocol {
+            ClientProtocol::SocketIo => socketio::encode_ack(&session.identity.namespace, id, payload),
+            ClientProtocol::Plain => Arc::new([plain::encode_ack(id, payload)]),
+        };
+        let ix = session.client;
+        self.write_frames(ctx, ix, &frames);
+    }
+
+    fn carry_out(&mut self, ctx: &mut Ctx<'_>, index: u32, entry: OwnEntry) {
         let session = &self.sessions[index as usize];
         let (ix, protocol) = (session.client, session.protocol);
         let namespace = session.identity.namespace.clone();
-        match kind {
-            OwnKind::Ack { id, payload } => {
-                let frames = match protocol {
-                    ClientProtocol::SocketIo => socketio::encode_ack(&namespace, id, &payload),
-                    ClientProtocol::Plain => Arc::new([plain::encode_ack(id, &payload)]),
-                };
-                self.write_frames(ctx, ix, &frames);
-            }
-            OwnKind::Emit { volatile: true, .. } if !self.client_of(index).is_idle() => {
+        match entry {
+            OwnEntry::Emit { volatile: true, .. } if !self.client_of(index).is_idle() => {
                 ctx.stats.volatile_dropped_total += 1;
             }
-            OwnKind::Emit { payload, .. } => {
+            OwnEntry::Emit { payload, .. } => {
                 let frames = match protocol {
                     ClientProtocol::SocketIo => socketio::encode_event(&namespace, &payload),
                     ClientProtocol::Plain => Arc::new([plain::encode_event(None, &payload)]),
@@ -433,18 +451,18 @@ impl Edge {
                 ctx.stats.deliveries_total += 1;
                 self.write_frames(ctx, ix, &frames);
             }
-            OwnKind::Join(room, by) => {
-                let own_seq = self.sessions[index as usize].own_done();
+            OwnEntry::Join(room, by) => {
+                let own_seq = self.sessions[index as usize].own_done;
                 self.join_tail(ctx, index, &room, own_seq, by);
             }
-            OwnKind::Leave(room, by) => {
+            OwnEntry::Leave(room, by) => {
                 let tail = self.by_room.get(&room).copied();
                 let was_in = tail.is_some_and(|tail| self.leave_tail(ctx, index, tail));
                 if was_in && by == AskedBy::Backend && protocol == ClientProtocol::Plain {
                     self.write(ctx, ix, plain::encode_left(room.room()));
                 }
             }
-            OwnKind::Disconnect { close, code } => self.disconnect(ctx, ix, close, code),
+            OwnEntry::Disconnect { close, code } => self.disconnect(ctx, ix, close, code),
         }
     }
 

@@ -366,11 +366,13 @@ impl Edge {
     pub(crate) fn flush(&mut self, ctx: &mut Ctx<'_>) -> bool {
         let dirty = std::mem::take(&mut self.dirty);
         for &session in &dirty {
-            self.send_inbound(ctx, session);
+            if !self.sessions[session as usize].has_answers_enough(&self.limits) {
+                self.send_inbound(ctx, session);
+            }
             let s = &self.sessions[session as usize];
             if s.own_report_is_due(&self.limits) {
                 self.report_own(ctx, session);
-            } else if s.own_done() > s.own_reported {
+            } else if s.own_done > s.own_reported {
                 self.unreported.insert(session);
             }
         }
@@ -389,7 +391,7 @@ impl Edge {
 
     fn report_own(&mut self, ctx: &mut Ctx<'_>, index: u32) {
         let session = &mut self.sessions[index as usize];
-        let own_seq = session.own_done();
+        let own_seq = session.own_done;
         if !session.attached || own_seq <= session.own_reported {
             return;
         }

@@ -1,17 +1,17 @@
-//! A session as its edge sees it: what the owner has not confirmed, what the client is owed, where it is
+//! A session as its edge sees it: what is not done at its owner, what the client is owed, where it is
 //! served from.
 //!
 //! Belongs here: numbering, the shadow, repeats. Stays out: packets of client protocols, tails.
-//! Invariants: inbound packets keep their numbers through every owner; own-log entries are taken once
-//! and in order.
+//! Invariants: inbound packets keep their numbers through every owner, and none has a number twice; a
+//! packet is answered once; own-log entries are taken once and in order.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use crate::id::{ClientIx, Cursor, NodeRef, Placement, RoomKey, Term};
 use crate::limits::Limits;
 use crate::shard::ClientProtocol;
 use crate::time::Instant;
-use crate::wire::{Inbound, OwnEntry, OwnKind, SessionIdentity};
+use crate::wire::{Done, Inbound, OwnEntry, Payload, SessionIdentity, before_first_packet};
 
 /// Bookkeeping of an inbound packet beside its payload.
 const PACKET_OVERHEAD_BYTES: usize = 64;
@@ -31,21 +31,26 @@ pub(super) struct EdgeSession {
     pub(super) term: Term,
     /// Packets up to here are done and safe.
     pub(super) confirmed: u64,
+    /// Those that follow; what is done among them is [`Inbound::Done`].
     unconfirmed: VecDeque<Inbound>,
     unconfirmed_bytes: usize,
-    /// The last packet sent to the present owner.
+    /// The last packet sent to the present owner, or told it to be done.
     sent: u64,
+    /// The last packet sent to any owner.
+    pub(super) sent_ever: u64,
     /// The last own-log entry taken.
     pub(super) own_seq: u64,
-    /// Entries taken and not carried out yet, oldest first. `None`: an answer that the client has had
-    /// from an earlier owner.
-    pub(super) own_waiting: VecDeque<Option<OwnEntry>>,
-    /// How many unconfirmed packets that ask for an answer under an id have got it.
-    answered: BTreeMap<u64, usize>,
+    /// The last own-log entry carried out, and the last one the owner has been told of.
+    pub(super) own_done: u64,
     pub(super) own_reported: u64,
     /// Bytes of the entries carried out since then.
     own_unreported_bytes: usize,
-    /// The first of `own_waiting` is held back since then.
+    /// What the client is owed, in the order it came.
+    pub(super) owed: VecDeque<Owed>,
+    /// Answers among that, and their bytes.
+    acks_owed: usize,
+    acks_owed_bytes: usize,
+    /// The first of `owed` is held back since then.
     pub(super) held_since: Option<Instant>,
     pub(super) rooms: Vec<Membership>,
 }
@@ -67,12 +72,29 @@ pub(super) struct Membership {
     pub(super) next: u64,
 }
 
-/// The id under which a packet asks for an answer.
-fn asks_for(packet: &Inbound) -> Option<u64> {
-    match packet {
-        Inbound::Event { ack, .. } => *ack,
-        Inbound::Answered { ack } => Some(*ack),
-        Inbound::Ack { .. } | Inbound::Disconnect => None,
+/// Something for this client alone.
+#[derive(Debug)]
+pub(super) enum Owed {
+    /// An entry of the own log.
+    Entry(OwnEntry),
+    /// The answer to its event `id`, held until it has been served as far as `after`.
+    Ack { id: u64, payload: Payload, after: Option<(RoomKey, Cursor)> },
+}
+
+impl Owed {
+    /// Bytes for the client.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Ack { payload, .. } | Self::Entry(OwnEntry::Emit { payload, .. }) => payload.len(),
+            Self::Entry(OwnEntry::Join(..) | OwnEntry::Leave(..) | OwnEntry::Disconnect { .. }) => 0,
+        }
+    }
+
+    pub(super) fn after(&self) -> Option<&(RoomKey, Cursor)> {
+        match self {
+            Self::Ack { after, .. } => after.as_ref(),
+            Self::Entry(_) => None,
+        }
     }
 }
 
@@ -80,7 +102,7 @@ fn packet_bytes(packet: &Inbound) -> usize {
     PACKET_OVERHEAD_BYTES
         + match packet {
             Inbound::Event { payload, .. } | Inbound::Ack { payload, .. } => payload.len(),
-            Inbound::Disconnect | Inbound::Answered { .. } => 0,
+            Inbound::Disconnect | Inbound::Done => 0,
         }
 }
 
@@ -90,26 +112,31 @@ impl EdgeSession {
         placement: Placement,
         protocol: ClientProtocol,
         client: ClientIx,
+        attachment: u64,
     ) -> Self {
+        let confirmed = before_first_packet(attachment);
         Self {
             identity,
             placement,
             protocol,
             client,
-            attachment: 1,
+            attachment,
             owner: None,
             attached: false,
             welcomed: false,
             term: Term::NONE,
-            confirmed: 0,
+            confirmed,
             unconfirmed: VecDeque::new(),
             unconfirmed_bytes: 0,
-            sent: 0,
+            sent: confirmed,
+            sent_ever: confirmed,
             own_seq: 0,
-            own_waiting: VecDeque::new(),
-            answered: BTreeMap::new(),
+            own_done: 0,
             own_reported: 0,
             own_unreported_bytes: 0,
+            owed: VecDeque::new(),
+            acks_owed: 0,
+            acks_owed_bytes: 0,
             held_since: None,
             rooms: Vec::new(),
         }
@@ -120,121 +147,111 @@ impl EdgeSession {
         self.unconfirmed.push_back(packet);
     }
 
-    /// More than its owner should have under way.
+    /// More than should be under way: packets not done, and answers the client has not taken.
     pub(super) fn is_over_inbound_bound(&self, limits: &Limits) -> bool {
-        self.unconfirmed.len() >= limits.inbound_packets_max
-            || self.unconfirmed_bytes >= limits.inbound_bytes_max
+        self.unconfirmed.len() + self.acks_owed >= limits.inbound_packets_max
+            || self.unconfirmed_bytes + self.acks_owed_bytes >= limits.inbound_bytes_max
     }
 
     /// Little enough that reading may go on.
     pub(super) fn is_under_half_of_bound(&self, limits: &Limits) -> bool {
-        self.unconfirmed.len() <= limits.inbound_packets_max / 2
-            && self.unconfirmed_bytes <= limits.inbound_bytes_max / 2
+        self.unconfirmed.len() + self.acks_owed <= limits.inbound_packets_max / 2
+            && self.unconfirmed_bytes + self.acks_owed_bytes <= limits.inbound_bytes_max / 2
     }
 
-    pub(super) fn confirm_inbound(&mut self, number: u64) {
-        while self.confirmed < number
-            && let Some(packet) = self.unconfirmed.pop_front()
-        {
-            self.unconfirmed_bytes -= packet_bytes(&packet);
+    /// Answers enough wait for the client that no more should be asked for.
+    pub(super) fn has_answers_enough(&self, limits: &Limits) -> bool {
+        self.acks_owed_bytes >= limits.client_queue_bytes_max
+    }
+
+    /// More answers wait than are kept. Answers may be far larger than what asked for them.
+    pub(super) fn is_over_answer_bound(&self, limits: &Limits) -> bool {
+        self.acks_owed_bytes > limits.inbound_bytes_max.max(limits.message_bytes_max)
+    }
+
+    /// A packet is done: it is not repeated to another owner, and the client is owed its answer. Only
+    /// the first such word of a packet counts, for an owner that repeats it repeats the answer.
+    pub(super) fn done(&mut self, done: Done) {
+        let place = done.number.checked_sub(self.confirmed + 1).and_then(|n| usize::try_from(n).ok());
+        let packet = place.and_then(|place| self.unconfirmed.get_mut(place));
+        let Some(packet) = packet.filter(|packet| **packet != Inbound::Done) else { return };
+        self.unconfirmed_bytes -= packet_bytes(packet);
+        *packet = Inbound::Done;
+        self.unconfirmed_bytes += packet_bytes(packet);
+        while self.unconfirmed.front() == Some(&Inbound::Done) {
+            self.unconfirmed.pop_front();
+            self.unconfirmed_bytes -= PACKET_OVERHEAD_BYTES;
             self.confirmed += 1;
-            if let Some(id) = asks_for(&packet)
-                && let Some(count) = self.answered.get_mut(&id)
-            {
-                *count -= 1;
-                if *count == 0 {
-                    self.answered.remove(&id);
-                }
-            }
         }
-        self.sent = self.sent.max(self.confirmed);
+        if let Some((id, payload)) = done.ack {
+            self.acks_owed += 1;
+            self.acks_owed_bytes += payload.len();
+            self.owed.push_back(Owed::Ack { id, payload, after: done.after });
+        }
     }
 
-    /// Takes the next own-log entry, to be carried out in its turn. A new owner carries out again what
-    /// the last one had not confirmed, so it may answer what has been answered.
+    /// Takes the next own-log entry, to be carried out in its turn.
     pub(super) fn take_own(&mut self, entry: OwnEntry) {
         self.own_seq += 1;
-        let repeated = match entry.kind {
-            OwnKind::Ack { id, .. } => !self.count_answer(id),
-            _ => false,
-        };
-        self.own_waiting.push_back((!repeated).then_some(entry));
+        self.owed.push_back(Owed::Entry(entry));
     }
 
-    /// Counts an answer; `false` if every packet that asks for it has got it.
-    fn count_answer(&mut self, id: u64) -> bool {
-        let asking = self.unconfirmed.iter().filter(|packet| asks_for(packet) == Some(id)).count();
-        let answered = self.answered.get(&id).copied().unwrap_or(0);
-        if answered > 0 && answered >= asking {
-            return false;
-        }
-        // An owner that lives on may confirm a packet before it repeats the answer.
-        if asking > answered {
-            self.answered.insert(id, answered + 1);
-        }
-        if asking == answered + 1 {
-            self.settle(id);
-        }
-        true
-    }
-
-    /// Every packet that asks for this answer has got it: what they did is done, and no other owner is
-    /// to do it again.
-    fn settle(&mut self, id: u64) {
-        for packet in self.unconfirmed.iter_mut().filter(|packet| asks_for(packet) == Some(id)) {
-            let before = packet_bytes(packet);
-            *packet = Inbound::Answered { ack: id };
-            self.unconfirmed_bytes -= before - packet_bytes(packet);
-        }
+    /// Own-log entries that wait.
+    pub(super) fn own_waiting(&self) -> usize {
+        self.owed.len() - self.acks_owed
     }
 
     /// Whether an entry that waits takes the session out of this room.
     pub(super) fn leaves_soon(&self, room: &RoomKey) -> bool {
-        self.own_waiting
-            .iter()
-            .flatten()
-            .any(|entry| matches!(&entry.kind, OwnKind::Leave(left, _) if left == room))
+        self.owed.iter().any(|owed| matches!(owed, Owed::Entry(OwnEntry::Leave(left, _)) if left == room))
     }
 
-    /// Another owner, or the same anew: everything unconfirmed goes out again.
-    pub(super) fn rewind_inbound(&mut self) {
-        self.sent = self.confirmed;
+    /// An owner takes the session on: what it has not been shown as done goes out again. `shown` is the
+    /// `inbound_confirmed` it answers.
+    pub(super) fn repeat_after(&mut self, shown: u64, limits: &Limits) {
+        // Nothing near this much becomes done while an Attach is under way; that owner finds a hole and
+        // is attached to anew.
+        let oldest = self.confirmed.saturating_sub(2 * limits.inbound_packets_max as u64);
+        self.sent = shown.clamp(oldest, self.confirmed);
     }
 
     /// What the owner has not been sent: number of the first, and the packets.
     pub(super) fn take_unsent(&mut self) -> Option<(u64, Vec<Inbound>)> {
-        let skip = usize::try_from(self.sent - self.confirmed).ok()?;
         let first = self.sent + 1;
-        let packets: Vec<Inbound> = self.unconfirmed.iter().skip(skip).cloned().collect();
+        let done_since = usize::try_from(self.confirmed.saturating_sub(self.sent)).ok()?;
+        let skip = usize::try_from(self.sent.saturating_sub(self.confirmed)).ok()?;
+        let mut packets = vec![Inbound::Done; done_since];
+        packets.extend(self.unconfirmed.iter().skip(skip).cloned());
         self.sent += packets.len() as u64;
+        self.sent_ever = self.sent_ever.max(self.sent);
         (!packets.is_empty()).then_some((first, packets))
     }
 
-    /// The last own-log entry carried out.
-    pub(super) fn own_done(&self) -> u64 {
-        self.own_seq - self.own_waiting.len() as u64
-    }
-
-    /// Takes the next of `own_waiting`.
-    pub(super) fn pop_own(&mut self) -> Option<Option<OwnEntry>> {
-        let entry = self.own_waiting.pop_front()?;
-        if let Some(OwnKind::Ack { payload, .. } | OwnKind::Emit { payload, .. }) =
-            entry.as_ref().map(|entry| &entry.kind)
-        {
-            self.own_unreported_bytes += payload.len();
+    /// Takes the next of what is owed.
+    pub(super) fn pop_owed(&mut self) -> Option<Owed> {
+        let owed = self.owed.pop_front()?;
+        match &owed {
+            Owed::Entry(_) => {
+                self.own_done += 1;
+                self.own_unreported_bytes += owed.len();
+            }
+            Owed::Ack { payload, .. } => {
+                self.acks_owed -= 1;
+                self.acks_owed_bytes -= payload.len();
+            }
         }
-        Some(entry)
+        Some(owed)
     }
 
     /// Whether the owner should be told at once how far the own log is carried out, before its bounds
     /// stop it. Telling it of every entry would wake two nodes more for each ack.
     pub(super) fn own_report_is_due(&self, limits: &Limits) -> bool {
-        self.own_done() - self.own_reported >= limits.own_log_entries_max as u64 / 8
+        self.own_done - self.own_reported >= limits.own_log_entries_max as u64 / 8
             || self.own_unreported_bytes >= limits.own_log_bytes_max / 4
     }
 
     pub(super) fn own_was_reported(&mut self) {
-        self.own_reported = self.own_done();
+        self.own_reported = self.own_done;
         self.own_unreported_bytes = 0;
     }
 
@@ -256,8 +273,78 @@ impl EdgeSession {
 
     pub(super) fn check_invariants(&self, limits: &Limits) {
         assert_eq!(self.unconfirmed_bytes, self.unconfirmed.iter().map(packet_bytes).sum::<usize>());
-        assert!(self.sent >= self.confirmed && self.sent <= self.confirmed + self.unconfirmed.len() as u64);
+        assert!(self.sent <= self.confirmed + self.unconfirmed.len() as u64);
+        assert!(self.sent <= self.sent_ever);
+        assert!(self.unconfirmed.front() != Some(&Inbound::Done), "what is done is kept");
+        assert!(self.own_done + self.own_waiting() as u64 == self.own_seq, "own-log entries are miscounted");
+        let acks = self.owed.iter().filter(|owed| matches!(owed, Owed::Ack { .. }));
+        let (count, bytes) = acks.fold((0, 0), |(count, bytes), ack| (count + 1, bytes + ack.len()));
+        assert_eq!((count, bytes), (self.acks_owed, self.acks_owed_bytes), "answers are miscounted");
         assert!(self.rooms.len() <= limits.rooms_per_session_max + 1);
-        assert!(self.answered.values().sum::<usize>() <= self.unconfirmed.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::SocketSid;
+    use crate::keys::{ClusterKey, IdKey};
+
+    fn session(attachment: u64) -> EdgeSession {
+        let placement = Placement::of_user("chat", "alice");
+        let identity = SessionIdentity {
+            sid: SocketSid([1; 16]),
+            pid: IdKey::new(&ClusterKey::new([7; 32])).seal_pid(placement, 1, [0; 16]),
+            product: "chat".into(),
+            uid: "alice".into(),
+            namespace: "/".into(),
+        };
+        EdgeSession::new(identity, placement, ClientProtocol::SocketIo, ClientIx(0), attachment)
+    }
+
+    fn event(ack: u64) -> Inbound {
+        Inbound::Event { ack: Some(ack), payload: Payload::json("[\"rooms\"]") }
+    }
+
+    fn done(number: u64, ack: u64) -> Done {
+        Done { number, ack: Some((ack, Payload::json("[]"))), after: None }
+    }
+
+    #[test]
+    fn numbers_of_a_later_attachment_are_above_all_of_an_earlier_one() {
+        let first = |attachment| {
+            let mut session = session(attachment);
+            session.push_inbound(event(0));
+            session.take_unsent().unwrap().0
+        };
+        assert_eq!(first(1), (1 << 32) + 1);
+        assert!(first(2) > first(1) + u64::from(u32::MAX) - 1);
+    }
+
+    #[test]
+    fn packets_done_out_of_order_are_answered_once_and_repeated_as_place_holders() {
+        let (mut session, limits) = (session(1), Limits::default());
+        (0..4).for_each(|ack| session.push_inbound(event(ack)));
+        let (first, sent) = session.take_unsent().unwrap();
+        assert_eq!(sent.len(), 4);
+        for number in [first + 2, first, first + 2, first, first + 9, 3] {
+            session.done(done(number, number - first.min(number)));
+            session.check_invariants(&limits);
+        }
+        let owed: Vec<u64> = (session.owed.iter())
+            .map(|owed| match owed {
+                Owed::Ack { id, .. } => *id,
+                Owed::Entry(_) => unreachable!(),
+            })
+            .collect();
+        assert_eq!(owed, [2, 0]);
+        session.repeat_after(session.confirmed, &limits);
+        assert_eq!(session.take_unsent(), Some((first + 1, vec![event(1), Inbound::Done, event(3)])));
+        // An owner that was shown less than is done by now.
+        session.repeat_after(first - 1, &limits);
+        let (from, packets) = session.take_unsent().unwrap();
+        assert_eq!((from, packets.len(), &packets[0]), (first, 4, &Inbound::Done));
+        session.done(done(first + 1, 1));
+        assert_eq!(session.confirmed, first + 2);
     }
 }

@@ -3,9 +3,9 @@
 //! Belongs here: the events of a session in order, the product's answer to each, what is owed to the
 //! client (its own log), publishes under way, limits per user.
 //! Stays out: transports and delivery (`edge`), rooms' logs (`room`), the wire of client protocols.
-//! Units: inbound packets are counted from 1 by the edge; own-log entries from 1 by the owner.
-//! Invariants: an inbound packet takes effect once per owner and in order; its confirm leaves after
-//! everything it led to is safe; all sessions of one (product, uid) are here.
+//! Units: inbound packets are numbered by the edge, own-log entries from 1 by the owner.
+//! Invariants: packets are begun in order; one that is repeated has no second effect; its `Done` leaves
+//! after everything it led to is safe; all sessions of one (product, uid) are here.
 //! When it breaks: with one copy, a session whose owner is gone is rebuilt from its edge's shadow.
 
 mod own_log;
@@ -22,13 +22,16 @@ use crate::limits::Limits;
 use crate::shard::{Ctx, Out, ProductRules, TimerKey};
 use crate::time::Instant;
 use crate::wire::{
-    Body, Command, DedupeKey, DisconnectCode, EdgeRef, Inbound, NotOwner, OwnEntry, OwnKind, Publish,
-    RoomToPublisher, SessionFacts, SessionIdentity, SessionToEdge, Shadow, Subject, ToSession,
+    ATTACHMENT_SHIFT, Body, Command, DedupeKey, DisconnectCode, Done, EdgeRef, Inbound, NotOwner, OwnEntry,
+    Publish, RoomToPublisher, SessionFacts, SessionIdentity, SessionToEdge, Shadow, Subject, ToSession,
 };
 use own_log::OwnLog;
 
 /// Bounced publishes are sent again after this long: about the time views take to agree.
 pub(crate) const RETRY_AFTER: std::time::Duration = std::time::Duration::from_millis(50);
+
+/// Leaves remembered, so that a repeated publish is judged by what was so when it was sent.
+const LEFT_MAX: usize = 16;
 
 /// Every session this shard owns.
 #[derive(Debug)]
@@ -64,13 +67,17 @@ struct Session {
     ended: bool,
     /// The last packet taken from the edge.
     received: u64,
-    /// The last packet up to which everything is done and safe.
-    confirmed: u64,
+    /// Packets up to this one may have been begun, here or by an owner before.
+    begun_before: u64,
     /// Packets taken but not yet begun: something before them waits.
     program: VecDeque<Inbound>,
-    /// Packets begun whose outcome is not safe yet, in order.
+    /// Packets begun whose outcome is open, in order.
     open: VecDeque<Open>,
     rooms: Vec<(RoomKey, Cursor)>,
+    /// The last leaves, oldest first: of which room, and by which packet.
+    left: VecDeque<(RoomKey, u64)>,
+    /// The last packet whose join or leave `rooms` contains.
+    ops_upto: u64,
     own: OwnLog,
     effects: CommitQueue<Effect>,
 }
@@ -89,8 +96,6 @@ enum Wait {
     Join { own_seq: u64 },
     /// The room's owner; `sent_to` is `None` while it is to be sent again.
     Publish { publish: Box<Publish>, sent_to: Option<NodeRef> },
-    /// Nothing: done, but something before it is not.
-    Nothing,
 }
 
 /// What an op of a session leads to, once it is safe.
@@ -98,8 +103,8 @@ enum Wait {
 enum Effect {
     /// Own-log entries up to this one may go to the edge.
     Own(u64),
-    /// Packets up to here may be forgotten by the edge.
-    Confirm(u64),
+    /// A packet is carried out.
+    Done(Done),
 }
 
 impl Sessions {
@@ -191,13 +196,12 @@ impl Sessions {
             self.sessions.insert(sid, Session::from_shadow(identity, rules, term, edge, &shadow));
         }
         let session = self.sessions.get_mut(&sid).expect("just made");
-        session.edge = edge;
-        session.own.rewind(shadow.own_seq);
+        session.begin_anew(edge, &shadow);
         for (room, at) in &shadow.rooms {
             session.joined_in(room, *at, shadow.own_seq);
         }
         let attached =
-            SessionToEdge::Attached { sid, term: session.term, inbound_confirmed: session.confirmed };
+            SessionToEdge::Attached { sid, term: session.term, inbound_confirmed: session.received };
         ctx.out.send_to_address(from, placement, Body::SessionToEdge(attached));
         session.resend_own();
         self.dirty.insert(sid);
@@ -220,7 +224,7 @@ impl Sessions {
     fn end(&mut self, sid: SocketSid, code: DisconnectCode, close: bool) {
         if let Some(session) = self.sessions.get_mut(&sid).filter(|s| !s.ended) {
             session.ended = true;
-            session.push_own(OwnKind::Disconnect { close, code }, None);
+            session.push_own(OwnEntry::Disconnect { close, code });
             self.unindex(sid);
             self.dirty.insert(sid);
         }
@@ -304,18 +308,11 @@ impl Sessions {
             if session.hold(|_, sent_to| sent_to == peer) {
                 self.bounced.insert(*sid);
             }
-            if session.edge.edge.node == peer {
-                // An edge that has the session repeats what is unconfirmed; one that has not disowns it.
-                session.own.rewind(0);
-                session.resend_own();
-                self.dirty.insert(*sid);
-                let attached = SessionToEdge::Attached {
-                    sid: *sid,
-                    term: session.term,
-                    inbound_confirmed: session.confirmed,
-                };
+            if session.edge.edge.node == peer && !session.detached {
+                // An edge that has the session attaches anew; one that has not disowns it.
+                let again = SessionToEdge::Reattach { sid: *sid };
                 let placement = self.ids.placement_of(*sid);
-                ctx.out.send_to_address(session.edge.edge, placement, Body::SessionToEdge(attached));
+                ctx.out.send_to_address(session.edge.edge, placement, Body::SessionToEdge(again));
             }
         }
         self.retry(ctx);
@@ -382,9 +379,7 @@ impl Sessions {
             let Some(session) = self.sessions.get_mut(sid) else { continue };
             // One copy only for now: every op is as safe as it gets. The backup's confirm goes here.
             session.effects.confirm_all();
-            while let Some(effect) = session.effects.release() {
-                session.carry_out(placement, effect, ctx.out);
-            }
+            session.release(placement, ctx.out);
             if session.is_over() {
                 self.forget(*sid);
             }
@@ -453,7 +448,7 @@ impl Sessions {
                 term: s.term,
                 edge: (!s.detached).then_some(s.edge.edge),
                 rooms: u32::try_from(s.rooms.len()).unwrap_or(u32::MAX),
-                inbound: s.received,
+                inbound: s.received & ((1 << ATTACHMENT_SHIFT) - 1),
                 own_seq: s.own.last(),
             })
             .collect()
@@ -501,19 +496,36 @@ impl Session {
             detached: false,
             ended: false,
             received: shadow.inbound_confirmed,
-            confirmed: shadow.inbound_confirmed,
+            begun_before: shadow.inbound_sent,
             program: VecDeque::new(),
             open: VecDeque::new(),
             rooms: shadow.rooms.clone(),
+            left: VecDeque::new(),
+            ops_upto: shadow.inbound_confirmed,
             own: OwnLog::after(shadow.own_seq),
             effects: CommitQueue::default(),
         }
     }
 
+    /// An edge attaches: what was under way is begun again when it repeats it, and its transport gets
+    /// what it has not of the own log.
+    fn begin_anew(&mut self, edge: EdgeRef, shadow: &Shadow) {
+        self.edge = edge;
+        self.received = shadow.inbound_confirmed;
+        self.begun_before = shadow.inbound_sent;
+        self.program.clear();
+        self.open.clear();
+        if shadow.own_seq > self.own.last() {
+            // It has carried out more than this owner knows of.
+            self.rooms.clone_from(&shadow.rooms);
+        }
+        self.own.rewind(shadow.own_seq);
+    }
+
     /// Appends to the own log; it leaves when committed.
-    fn push_own(&mut self, kind: OwnKind, after: Option<(RoomKey, Cursor)>) -> u64 {
+    fn push_own(&mut self, entry: OwnEntry) -> u64 {
         self.effects.applied();
-        let own_seq = self.own.push(OwnEntry { kind, after });
+        let own_seq = self.own.push(entry);
         self.effects.push(Effect::Own(own_seq));
         own_seq
     }
@@ -524,19 +536,32 @@ impl Session {
         self.effects.push(Effect::Own(self.own.last()));
     }
 
-    fn carry_out(&mut self, placement: Placement, effect: Committed<Effect>, out: &mut Out) {
-        if self.detached {
-            return;
+    /// Sends what is safe, in order; packets done in a row as one message.
+    fn release(&mut self, placement: Placement, out: &mut Out) {
+        let mut packets = Vec::new();
+        while let Some(effect) = self.effects.release().map(Committed::into_inner) {
+            match effect {
+                _ if self.detached => {}
+                Effect::Done(done) => packets.push(done),
+                Effect::Own(upto) => {
+                    if let Some((first, entries)) = self.own.take_unsent(upto) {
+                        self.send_done(placement, &mut packets, out);
+                        let (sid, term) = (self.identity.sid, self.term);
+                        let own = SessionToEdge::Own { sid, term, first, entries };
+                        out.send_to_address(self.edge.edge, placement, Body::SessionToEdge(own));
+                    }
+                }
+            }
         }
-        let (sid, term) = (self.identity.sid, self.term);
-        let message = match effect.into_inner() {
-            Effect::Confirm(inbound) => SessionToEdge::Confirmed { sid, term, inbound },
-            Effect::Own(upto) => match self.own.take_unsent(upto) {
-                Some((first, entries)) => SessionToEdge::Own { sid, term, first, entries },
-                None => return,
-            },
-        };
-        out.send_to_address(self.edge.edge, placement, Body::SessionToEdge(message));
+        self.send_done(placement, &mut packets, out);
+    }
+
+    fn send_done(&self, placement: Placement, packets: &mut Vec<Done>, out: &mut Out) {
+        if !packets.is_empty() {
+            let packets = std::mem::take(packets);
+            let done = SessionToEdge::Done { sid: self.identity.sid, term: self.term, packets };
+            out.send_to_address(self.edge.edge, placement, Body::SessionToEdge(done));
+        }
     }
 
     /// Nobody is owed anything any more.
@@ -545,7 +570,8 @@ impl Session {
     }
 
     fn check_invariants(&self, limits: &Limits) {
-        assert!(self.confirmed <= self.received);
+        assert!(self.program.len() as u64 <= self.received);
+        assert!(self.left.len() <= LEFT_MAX);
         assert!(self.open.iter().zip(self.open.iter().skip(1)).all(|(a, b)| a.number < b.number));
         assert!(self.program.len() <= limits.inbound_packets_max + 1, "{} packets wait", self.program.len());
         assert!(self.rooms.len() <= limits.rooms_per_session_max);

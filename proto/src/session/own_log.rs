@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use crate::limits::Limits;
-use crate::wire::{OwnEntry, OwnKind};
+use crate::wire::OwnEntry;
 
 /// Bookkeeping of an entry beside its payload.
 const ENTRY_OVERHEAD_BYTES: usize = 64;
@@ -24,9 +24,9 @@ pub(super) struct OwnLog {
 
 fn entry_bytes(entry: &OwnEntry) -> usize {
     ENTRY_OVERHEAD_BYTES
-        + match &entry.kind {
-            OwnKind::Ack { payload, .. } | OwnKind::Emit { payload, .. } => payload.len(),
-            OwnKind::Join(..) | OwnKind::Leave(..) | OwnKind::Disconnect { .. } => 0,
+        + match entry {
+            OwnEntry::Emit { payload, .. } => payload.len(),
+            OwnEntry::Join(..) | OwnEntry::Leave(..) | OwnEntry::Disconnect { .. } => 0,
         }
 }
 
@@ -62,8 +62,12 @@ impl OwnLog {
         self.sent = self.sent.max(self.first - 1);
     }
 
-    /// Another edge, or the same again: it has everything up to `seq`, the rest goes out anew.
+    /// Another edge, or the same again: it has everything up to `seq`, the rest goes out anew. An edge
+    /// that has more than there is here is the one that knows: the log goes on after it.
     pub(super) fn rewind(&mut self, seq: u64) {
+        if seq > self.last() {
+            *self = Self::after(seq);
+        }
         self.received(seq);
         self.sent = self.first - 1;
     }
@@ -79,12 +83,45 @@ impl OwnLog {
     }
 
     pub(super) fn check_invariants(&self, limits: &Limits) {
-        let slack = 2 * limits.inbound_packets_max;
+        // A session that ends is told so; leaves of one without a transport wait for nobody.
+        let slack = limits.inbound_packets_max + 1;
         assert!(
             self.entries.len() <= limits.own_log_entries_max + slack,
             "own log of {} entries",
             self.entries.len()
         );
         assert_eq!(self.bytes, self.entries.iter().map(entry_bytes).sum::<usize>());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Payload;
+
+    fn emit() -> OwnEntry {
+        OwnEntry::Emit { payload: Payload::json("[\"e\"]"), volatile: false }
+    }
+
+    #[test]
+    fn what_an_edge_has_not_goes_out_again_and_nothing_else() {
+        let mut log = OwnLog::after(0);
+        (0..3).for_each(|_| {
+            log.push(emit());
+        });
+        assert_eq!(log.take_unsent(2).map(|(first, entries)| (first, entries.len())), Some((1, 2)));
+        log.rewind(1);
+        assert_eq!(log.take_unsent(3).map(|(first, entries)| (first, entries.len())), Some((2, 2)));
+        assert_eq!(log.take_unsent(3), None);
+    }
+
+    #[test]
+    fn an_edge_that_has_more_than_there_is_gets_what_follows() {
+        let mut log = OwnLog::after(0);
+        log.push(emit());
+        log.rewind(7);
+        assert_eq!(log.push(emit()), 8);
+        assert_eq!(log.take_unsent(8).map(|(first, entries)| (first, entries.len())), Some((8, 1)));
+        log.check_invariants(&Limits::default());
     }
 }

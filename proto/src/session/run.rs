@@ -4,33 +4,35 @@
 //! Stays out: reading events (`product::rooms`).
 //! Order: joins in a row go together; anything else waits until they are in force at the edge, so that
 //! "join, then publish" reaches the joiner. Publishes do not wait for each other: the room's owner
-//! takes them in order (`Publish::after`). Confirms are cumulative and wait for all of these.
+//! takes them in order (`Publish::after`), and each is done when that has answered.
+//! Repeats: what an edge has not seen done it repeats, and it is carried out again. A publish is known
+//! to its room by its id; joins and leaves up to `ops_upto` are in the state; a publish to a room left
+//! since is judged as it was when it was first sent.
 
-use super::{Effect, Open, Session, Sessions, Wait};
+use super::{Effect, LEFT_MAX, Open, Session, Sessions, Wait};
 use crate::id::{Cursor, NodeRef, PublishId, RoomKey, SocketSid};
 use crate::limits::Limits;
 use crate::product::rooms::{self, Request};
 use crate::product::{ErrorCode, RequestError, ack_ok, ack_rooms};
 use crate::shard::Ctx;
 use crate::wire::{
-    AskedBy, Body, Command, DedupeKey, DisconnectCode, Inbound, OwnKind, Payload, Publish, PublishRefused,
-    RoomEvent, ToRoom,
+    AskedBy, Body, Command, DedupeKey, DisconnectCode, Done, Inbound, OwnEntry, Payload, Publish,
+    PublishRefused, RoomEvent, ToRoom,
 };
 
-/// Packets of one session begun and not yet safe.
+/// Packets of one session begun and not done.
 const OPEN_MAX: usize = 256;
 
 impl Sessions {
-    /// Begins as many packets as may begin, and confirms what is safe.
+    /// Begins as many packets as may begin.
     pub(super) fn run(&mut self, ctx: &mut Ctx<'_>, sid: SocketSid) {
         let Some(session) = self.sessions.get_mut(&sid) else { return };
         while session.may_begin(&self.limits)
             && let Some(packet) = session.program.pop_front()
         {
-            let number = session.received - session.program.len() as u64;
+            let number = session.begun();
             session.begin(ctx, &self.limits, number, packet);
         }
-        session.confirm();
         if session.open.is_empty() {
             self.busy.remove(&sid);
         } else {
@@ -54,13 +56,17 @@ impl Sessions {
                 // A full own log: the client has stopped taking what it is owed.
                 let taken = !excepted && !session.own.is_full(&self.limits);
                 if taken {
-                    session.push_own(OwnKind::Emit { payload: payload.clone(), volatile: false }, None);
+                    session.push_own(OwnEntry::Emit { payload: payload.clone(), volatile: false });
                 }
                 taken
             }
             Command::Join(_) | Command::Leave(_) if session.own.is_full(&self.limits) => false,
             Command::Join(room) => session.add_room(&self.limits, room, AskedBy::Backend).is_ok(),
-            Command::Leave(room) => session.remove_room(room, AskedBy::Backend),
+            // It comes between the packets begun and those that are not.
+            Command::Leave(room) => {
+                let number = session.begun().max(session.begun_before) + 1;
+                session.remove_room(room, AskedBy::Backend, number)
+            }
             Command::Disconnect { close } => {
                 self.end(sid, DisconnectCode::Requested, *close);
                 true
@@ -74,13 +80,21 @@ impl Sessions {
 impl Session {
     fn may_begin(&self, limits: &Limits) -> bool {
         let Some(next) = self.program.front() else { return false };
+        if *next == Inbound::Done {
+            return true;
+        }
         let joining = self.open.iter().any(|open| matches!(open.waits_for, Wait::Join { .. }));
         // The transport is gone: nobody takes from the own log any more, so its bound stops nothing.
         let room = self.detached || !self.own.is_full(limits);
-        // What a leave does shows at the edge at once, so nothing before it may have to be done again
-        // by a new owner that learns from there which rooms the session is in.
-        let undone = self.open.iter().any(|open| !matches!(open.waits_for, Wait::Nothing));
+        // What a leave does shows at the edge at once, so everything before it is told to be done first:
+        // a new owner may learn from there which rooms the session is in.
+        let undone = !self.open.is_empty();
         self.open.len() < OPEN_MAX && room && (!joining || is_join(next)) && !(undone && is_leave(next))
+    }
+
+    /// The last packet begun.
+    fn begun(&self) -> u64 {
+        self.received - self.program.len() as u64
     }
 
     fn begin(&mut self, ctx: &mut Ctx<'_>, limits: &Limits, number: u64, packet: Inbound) {
@@ -90,7 +104,8 @@ impl Session {
                 Err(refused) => self.done(number, ack, refused.to_ack(), None),
             },
             // No handler of the built-in product asks clients for acks.
-            Inbound::Ack { .. } | Inbound::Answered { .. } => self.finished(number),
+            Inbound::Ack { .. } => self.finished(number),
+            Inbound::Done => {}
             Inbound::Disconnect => {
                 self.finished(number);
                 self.detach();
@@ -109,7 +124,7 @@ impl Session {
         match rooms::parse(payload, limits)? {
             Request::Join { room } => {
                 rooms::check_join(&self.rules, &self.identity.uid, &room)?;
-                match self.add_room(limits, &room, AskedBy::Client)? {
+                match self.join(limits, &room, number)? {
                     Some(own_seq) if !self.detached => {
                         self.open.push_back(Open { number, ack, waits_for: Wait::Join { own_seq } });
                     }
@@ -117,7 +132,7 @@ impl Session {
                 }
             }
             Request::Leave { room } => {
-                self.remove_room(&room, AskedBy::Client);
+                self.leave(&room, number);
                 self.done(number, ack, ack_ok(&[]), None);
             }
             Request::Rooms => {
@@ -137,7 +152,7 @@ impl Session {
         request: rooms::Publish,
     ) -> Result<(), RequestError> {
         let room = self.room_key(&request.room);
-        rooms::check_publish(&self.rules, self.is_member(&room))?;
+        rooms::check_publish(&self.rules, self.was_member(&room, number))?;
         let sid = self.identity.sid;
         let mut except_sids = request.except_sids;
         if !request.self_too {
@@ -207,21 +222,19 @@ impl Session {
 
     /// The answer of a room's owner to the publish of packet `number`.
     pub(super) fn published(&mut self, number: u64, room: &RoomKey, outcome: Result<Cursor, PublishRefused>) {
-        let open = self.open.iter_mut().find(|open| {
+        let place = self.open.iter().position(|open| {
             open.number == number
                 && matches!(&open.waits_for, Wait::Publish { publish, .. } if publish.room == *room)
         });
-        let Some(open) = open else { return };
-        open.waits_for = Wait::Nothing;
-        let ack = open.ack;
+        let Some(open) = place.and_then(|place| self.open.remove(place)) else { return };
         match outcome {
             Ok(at) => {
                 let after = self.is_member(room).then(|| (room.clone(), at));
-                self.answer(ack, rooms::ack_published(at), after);
+                self.done(number, open.ack, rooms::ack_published(at), after);
             }
             Err(PublishRefused::RoomsPerNode) => {
                 let full = RequestError::new(ErrorCode::RoomLimit, "the node owns as many rooms as it may");
-                self.answer(ack, full.to_ack(), None);
+                self.done(number, open.ack, full.to_ack(), None);
             }
         }
     }
@@ -231,14 +244,14 @@ impl Session {
         if let Some(joined) = self.rooms.iter_mut().find(|(_, c)| *c == pending(own_seq)) {
             joined.1 = at;
         }
-        let open = self
-            .open
-            .iter_mut()
-            .find(|open| matches!(open.waits_for, Wait::Join { own_seq: waits } if waits == own_seq));
-        let Some(open) = open else { return };
-        open.waits_for = Wait::Nothing;
-        let ack = open.ack;
-        self.answer(ack, ack_ok(&[]), None);
+        let in_force =
+            |open: &Open| matches!(open.waits_for, Wait::Join { own_seq: waits } if waits == own_seq);
+        // A repeat within the same join waits as well.
+        while let Some(place) = self.open.iter().position(in_force)
+            && let Some(open) = self.open.remove(place)
+        {
+            self.done(open.number, open.ack, ack_ok(&[]), None);
+        }
     }
 
     /// The edge's shadow has the room: its join is in force, whether its word has reached us or not.
@@ -252,14 +265,33 @@ impl Session {
     /// The transport is gone for good: joins under way have nobody to be put in force for.
     pub(super) fn detach(&mut self) {
         self.detached = true;
-        for open in &mut self.open {
-            if matches!(open.waits_for, Wait::Join { .. }) {
-                open.waits_for = Wait::Nothing;
-            }
+        self.open.retain(|open| !matches!(open.waits_for, Wait::Join { .. }));
+    }
+
+    /// Packet `number` joins a room. The own-log entry that is not in force yet, if any.
+    fn join(&mut self, limits: &Limits, name: &str, number: u64) -> Result<Option<u64>, RequestError> {
+        let room = self.room_key(name);
+        // Carried out before, and left since.
+        let over = !self.is_member(&room) && self.was_member(&room, number);
+        if number <= self.ops_upto && (over || self.has_forgotten(number)) {
+            return Ok(None);
+        }
+        let own_before = self.own.last();
+        let own_seq = self.add_room(limits, name, AskedBy::Client)?;
+        if self.own.last() > own_before {
+            self.ops_upto = self.ops_upto.max(number);
+        }
+        Ok(own_seq)
+    }
+
+    /// Packet `number` leaves a room; once: there may have been a join since.
+    fn leave(&mut self, name: &str, number: u64) {
+        if number > self.ops_upto && self.remove_room(name, AskedBy::Client, number) {
+            self.ops_upto = number;
         }
     }
 
-    /// The own-log entry of the join, or `None` if it is in the room already.
+    /// The own-log entry of the join as long as it is not in force; `None` if it is.
     pub(super) fn add_room(
         &mut self,
         limits: &Limits,
@@ -268,26 +300,30 @@ impl Session {
     ) -> Result<Option<u64>, RequestError> {
         rooms::check_room_name(name, limits)?;
         let room = self.room_key(name);
-        if self.is_member(&room) {
-            return Ok(None);
+        if let Some((_, at)) = self.rooms.iter().find(|(r, _)| *r == room) {
+            return Ok(pending_seq(*at));
         }
         if self.rooms.len() >= limits.rooms_per_session_max {
             let message = format!("a session is in at most {} rooms", limits.rooms_per_session_max);
             return Err(RequestError::new(ErrorCode::RoomLimit, message));
         }
-        let own_seq = self.push_own(OwnKind::Join(room.clone(), by), None);
+        let own_seq = self.push_own(OwnEntry::Join(room.clone(), by));
         self.rooms.push((room, pending(own_seq)));
         Ok(Some(own_seq))
     }
 
-    /// Whether it was in the room.
-    pub(super) fn remove_room(&mut self, name: &str, by: AskedBy) -> bool {
+    /// Leaves a room; packets below `number` were sent as a member. Whether it was in the room.
+    pub(super) fn remove_room(&mut self, name: &str, by: AskedBy, number: u64) -> bool {
         let room = self.room_key(name);
         let before = self.rooms.len();
         self.rooms.retain(|(r, _)| *r != room);
         let was_in = self.rooms.len() < before;
         if was_in {
-            self.push_own(OwnKind::Leave(room, by), None);
+            if self.left.len() == LEFT_MAX {
+                self.left.pop_front();
+            }
+            self.left.push_back((room.clone(), number));
+            self.push_own(OwnEntry::Leave(room, by));
         }
         was_in
     }
@@ -300,35 +336,23 @@ impl Session {
         self.rooms.iter().any(|(r, _)| r == room)
     }
 
-    fn answer(&mut self, ack: Option<u64>, payload: Payload, after: Option<(RoomKey, Cursor)>) {
-        if let Some(id) = ack.filter(|_| !self.detached) {
-            self.push_own(OwnKind::Ack { id, payload }, after);
-        }
+    /// Whether packet `number` is of a member, though it may have left since.
+    fn was_member(&self, room: &RoomKey, number: u64) -> bool {
+        self.is_member(room) || self.left.iter().any(|(left, by)| left == room && *by > number)
+    }
+
+    /// Whether a leave after packet `number` may not be remembered any more.
+    fn has_forgotten(&self, number: u64) -> bool {
+        self.left.len() == LEFT_MAX && self.left.front().is_some_and(|(_, by)| *by > number)
     }
 
     fn done(&mut self, number: u64, ack: Option<u64>, payload: Payload, after: Option<(RoomKey, Cursor)>) {
-        self.answer(ack, payload, after);
-        self.finished(number);
+        let after = after.filter(|_| ack.is_some());
+        self.effects.push(Effect::Done(Done { number, ack: ack.map(|id| (id, payload)), after }));
     }
 
     fn finished(&mut self, number: u64) {
-        self.open.push_back(Open { number, ack: None, waits_for: Wait::Nothing });
-    }
-
-    /// Confirms packets up to the first that is not safe.
-    fn confirm(&mut self) {
-        let mut upto = None;
-        while let Some(open) = self.open.front()
-            && matches!(open.waits_for, Wait::Nothing)
-        {
-            upto = Some(open.number);
-            self.open.pop_front();
-        }
-        if let Some(number) = upto {
-            self.confirmed = number;
-            self.effects.applied();
-            self.effects.push(Effect::Confirm(number));
-        }
+        self.effects.push(Effect::Done(Done { number, ack: None, after: None }));
     }
 }
 

@@ -4,6 +4,7 @@
 mod backends;
 mod clients;
 mod owners;
+mod repeats;
 mod slow;
 
 use std::collections::{BTreeMap, VecDeque};

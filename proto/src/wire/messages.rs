@@ -71,8 +71,10 @@ pub struct EdgeRef {
 pub struct Shadow {
     /// The highest term this edge has heard an owner of this session speak under.
     pub term: Term,
-    /// Inbound packets the owner has confirmed.
+    /// Every packet up to this one is done; the edge repeats those that follow.
     pub inbound_confirmed: u64,
+    /// The last packet that any owner has been sent: none after it has been begun anywhere.
+    pub inbound_sent: u64,
     /// The last entry of the own log that has reached this edge.
     pub own_seq: u64,
     /// Rooms joined, with the position of each join.
@@ -83,14 +85,26 @@ impl Shadow {
     /// Whether its counters leave room to go on counting: no life reaches 2⁶² of anything.
     #[must_use]
     pub fn is_plausible(&self) -> bool {
-        [self.term.number, self.inbound_confirmed, self.own_seq].iter().all(|n| *n < COUNTER_END)
+        [self.term.number, self.inbound_confirmed, self.inbound_sent, self.own_seq]
+            .iter()
+            .all(|n| *n < COUNTER_END)
     }
 }
 
 /// Counters of peers at or above this are nonsense.
 pub const COUNTER_END: u64 = 1 << 62;
 
-/// One packet from a client, numbered by its edge from 1 per session.
+/// Packets of one attachment are counted by the lower 32 bits of their numbers.
+pub const ATTACHMENT_SHIFT: u32 = 32;
+
+/// The last number before the first packet of an attachment. No later transport of a session uses a
+/// number again, however far its owner's backup had got.
+#[must_use]
+pub fn before_first_packet(attachment: u64) -> u64 {
+    attachment << ATTACHMENT_SHIFT
+}
+
+/// One packet from a client, numbered by its edge: see [`before_first_packet`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Inbound {
     /// An event; `ack` is the client's id when it wants an answer.
@@ -109,18 +123,15 @@ pub enum Inbound {
     },
     /// The client leaves this namespace for good.
     Disconnect,
-    /// An event that an earlier owner has answered, and so carried out: it keeps its number, nothing is
-    /// to be done.
-    Answered {
-        /// The id it was answered under.
-        ack: u64,
-    },
+    /// A packet that an owner has carried out: it keeps its number, nothing is to be done.
+    Done,
 }
 
 /// Edge to session owner.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ToSession {
-    /// This edge holds the session's transport: a new session, or one whose owner has changed.
+    /// This edge holds the session's transport: a new session, or one whose owner has changed. The owner
+    /// begins anew: it takes up after `inbound_confirmed` of the shadow, and the edge repeats the rest.
     Attach {
         /// Whose.
         identity: SessionIdentity,
@@ -211,17 +222,19 @@ pub enum SessionToEdge {
         sid: SocketSid,
         /// Under which term.
         term: Term,
-        /// Packets processed so far; the edge repeats what lies above.
+        /// What the `Attach` said: the owner waits for the packet after it.
         inbound_confirmed: u64,
     },
-    /// Packets up to here are processed and safe; the edge may forget them.
-    Confirmed {
+    /// Packets that are carried out and safe, in the order they became so: an edge forgets them, and
+    /// answers the client once. One that is lost with its owner is made again by the next, from the
+    /// repeated packet.
+    Done {
         /// Whose.
         sid: SocketSid,
         /// Under which term.
         term: Term,
-        /// The last one.
-        inbound: u64,
+        /// Which.
+        packets: Vec<Done>,
     },
     /// Entries of the own log, `first` and those that follow it.
     Own {
@@ -234,6 +247,11 @@ pub enum SessionToEdge {
         /// In order.
         entries: Vec<OwnEntry>,
     },
+    /// Something of what the owner sent is lost: attach anew, or say that the session is gone.
+    Reattach {
+        /// Whose.
+        sid: SocketSid,
+    },
     /// The owner does not know this session (it has ended); the edge closes the client's namespace.
     Unknown {
         /// Whose.
@@ -243,26 +261,21 @@ pub enum SessionToEdge {
     },
 }
 
-/// An entry of a session's own log: what is for this client alone.
+/// A packet carried out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct OwnEntry {
-    /// What.
-    pub kind: OwnKind,
-    /// Held at the edge until the client has been served this far in that room (its own publish
-    /// comes before its ack), for 1 s at most and only while it is in the room.
+pub struct Done {
+    /// Its number.
+    pub number: u64,
+    /// The answer, if the client wants one: its id, and the arguments.
+    pub ack: Option<(u64, Payload)>,
+    /// The answer is held at the edge until the client has been served this far in that room (its own
+    /// publish comes before its ack), for 1 s at most and only while it is in the room.
     pub after: Option<(RoomKey, Cursor)>,
 }
 
-/// What an own-log entry does.
+/// An entry of a session's own log: what is for this client alone and answers none of its packets.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum OwnKind {
-    /// The answer to the client's event `id`.
-    Ack {
-        /// The client's id.
-        id: u64,
-        /// The arguments.
-        payload: Payload,
-    },
+pub enum OwnEntry {
     /// An event for this client.
     Emit {
         /// Name and arguments.

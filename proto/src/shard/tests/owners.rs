@@ -171,6 +171,7 @@ fn words_of_a_peer_that_cannot_be_are_ignored() {
     let shadow = |inbound_confirmed| Shadow {
         term: crate::id::Term::NONE,
         inbound_confirmed,
+        inbound_sent: inbound_confirmed,
         own_seq: 0,
         rooms: Vec::new(),
     };

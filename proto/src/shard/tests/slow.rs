@@ -161,3 +161,43 @@ fn a_client_that_asks_on_and_takes_no_answers_is_closed() {
     }
     assert_eq!(mesh.closed(plain), Some(CloseCode::TooSlow));
 }
+
+#[test]
+fn a_client_that_asks_owners_and_takes_no_answers_is_not_read_from() {
+    let (mut mesh, _, slow) = with_slow_member(Limits::default());
+    mesh.left_over(slow, 64 << 10);
+    for ack in 0..256 {
+        assert!(!mesh.is_paused(slow), "{ack}");
+        mesh.say(slow, &format!("42{ack}[\"rooms\"]"));
+    }
+    assert!(mesh.is_paused(slow) && mesh.closed(slow).is_none());
+    mesh.take(slow);
+    mesh.left_over(slow, 0);
+    let acks: Vec<String> =
+        (0..256).map(|ack| format!("43{ack}[{{\"ok\":true,\"rooms\":[\"r\"]}}]")).collect();
+    assert_eq!(mesh.take(slow), acks);
+    assert!(!mesh.is_paused(slow));
+}
+
+#[test]
+fn answers_far_larger_than_what_asks_for_them_are_bounded() {
+    let mut mesh = Mesh::new(2, 1);
+    let uid = mesh.user_at(1);
+    let slow = mesh.client((0, 0), &uid);
+    for room in 0..100 {
+        mesh.say(slow, &format!("42[\"join\",\"{room}{}\"]", "x".repeat(250)));
+    }
+    mesh.take(slow);
+    // One after the other: no more is asked for than its queue holds.
+    mesh.left_over(slow, 64 << 10);
+    (0..30).for_each(|_| mesh.say(slow, "421[\"rooms\"]"));
+    assert_eq!(mesh.closed(slow), None);
+    mesh.left_over(slow, 0);
+    assert_eq!(mesh.take(slow).len(), 30);
+    // All under way at once.
+    mesh.cut = Some((1, 0));
+    mesh.left_over(slow, 64 << 10);
+    (0..60).for_each(|_| mesh.say(slow, "421[\"rooms\"]"));
+    mesh.heal();
+    assert_eq!(mesh.closed(slow), Some(CloseCode::TooSlow));
+}
