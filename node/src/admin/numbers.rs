@@ -252,6 +252,12 @@ fn gossip(mesh: &MeshFacts, out: &mut Exposition) {
         "Timers of gossip that came late: this node was short of CPU or stopped.",
         stats.late,
     );
+    out.single(
+        "meshd_suspicion_stretch",
+        Kind::Gauge,
+        "How many times longer than usual this node waits before it declares others down; above 1 it doubts itself.",
+        u64::from(stats.stretch),
+    );
     out.family(
         "meshd_gossip_dropped_total",
         Kind::Counter,

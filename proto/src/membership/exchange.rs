@@ -27,10 +27,12 @@ use rand::seq::IteratorRandom as _;
 
 use super::identity::INCARNATION_MAX;
 use super::join::{Join, NameWait, Round};
-use super::machine::{Dirty, INNER_HEADER_BYTES, Membership, Phase, Up};
+use super::machine::{Membership, Phase, Up};
+use super::outbound::INNER_HEADER_BYTES;
 use super::seal::PLAIN_BYTES_MAX;
 use super::swim::Swim;
 use super::sync::{Ask, Entry, PAGES_MAX, Page, Progress, Pull, Purpose, Word, pages};
+use super::views::Dirty;
 use super::{Identity, Notice};
 use crate::id::NodeId;
 use crate::time::Instant;
@@ -410,6 +412,15 @@ impl Membership {
         match told_by {
             Some(peer) => self.start_pull(now, peer, Purpose::Rejoin),
             None => self.rejoin_through_anybody(now),
+        }
+    }
+
+    /// Two nodes that declared each other down know nobody at first when both are reborn.
+    pub(super) fn rejoin_if_alone_no_more(&mut self, now: Instant) {
+        if matches!(&self.phase, Phase::Up(Up { rejoining_until: Some(_), .. }))
+            && self.pulls.values().all(|pull| pull.purpose != Purpose::Rejoin)
+        {
+            self.rejoin_through_anybody(now);
         }
     }
 

@@ -13,13 +13,13 @@ use foca::{Member, State};
 
 use super::exchange::AGREE_PERIOD;
 use super::identity::INCARNATION_MAX;
-use super::machine::{
-    Dirty, INNER_HEADER_BYTES, KIND_RECORDS, KIND_SWIM, KIND_WORD, Membership, Phase, is_up, is_up_at_all,
-};
+use super::machine::{Membership, Phase};
+use super::outbound::{INNER_HEADER_BYTES, KIND_RECORDS, KIND_SWIM, KIND_WORD};
 use super::records::Records;
 use super::seal::NotOpened;
 use super::swim::{Inspected, inspect};
 use super::sync::{Purpose, Word};
+use super::views::{Dirty, is_up, is_up_at_all};
 use super::{HeardDigest, Identity, NODES_MAX, Notice};
 use crate::id::NodeId;
 use crate::time::Instant;
@@ -125,10 +125,16 @@ impl Membership {
                 }
                 if self.may_apply(now, from, &inspected)
                     && let Phase::Up(up) = &mut self.phase
-                    && let Err(error) = up.swim.datagram(now, swim)
                 {
-                    self.stats.refused += 1;
-                    tracing::debug!(%from, %error, "a membership datagram was not applied");
+                    for update in &inspected.updates {
+                        if *update.id() == self.identity && update.state() == State::Suspect {
+                            up.swim.suspected(update.incarnation());
+                        }
+                    }
+                    if let Err(error) = up.swim.datagram(now, swim) {
+                        self.stats.refused += 1;
+                        tracing::debug!(%from, %error, "a membership datagram was not applied");
+                    }
                 }
                 self.offered(now, records);
             }

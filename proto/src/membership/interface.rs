@@ -132,6 +132,9 @@ pub struct Stats {
     pub late: u64,
     /// The worst lateness of a timer, in microseconds.
     pub lateness_max_micros: u64,
+    /// Not a count: how many times `Timing::suspect_for` this node's suspicions last at present; 1
+    /// unless it has reason to doubt itself.
+    pub stretch: u32,
     /// Views published.
     pub views: u64,
 }

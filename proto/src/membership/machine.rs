@@ -1,8 +1,7 @@
-//! The membership machine: its parts, its timers, its view.
+//! The membership machine: its parts, its timers, its own state.
 //!
-//! Belongs here: the public calls, what happens when time passes, making views and the notices that
-//! follow from them.
-//! Stays out: reading datagrams (`inbound`), joining and exchanging (`exchange`).
+//! Belongs here: the public calls, what happens when time passes, draining and leaving.
+//! Stays out: datagrams (`inbound`, `outbound`), joining and exchanging (`exchange`), views (`views`).
 //! Invariants: [`Membership::check_invariants`].
 
 use std::collections::{BTreeMap, VecDeque};
@@ -10,49 +9,29 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use foca::{Member, OwnedNotification, State};
+use foca::{Member, OwnedNotification};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use rand::seq::IteratorRandom as _;
 
 use super::inbound::kind;
 use super::join::Join;
+use super::outbound::OUTPUTS_MAX;
 use super::records::Records;
-use super::seal::{Opener, PLAIN_BYTES_MAX, Sealer, Terms};
+use super::seal::{Opener, Sealer, Terms};
 use super::swim::Swim;
-use super::sync::{Pull, Word};
+use super::sync::Pull;
 use super::throttle::Throttle;
+use super::views::{Dirty, is_up, node_info};
 use super::{
-    HeardDigest, Identity, Input, MembershipConfig, NODES_MAX, Notice, Output, Peer, SEEDS_MAX, Stats,
-    WEIGHT_MAX,
+    HeardDigest, Identity, Input, MembershipConfig, NODES_MAX, Notice, Output, SEEDS_MAX, Stats, WEIGHT_MAX,
 };
 use crate::id::{NodeId, NodeRef};
 use crate::time::Instant;
-use crate::view::{NodeInfo, NodeRecord, NodeState, View};
-use crate::wire::{self, ProtocolRange};
-
-/// What is inside a seal: ring digest, kind, body.
-pub(super) const KIND_SWIM: u8 = 1;
-/// One [`Word`].
-pub(super) const KIND_WORD: u8 = 2;
-/// Records alone.
-pub(super) const KIND_RECORDS: u8 = 3;
-/// Digest and kind.
-pub(super) const INNER_HEADER_BYTES: usize = 9;
-
-/// Outputs not yet polled. The driver polls after each input, which adds a few hundred at most; a
-/// driver that does not poll loses datagrams, never views or notices.
-const OUTPUTS_MAX: usize = 4_096;
+use crate::view::{NodeRecord, NodeState, View};
+use crate::wire::ProtocolRange;
 
 /// Rounds of telling others that this node leaves: enough for 20 % loss at any size.
 const LEAVE_ROUNDS: u32 = 4;
-
-/// Records waiting to be passed on, per `gossip_fanout` datagrams a period.
-const RECORDS_PER_BURST: usize = 16;
-
-/// The most times `gossip_fanout` datagrams a period: 320 a second in a LAN, for as long as hundreds
-/// of nodes start.
-const BURSTS_MAX: usize = 4;
 
 /// Tables are swept this often.
 const SWEEP_PERIOD: Duration = Duration::from_secs(10);
@@ -72,7 +51,7 @@ pub struct Membership {
     pub(super) records: Records,
     /// All members but this node, as SWIM has them.
     pub(super) known: BTreeMap<NodeId, Member<Identity>>,
-    known_fingerprint: u64,
+    pub(super) known_fingerprint: u64,
     pub(super) pulls: BTreeMap<u32, Pull>,
     pub(super) rounds: u32,
     /// The round that several were asked in; the first page of an answer starts an exchange.
@@ -87,10 +66,10 @@ pub struct Membership {
     seeds_at: Instant,
     sweep_at: Instant,
     records_at: Option<Instant>,
-    view: Arc<View>,
-    dirty: Dirty,
+    pub(super) view: Arc<View>,
+    pub(super) dirty: Dirty,
     /// When a view that could wait was published last.
-    view_at: Instant,
+    pub(super) view_at: Instant,
     /// When other nodes came to be on the ring last.
     pub(super) ring_at: Instant,
     pub(super) outputs: VecDeque<Output>,
@@ -129,16 +108,6 @@ pub(super) struct Held {
     pub(super) renewals: VecDeque<Instant>,
     /// Unknown nodes that may still be taken in, and when that was true.
     pub(super) newcomers: (u64, Instant),
-}
-
-/// What the view lacks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Dirty {
-    No,
-    /// May wait for more of its kind.
-    Soon,
-    /// Somebody is gone.
-    Now,
 }
 
 impl Membership {
@@ -203,7 +172,7 @@ impl Membership {
             view_at: now,
             ring_at: now,
             outputs: VecDeque::from([Output::View(view)]),
-            stats: Stats { views: 1, ..Stats::default() },
+            stats: Stats { views: 1, stretch: 1, ..Stats::default() },
             config,
         };
         machine.round(now);
@@ -297,9 +266,9 @@ impl Membership {
             if self.limits.notices.allows(now, (kind::LATE, self.config.mesh_addr)) {
                 self.notice(Notice::Late { by: late });
             }
-            if let Phase::Up(up) = &mut self.phase {
-                up.swim.postpone(late);
-            }
+        }
+        if let Phase::Up(up) = &mut self.phase {
+            up.swim.stood_still(now, late);
         }
         match &mut self.phase {
             Phase::Joining(join) => {
@@ -313,6 +282,7 @@ impl Membership {
             }
             Phase::Up(up) => {
                 up.swim.fire(now);
+                self.stats.stretch = up.swim.stretch();
                 let give_up_rejoin = up.rejoining_until.is_some_and(|until| until <= now);
                 if give_up_rejoin {
                     self.rejoined(now);
@@ -352,6 +322,7 @@ impl Membership {
         }
         self.send_swim();
         self.learn();
+        self.rejoin_if_alone_no_more(now);
         if self.records.spreading() > 0 && self.records_at.is_none() && !self.known.is_empty() {
             self.records_at = Some(now + self.config.timing.gossip_period);
         }
@@ -361,165 +332,6 @@ impl Membership {
             self.view_at = now;
             self.publish(now);
         }
-    }
-
-    /// Seals what foca wants sent; records ride in what room is left.
-    fn send_swim(&mut self) {
-        loop {
-            let (Phase::Up(Up { swim, .. }) | Phase::Leaving { swim, .. }) = &mut self.phase else { return };
-            let Some((to, bytes)) = swim.next_send() else { return };
-            let mut plain = self.inner(KIND_SWIM);
-            plain.extend_from_slice(&u16::try_from(bytes.len()).expect("foca keeps its bound").to_le_bytes());
-            plain.extend_from_slice(&bytes);
-            self.records.fill(&mut plain, PLAIN_BYTES_MAX);
-            self.seal(to.addr, &plain);
-        }
-    }
-
-    /// Records in datagrams of their own, to some random peers; to more of them while more wait than
-    /// fits one datagram (many nodes starting at once).
-    fn gossip_records(&mut self) {
-        let up = self.known.values().filter(|m| m.state() != State::Down).map(|m| m.id().addr);
-        let bursts = (self.records.spreading() / RECORDS_PER_BURST + 1).min(BURSTS_MAX);
-        for to in up.sample(&mut self.rng, self.config.timing.gossip_fanout * bursts) {
-            if self.records.spreading() > 0 {
-                let mut plain = self.inner(KIND_RECORDS);
-                self.records.fill(&mut plain, PLAIN_BYTES_MAX);
-                self.seal(to, &plain);
-            }
-        }
-    }
-
-    pub(super) fn say(&mut self, to: SocketAddr, word: &Word) {
-        let mut plain = self.inner(KIND_WORD);
-        plain.extend_from_slice(&wire::encode(word));
-        self.seal(to, &plain);
-    }
-
-    fn inner(&self, kind: u8) -> Vec<u8> {
-        let mut plain = Vec::with_capacity(PLAIN_BYTES_MAX);
-        plain.extend_from_slice(&self.view.ring.digest().to_le_bytes());
-        plain.push(kind);
-        plain
-    }
-
-    fn seal(&mut self, to: SocketAddr, plain: &[u8]) {
-        let bytes = self.sealer.seal(plain);
-        self.send(to, bytes);
-    }
-
-    pub(super) fn send(&mut self, to: SocketAddr, bytes: bytes::Bytes) {
-        if self.outputs.len() < OUTPUTS_MAX {
-            self.stats.sent += 1;
-            self.stats.sent_bytes += bytes.len() as u64;
-            self.outputs.push_back(Output::Datagram { to, bytes });
-        }
-    }
-
-    pub(super) fn notice(&mut self, notice: Notice) {
-        self.outputs.push_back(Output::Notice(notice));
-    }
-
-    pub(super) fn mark(&mut self, dirty: Dirty) {
-        self.dirty = self.dirty.max(dirty);
-    }
-
-    /// Takes over what SWIM's members became, if they did.
-    pub(super) fn learn(&mut self) {
-        let Phase::Up(up) = &self.phase else { return };
-        let me = self.identity.node.id;
-        let fingerprint = up.swim.members().map(fingerprint_of).fold(0, u64::wrapping_add);
-        if fingerprint == self.known_fingerprint {
-            return;
-        }
-        self.known_fingerprint = fingerprint;
-        let others = up.swim.members().filter(|m| m.id().node.id != me);
-        let known: BTreeMap<_, _> = others.map(|m| (m.id().node.id, m.clone())).collect();
-        let before = std::mem::replace(&mut self.known, known);
-        for (id, member) in &self.known {
-            let (was, is) = (before.get(id), member.state());
-            let was_up = was.is_some_and(|was| was.state() != State::Down);
-            let newly = was.is_none_or(|was| was.state() != is || was.id() != member.id());
-            if !newly {
-                continue;
-            }
-            match is {
-                State::Down if was_up => {
-                    self.stats.downs += 1;
-                    self.dirty = Dirty::Now;
-                }
-                State::Down => {}
-                State::Suspect | State::Alive => {
-                    self.stats.suspicions += u64::from(is == State::Suspect);
-                    let renamed = was_up && was.is_some_and(|was| was.id() != member.id());
-                    self.dirty = self.dirty.max(if renamed { Dirty::Now } else { Dirty::Soon });
-                }
-            }
-        }
-        if before.iter().any(|(id, was)| was.state() != State::Down && !self.known.contains_key(id)) {
-            self.dirty = Dirty::Now;
-        }
-    }
-
-    /// Makes the view anew and says what is different.
-    pub(super) fn publish(&mut self, now: Instant) {
-        self.dirty = Dirty::No;
-        let mut nodes = vec![node_info(&self.identity, false, Some(self.own.clone()))];
-        for member in self.known.values().filter(|m| m.state() != State::Down).take(NODES_MAX) {
-            let record = self.records.of(member.id().node).cloned();
-            nodes.push(node_info(member.id(), member.state() == State::Suspect, record));
-        }
-        let view = Arc::new(self.view.next(self.identity.node, nodes, self.config.vnodes));
-        let before = std::mem::replace(&mut self.view, view.clone());
-        if before.nodes == view.nodes && before.me == view.me {
-            self.view = before;
-            return;
-        }
-        if !Arc::ptr_eq(&before.ring, &view.ring) {
-            self.ring_at = now;
-        }
-        self.digests.retain(|id, _| is_up_at_all(&self.known, *id));
-        self.stats.views += 1;
-        self.say_what_changed(&before);
-        self.outputs.push_back(Output::View(view));
-    }
-
-    fn say_what_changed(&mut self, before: &View) {
-        let joined = before.nodes.len() == 1 && before.nodes[0].state() == NodeState::Joining;
-        let me = self.identity.node.id;
-        let old: BTreeMap<NodeId, &NodeInfo> = before.nodes.iter().map(|n| (n.node.id, n)).collect();
-        let view = self.view.clone();
-        for node in view.nodes.iter().filter(|n| n.node.id != me) {
-            match old.get(&node.node.id) {
-                None if joined => {}
-                None => self.notice(Notice::PeerUp(peer(node))),
-                Some(was) if was.node != node.node => {
-                    let new = named(node, was);
-                    self.notice(Notice::PeerRenamed { old: was.node, new });
-                }
-                Some(was) if was.suspect != node.suspect && node.suspect => {
-                    self.notice(Notice::PeerSuspect(peer(node)));
-                }
-                Some(was) if was.suspect != node.suspect => self.notice(Notice::PeerRefuted(peer(node))),
-                Some(_) => {}
-            }
-        }
-        for was in before.nodes.iter().filter(|n| n.node.id != me) {
-            if view.nodes.binary_search_by_key(&was.node.id, |n| n.node.id).is_err() {
-                self.notice(if self.took_leave(was) {
-                    Notice::PeerLeft(peer(was))
-                } else {
-                    Notice::PeerDown(peer(was))
-                });
-            }
-        }
-    }
-
-    /// Whether a node that is gone went in good order: what it announced last is that it drains, and
-    /// nobody had to suspect it. (The announcement travels with the news of its going.)
-    fn took_leave(&self, was: &NodeInfo) -> bool {
-        let last = self.records.of(was.node).or(was.record.as_ref());
-        !was.suspect && last.is_some_and(|record| record.state == NodeState::Draining)
     }
 
     fn resolved(&mut self, seeds: Vec<SocketAddr>) {
@@ -616,47 +428,4 @@ fn own_record(config: &MembershipConfig, node: NodeRef) -> NodeRecord {
         shards: config.shards,
         software: cut(&config.software, 32),
     }
-}
-
-fn node_info(identity: &Identity, suspect: bool, record: Option<Arc<NodeRecord>>) -> NodeInfo {
-    NodeInfo {
-        node: identity.node,
-        mesh_addr: identity.addr,
-        zone: identity.zone,
-        weight: identity.weight,
-        suspect,
-        record,
-    }
-}
-
-fn peer(node: &NodeInfo) -> Peer {
-    Peer { node: node.node, name: node.name(), addr: node.mesh_addr }
-}
-
-/// A new life often is known before its record; its name is the old one's.
-fn named(node: &NodeInfo, was: &NodeInfo) -> Peer {
-    Peer { node: node.node, name: was.name(), addr: node.mesh_addr }
-}
-
-pub(super) fn is_up(known: &BTreeMap<NodeId, Member<Identity>>, node: NodeRef) -> bool {
-    known.get(&node.id).is_some_and(|m| m.state() != State::Down && m.id().node == node)
-}
-
-pub(super) fn is_up_at_all(known: &BTreeMap<NodeId, Member<Identity>>, id: NodeId) -> bool {
-    known.get(&id).is_some_and(|m| m.state() != State::Down)
-}
-
-/// A member's contribution to a sum that changes when any of them does, whatever their order.
-fn fingerprint_of(member: &Member<Identity>) -> u64 {
-    let state = match member.state() {
-        State::Alive => 1,
-        State::Suspect => 2,
-        State::Down => 3_u64,
-    };
-    let node = member.id().node;
-    let mixed = node.id.0 ^ node.incarnation.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (mixed ^ (u64::from(member.incarnation()) << 8 | state).wrapping_mul(0xd6e8_feb8_6659_fd93))
-        .wrapping_mul(0xff51_afd7_ed55_8ccd)
-        .rotate_left(29)
-        .wrapping_mul(0xc4ce_b9fe_1a85_ec53)
 }

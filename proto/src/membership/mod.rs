@@ -11,29 +11,35 @@
 //! | file | holds |
 //! |---|---|
 //! | `interface` | config, inputs, outputs, counts |
-//! | `machine` | [`Membership`]: its parts, its timers, its view |
-//! | `inbound` | datagrams in, and what is believed of them |
+//! | `machine` | [`Membership`]: its parts, its timers |
+//! | `inbound`, `outbound` | datagrams in, and what is believed of them; datagrams out |
+//! | `views` | the view, and what is new in it |
 //! | `exchange` | joining, rejoining, agreeing |
 //! | `join` | whose cluster to join, or who begins one |
 //! | `sync` | pages of a full exchange |
 //! | `swim` | foca and its timers |
+//! | `suspicion`, `health` | when a suspicion comes true |
 //! | `records` | what nodes announce, and its spreading |
 //! | `seal` | packets |
 //! | `identity`, `notice`, `timing`, `throttle` | words |
 
 mod exchange;
+mod health;
 mod identity;
 mod inbound;
 mod interface;
 mod join;
 mod machine;
 mod notice;
+mod outbound;
 mod records;
 mod seal;
+mod suspicion;
 mod swim;
 mod sync;
 mod throttle;
 mod timing;
+mod views;
 
 #[cfg(test)]
 mod tests;

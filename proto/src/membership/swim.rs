@@ -1,13 +1,14 @@
 //! SWIM itself: the crate `foca`, and what it needs around it.
 //!
-//! Belongs here: foca's timers as one ordered queue, the filter for its stale ones, reading a
-//! datagram before foca does.
-//! Stays out: sealing, joining, records, what the view says.
+//! Belongs here: foca's timers as one ordered queue, what its probes show, reading a datagram before
+//! foca does.
+//! Stays out: sealing, joining, records, what the view says; how suspicions run (`suspicion`).
 //! Invariants: timers fire in the order of their deadlines, then of their insertion; a member that
-//! refuted a suspicion is never told that it is down.
+//! refuted a suspicion is never told that it is down; a life acts on its own suspicions only; who is
+//! suspect here is told with each probe.
 //! Source: SWIM (Das et al. 2002); foca 2.0.0.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::num::{NonZeroU8, NonZeroUsize};
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ use foca::{
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
+use super::health::Health;
+use super::suspicion::{Lasts, Suspicions, telling};
 use super::{Identity, Timing};
 use crate::id::NodeId;
 use crate::time::Instant;
@@ -26,7 +29,13 @@ use crate::time::Instant;
 /// forgotten.
 pub(crate) const MEMBERS_MAX: usize = 4 * super::NODES_MAX;
 
-/// The failure detector of one life of this node.
+/// Lateness below this is that of every scheduler.
+const LATENESS_USUAL: Duration = Duration::from_millis(10);
+
+/// A suspicion that is about to come true when this node wakes waits for so many probe periods.
+const CHANCE_PERIODS: u32 = 2;
+
+/// The failure detector of this node.
 pub(crate) struct Swim {
     foca: Foca<Identity, PostcardCodec, StdRng, NoCustomBroadcast>,
     effects: AccumulatingRuntime<Identity>,
@@ -34,6 +43,23 @@ pub(crate) struct Swim {
     inserted: u64,
     /// Where in `timers` a down member's removal is: one per node, however often it went down.
     removals: BTreeMap<NodeId, (Instant, u64)>,
+    /// Whose suspicions, probes and refutations these are.
+    life: Identity,
+    suspicions: Suspicions,
+    health: Health,
+    /// Who is being probed, and whether it was suspect before.
+    probed: Option<(Identity, bool)>,
+    /// The probe under way has been given more time, because this node stood still.
+    probe_excused: bool,
+    /// When suspicions became shorter last: none was due before.
+    eased_at: Instant,
+    /// Suspicions of this life up to here are refuted.
+    refuted: u16,
+    /// Suspects to be told so.
+    tellings: VecDeque<(Identity, Bytes)>,
+    suspect_for: Duration,
+    probe_period: Duration,
+    lateness_forgiven: Duration,
 }
 
 /// A datagram, read but not yet applied.
@@ -73,6 +99,17 @@ impl Swim {
             timers: BTreeMap::new(),
             inserted: 0,
             removals: BTreeMap::new(),
+            life: me,
+            suspicions: Suspicions::default(),
+            health: Health::default(),
+            probed: None,
+            probe_excused: false,
+            eased_at: Instant::ZERO,
+            refuted: 0,
+            tellings: VecDeque::new(),
+            suspect_for: timing.suspect_for,
+            probe_period: timing.probe_period,
+            lateness_forgiven: timing.lateness_forgiven,
         }
     }
 
@@ -143,36 +180,113 @@ impl Swim {
             && entry.key().0 <= now
         {
             let timer = entry.remove();
+            let (probes, gossips) =
+                (matches!(timer, Timer::ProbeRandomMember(_)), matches!(timer, Timer::PeriodicGossip(_)));
             if let Timer::RemoveDown(id) = &timer {
                 self.removals.remove(&id.node.id);
             }
-            if !self.is_stale(&timer)
-                && let Err(error) = self.foca.handle_timer(timer, &mut self.effects)
-            {
-                tracing::debug!(%error, "a membership timer failed");
+            let probed = if probes { self.probed.take() } else { None };
+            self.hand(now, timer);
+            if let Some((id, was_suspect)) = probed {
+                self.probe_ended(now, &id, was_suspect);
             }
-            self.schedule(now);
+            if gossips {
+                self.settle();
+                for suspect in self.suspicions.tell_next() {
+                    self.tell(&suspect);
+                }
+            }
+        }
+        if self.suspicions.next_deadline(self.lasts()).is_some_and(|at| at <= now) {
+            self.settle();
+            while let Some(timer) = self.suspicions.take_due(now, self.lasts()) {
+                self.hand(now, timer);
+            }
+        }
+    }
+
+    fn hand(&mut self, now: Instant, timer: Timer<Identity>) {
+        if let Err(error) = self.foca.handle_timer(timer, &mut self.effects) {
+            tracing::debug!(%error, "a membership timer failed");
+        }
+        self.schedule(now);
+    }
+
+    /// foca 2.0.0 takes a suspicion that was refuted meanwhile for one that came true, and tells the
+    /// healthy member that it is down (it then renews itself for nothing). So it is handed only those
+    /// that stand.
+    fn settle(&mut self) {
+        self.suspicions.settle(self.foca.iter_members());
+    }
+
+    /// A probe has failed exactly if foca has raised a suspicion for it.
+    fn probe_ended(&mut self, now: Instant, probed: &Identity, was_suspect: bool) {
+        self.probe_excused = false;
+        let before = self.health.stretch();
+        if !self.suspicions.holds(probed.node.id) {
+            self.health.probe_answered();
+        } else if !was_suspect {
+            self.health.probe_failed();
+        }
+        if self.health.stretch() < before {
+            self.eased_at = now;
+        }
+    }
+
+    /// Others say that they suspect this life at `incarnation`.
+    pub(crate) fn suspected(&mut self, incarnation: u16) {
+        if incarnation >= self.refuted {
+            self.refuted = incarnation.saturating_add(1);
+            self.health.suspected();
         }
     }
 
     /// When to call [`Swim::fire`].
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.timers.first_key_value().map(|((at, _), _)| *at)
+        let timer = self.timers.first_key_value().map(|((at, _), _)| *at);
+        let suspicion = self.suspicions.next_deadline(self.lasts()).map(|at| at.max(self.eased_at));
+        [timer, suspicion].into_iter().flatten().min()
     }
 
-    /// This node stood still for `by`: no timer counts that time. So whoever is probed or suspected
-    /// has as much time left as when it stopped (foca has no Lifeguard).
-    pub(crate) fn postpone(&mut self, by: Duration) {
-        self.timers =
-            std::mem::take(&mut self.timers).into_iter().map(|((at, n), t)| ((at + by, n), t)).collect();
-        for at in self.removals.values_mut() {
-            at.0 = at.0 + by;
+    /// How many times `suspect_for` a suspicion lasts at present.
+    pub(crate) fn stretch(&self) -> u32 {
+        self.health.stretch()
+    }
+
+    fn lasts(&self) -> Lasts {
+        Lasts { run: self.suspect_for, clock: self.suspect_for * self.health.stretch() }
+    }
+
+    /// This node stood still for `late`, until now. That time does not count, neither for whoever is
+    /// probed nor for whoever is suspected; and as the others may have stood still with it, both get
+    /// a full chance to answer. Longer ones also stretch suspicions for a while.
+    pub(crate) fn stood_still(&mut self, now: Instant, late: Duration) {
+        if late < LATENESS_USUAL {
+            return;
+        }
+        self.health.late(late, self.lateness_forgiven);
+        self.suspicions.stood_still(now, late, self.lasts(), self.probe_period * CHANCE_PERIODS);
+        let mut more = late;
+        if late >= self.lateness_forgiven && !self.probe_excused {
+            self.probe_excused = true;
+            more += self.probe_period;
+        }
+        let is_probe = |timer: &Timer<Identity>| {
+            matches!(timer, Timer::ProbeRandomMember(_) | Timer::SendIndirectProbe { .. })
+        };
+        let probes: Vec<(Instant, u64)> =
+            self.timers.iter().filter(|(_, timer)| is_probe(timer)).map(|(at, _)| *at).collect();
+        for (at, n) in probes {
+            if let Some(timer) = self.timers.remove(&(at, n)) {
+                let ends = matches!(timer, Timer::ProbeRandomMember(_));
+                self.timers.insert((at + if ends { more } else { late }, n), timer);
+            }
         }
     }
 
     /// A datagram to send.
     pub(crate) fn next_send(&mut self) -> Option<(Identity, Bytes)> {
-        self.effects.to_send()
+        self.effects.to_send().or_else(|| self.tellings.pop_front())
     }
 
     /// Something foca wants known.
@@ -180,19 +294,29 @@ impl Swim {
         self.effects.to_notify()
     }
 
-    /// foca 2.0.0 takes a suspicion that was refuted meanwhile for one that came true, and tells the
-    /// healthy member that it is down (it then renews itself for nothing). So such a timer fires only
-    /// while its suspicion stands.
-    fn is_stale(&self, timer: &Timer<Identity>) -> bool {
-        let Timer::ChangeSuspectToDown { member_id, incarnation, .. } = timer else { return false };
-        !self
-            .foca
-            .iter_members()
-            .any(|m| m.id() == member_id && m.incarnation() == *incarnation && m.state() == State::Suspect)
-    }
-
     fn schedule(&mut self, now: Instant) {
+        if *self.foca.identity() != self.life {
+            self.life = *self.foca.identity();
+            self.suspicions.forget();
+            self.probed = None;
+            self.refuted = 0;
+        }
         while let Some((after, timer)) = self.effects.to_schedule() {
+            match &timer {
+                Timer::ChangeSuspectToDown { member_id, incarnation, .. } => {
+                    // Refuted before it was raised: that member has spoken since its probe began.
+                    let suspect = Member::new(*member_id, *incarnation, State::Suspect);
+                    if self.foca.iter_members().all(|m| *m != suspect) {
+                        continue;
+                    }
+                    if let Some(suspect) = self.suspicions.raise(now, timer) {
+                        self.tell(&suspect);
+                    }
+                    continue;
+                }
+                Timer::SendIndirectProbe { probed_id, .. } => self.probe_begins(*probed_id),
+                _ => {}
+            }
             self.inserted += 1;
             let at = (now + after, self.inserted);
             if let Timer::RemoveDown(id) = &timer
@@ -213,11 +337,27 @@ impl Swim {
         }
     }
 
+    /// A suspect that this node does not suspect by itself may never have heard of it: who told so
+    /// may be gone, or reborn. It is told before its silence can count.
+    fn probe_begins(&mut self, id: Identity) {
+        let suspect =
+            self.foca.iter_members().find(|m| *m.id() == id && m.state() == State::Suspect).cloned();
+        self.probed = Some((id, suspect.is_some()));
+        if let Some(suspect) = suspect {
+            self.tell(&suspect);
+        }
+    }
+
+    fn tell(&mut self, suspect: &Member<Identity>) {
+        self.tellings.push_back((*suspect.id(), telling(self.life, suspect)));
+    }
+
     pub(crate) fn check_invariants(&self) {
         assert!(self.members().len() <= MEMBERS_MAX + super::NODES_MAX, "too many members remembered");
         assert!(self.removals.values().all(|at| self.timers.contains_key(at)), "a removal has no timer");
-        // Per member: a removal, and the suspicions of it that probes may raise one after another.
-        let bound = 64 + 16 * self.members().len();
+        assert!(self.suspicions.len() <= self.members().len(), "more suspicions than members");
+        // Per member a removal; and those of foca itself, some from former lives.
+        let bound = 64 + self.members().len();
         assert!(
             self.timers.len() <= bound,
             "{} timers for {} members",

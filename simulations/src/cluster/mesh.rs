@@ -86,7 +86,8 @@ impl Cluster {
         }
     }
 
-    /// I11: a node is declared down only if there was a reason.
+    /// I11: a node is declared down only if there was a reason. Whom two sides of a partition declared
+    /// down stays so for that life, and when they meet again everybody hears it.
     fn check_down(&mut self, accuser: usize, down: NodeRef) {
         let now = self.clock.now();
         let accused =
@@ -94,8 +95,10 @@ impl Cluster {
         let Some(accused) = accused else { return };
         let away = self.slots[accused].life.as_ref().is_some_and(|life| life.paused || life.draining);
         let cut = [accused, accuser].iter().any(|at| self.is_cut(*at));
-        let excused = away || cut && !self.third_parties_see_both(accuser, accused);
-        if !excused {
+        if away || cut && !self.third_parties_see_both(accuser, accused) {
+            self.condemned.insert(down);
+        }
+        if !self.condemned.contains(&down) {
             let what =
                 format!("n{accuser} declares n{accused} ({down:?}) down, which is up and can be reached");
             self.checks.violated("I11", now, what);

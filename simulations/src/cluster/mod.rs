@@ -15,7 +15,7 @@ mod shards;
 mod transports;
 mod trouble;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -168,6 +168,8 @@ pub struct Cluster {
     transports: BTreeMap<u64, Transport>,
     common: Common,
     lives: u64,
+    /// Lives that somebody had reason to declare down; others may hear of that much later.
+    condemned: BTreeSet<NodeRef>,
     /// When a node came or went last.
     lives_changed: Instant,
     opened: u64,
@@ -209,6 +211,7 @@ impl Cluster {
             transports: BTreeMap::new(),
             common,
             lives: 0,
+            condemned: BTreeSet::new(),
             lives_changed: Instant::ZERO,
             opened: 0,
             queries: 0,

@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 
 use super::net::{addr, config};
 use crate::id::{NodeId, NodeRef};
-use crate::membership::machine::{KIND_RECORDS, KIND_SWIM, KIND_WORD};
+use crate::membership::outbound::{KIND_RECORDS, KIND_SWIM, KIND_WORD};
 use crate::membership::seal::{PLAIN_BYTES_MAX, Sealer, Terms};
 use crate::membership::sync::{Ask, Claim, Entry, Page, Word};
 use crate::membership::{Identity, Input, Membership, NODES_MAX, Notice, Output};

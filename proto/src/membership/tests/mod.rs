@@ -2,6 +2,8 @@
 
 mod hostile;
 mod net;
+mod starvation;
+mod suspicion;
 
 use std::time::Duration;
 
