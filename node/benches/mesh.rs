@@ -13,10 +13,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use mesh_proto::id::{Address, NodeId, NodeRef, PublishId, RoomKey, ShardIx, SocketSid, Term};
+use mesh_proto::id::{Address, NodeRef, PublishId, RoomKey, ShardIx, SocketSid, Term};
 use mesh_proto::keys::ClusterKey;
 use mesh_proto::link::LinkLimits;
-use mesh_proto::membership::{MembershipConfig, Timing};
+use mesh_proto::membership::MembershipConfig;
 use mesh_proto::wire::{
     self, Body, Envelope, Lane, NodeStatus, Payload, RoomEntry, RoomEvent, RoomToEdge, To,
 };
@@ -167,23 +167,8 @@ type Started = (Mesh, mpsc::Sender<ToShard>, mpsc::Receiver<ToShard>);
 fn start(name: &str, seeds: &[String], mtu_max: u16) -> Started {
     let listen = "127.0.0.1:0".parse().unwrap();
     let membership = MembershipConfig {
-        me: NodeRef { id: NodeId::of_name(name), incarnation: 1 },
-        name: name.into(),
-        mesh_addr: listen,
-        zone: 0,
-        weight: 1,
-        client_addr: String::new(),
-        admin_addr: String::new(),
-        api_addr: String::new(),
-        shards: 1,
-        software: "bench".into(),
-        seeds: Vec::new(),
         vnodes: 16,
-        timing: Timing::lan(),
-        cluster_key: ClusterKey::new([7; 32]),
-        cluster_id: 1,
-        boot_id: rand::random(),
-        seed: rand::random(),
+        ..MembershipConfig::new(name, listen, ClusterKey::new([7; 32]), rand::random())
     };
     let endpoint = EndpointConfig { mtu_max, ..EndpointConfig::new(listen) };
     let config = MeshConfig { endpoint, seeds: seeds.to_vec(), membership, limits: LinkLimits::default() };

@@ -139,12 +139,9 @@ impl Life {
     ) -> Self {
         let mut random = random.fork();
         let me = NodeRef { id: NodeId::of_name(&name_of(slot)), incarnation: now.as_micros() / 1_000 + 1 };
+        let boot_id = random.draw();
         let config = MembershipConfig {
             me,
-            name: name_of(slot),
-            mesh_addr: address_of(slot),
-            zone: 0,
-            weight: 1,
             client_addr: format!("client:{slot}"),
             admin_addr: format!("admin:{slot}"),
             api_addr: format!("api:{slot}"),
@@ -153,10 +150,8 @@ impl Life {
             seeds: common.seeds.iter().map(|seed| address_of(*seed)).collect(),
             vnodes: VNODES,
             timing: common.timing.clone(),
-            cluster_key: common.key.clone(),
-            cluster_id: 1,
-            boot_id: random.draw(),
             seed: random.draw(),
+            ..MembershipConfig::new(&name_of(slot), address_of(slot), common.key.clone(), boot_id)
         };
         let membership = Membership::new(Instant::ZERO, config);
         let view = membership.view().clone();

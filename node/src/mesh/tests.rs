@@ -7,7 +7,7 @@ use std::time::Duration;
 use mesh_proto::id::{Address, NodeId, NodeRef, Placement, RoomKey, ShardIx};
 use mesh_proto::keys::ClusterKey;
 use mesh_proto::link::LinkLimits;
-use mesh_proto::membership::{MembershipConfig, Timing};
+use mesh_proto::membership::MembershipConfig;
 use mesh_proto::view::{NodeInfo, NodeRecord, NodeState, View};
 use mesh_proto::wire::{
     self, Answer, Body, CommandFailed, Envelope, Lane, NodeStatus, ProtocolRange, Query, To,
@@ -448,23 +448,8 @@ async fn a_hello_that_overtakes_the_view_waits_for_it() {
 fn whole(name: &str, seeds: &[std::net::SocketAddr]) -> (Mesh, Vec<mpsc::Receiver<ToShard>>) {
     let listen = "127.0.0.1:0".parse().unwrap();
     let membership = MembershipConfig {
-        me: NodeRef { id: NodeId::of_name(name), incarnation: 1 },
-        name: name.into(),
-        mesh_addr: listen,
-        zone: 0,
-        weight: 1,
-        client_addr: String::new(),
-        admin_addr: String::new(),
-        api_addr: String::new(),
-        shards: 1,
-        software: "test".into(),
-        seeds: Vec::new(),
         vnodes: 16,
-        timing: Timing::lan(),
-        cluster_key: ClusterKey::new([7; 32]),
-        cluster_id: 1,
-        boot_id: rand::random(),
-        seed: rand::random(),
+        ..MembershipConfig::new(name, listen, ClusterKey::new([7; 32]), rand::random())
     };
     let config = MeshConfig {
         endpoint: EndpointConfig::new(listen),

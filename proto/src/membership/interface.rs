@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Notice, Timing};
-use crate::id::NodeRef;
+use crate::id::{NodeId, NodeRef};
 use crate::keys::ClusterKey;
 use crate::time::Instant;
 use crate::view::View;
@@ -52,6 +52,33 @@ pub struct MembershipConfig {
     pub boot_id: u64,
     /// Seed of this node's random choices.
     pub seed: u64,
+}
+
+impl MembershipConfig {
+    /// A node in its first life with LAN timings, one shard and 256 vnodes, that begins a cluster and
+    /// announces no addresses. `boot_id` must be another one at each start; it is also the seed.
+    #[must_use]
+    pub fn new(name: &str, mesh_addr: SocketAddr, cluster_key: ClusterKey, boot_id: u64) -> Self {
+        Self {
+            me: NodeRef { id: NodeId::of_name(name), incarnation: 1 },
+            name: name.to_owned(),
+            mesh_addr,
+            zone: 0,
+            weight: 1,
+            client_addr: String::new(),
+            admin_addr: String::new(),
+            api_addr: String::new(),
+            shards: 1,
+            software: String::new(),
+            seeds: Vec::new(),
+            vnodes: 256,
+            timing: Timing::lan(),
+            cluster_key,
+            cluster_id: 1,
+            boot_id,
+            seed: boot_id,
+        }
+    }
 }
 
 /// What happened.

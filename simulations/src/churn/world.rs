@@ -204,13 +204,9 @@ impl World {
 
     fn start(&mut self, n: usize) {
         self.lives[n] += 1;
-        let name = name(n);
+        let (name, key, boot_id) = (name(n), ClusterKey::new([7; 32]), self.rng.random());
         let config = MembershipConfig {
             me: NodeRef { id: NodeId::of_name(&name), incarnation: self.lives[n] },
-            name,
-            mesh_addr: addr(n),
-            zone: 0,
-            weight: 1,
             client_addr: format!("{}", addr(n)),
             admin_addr: format!("{}", addr(n)),
             api_addr: format!("{}", addr(n)),
@@ -219,10 +215,8 @@ impl World {
             seeds: self.seeds.clone(),
             vnodes: self.vnodes,
             timing: self.timing.clone(),
-            cluster_key: ClusterKey::new([7; 32]),
-            cluster_id: 1,
-            boot_id: self.rng.random(),
             seed: self.rng.random(),
+            ..MembershipConfig::new(&name, addr(n), key, boot_id)
         };
         let machine = Membership::new(self.now, config);
         let ring = machine.view().ring.digest();

@@ -7,9 +7,8 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use crate::id::{NodeId, NodeRef};
 use crate::keys::ClusterKey;
-use crate::membership::{Input, Membership, MembershipConfig, Notice, Output, Timing};
+use crate::membership::{Input, Membership, MembershipConfig, Notice, Output};
 use crate::time::Instant;
 use crate::view::NodeState;
 
@@ -40,11 +39,6 @@ pub(super) fn addr(n: u16) -> SocketAddr {
 
 pub(super) fn config(n: u16, name: &str, seeds: &[u16]) -> MembershipConfig {
     MembershipConfig {
-        me: NodeRef { id: NodeId::of_name(name), incarnation: 1 },
-        name: name.into(),
-        mesh_addr: addr(n),
-        zone: 0,
-        weight: 1,
         client_addr: "127.0.0.1:8000".into(),
         admin_addr: "127.0.0.1:8001".into(),
         api_addr: "127.0.0.1:8002".into(),
@@ -52,11 +46,8 @@ pub(super) fn config(n: u16, name: &str, seeds: &[u16]) -> MembershipConfig {
         software: "0.1.0".into(),
         seeds: seeds.iter().map(|&n| addr(n)).collect(),
         vnodes: 16,
-        timing: Timing::lan(),
-        cluster_key: ClusterKey::new([7; 32]),
-        cluster_id: 1,
-        boot_id: 0,
         seed: u64::from(n),
+        ..MembershipConfig::new(name, addr(n), ClusterKey::new([7; 32]), 0)
     }
 }
 
