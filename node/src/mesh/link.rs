@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use super::calls::NodeCalls;
 use super::hello::{self, CloseReason, Greeted, HelloError, Joined, Local};
 use super::peers::{PeerEnds, PeerShared};
+use super::readable::Readable;
 use super::tls;
 use crate::clock::Clock;
 use crate::handles::{ShardHandle, Shards, ToShard};
@@ -37,8 +38,10 @@ use crate::handles::{ShardHandle, Shards, ToShard};
 const QUEUE_BATCH: usize = 1_024;
 /// Chunks read from a lane in one go; each is at most a datagram.
 const READ_CHUNKS: usize = 32;
-/// Reads from one lane before the next one has its turn.
+/// Reads from one lane before the next one has its turn; the last is the one that finds nothing.
 const READS_PER_TURN: usize = 2;
+/// Batches taken from the queue in one turn; the last is the one that finds nothing.
+const BATCHES_PER_TURN: usize = 2;
 /// Turns before the task lets others of its thread run: some two milliseconds at full speed.
 const TURNS_PER_POLL: usize = 2;
 /// Batches that may wait for full shards before the control lane is not read either.
@@ -102,7 +105,7 @@ struct Target {
 impl Target {
     fn push(&mut self, envelope: Envelope) {
         if self.batch.is_empty() {
-            self.batch.reserve(self.batch_len_usual);
+            self.batch.reserve_exact(self.batch_len_usual);
         }
         self.batch.push(envelope);
     }
@@ -122,6 +125,9 @@ pub(crate) struct LinkTask {
     dials: bool,
     link: Link,
     phase: Phase,
+    readable: Readable,
+    /// Where reads put their chunks; empty in between.
+    chunks: Vec<Bytes>,
     targets: Vec<Target>,
     stalled_len: usize,
     queued: Vec<(Lane, Bytes)>,
@@ -161,6 +167,8 @@ impl LinkTask {
             dials,
             link: Link::new(instance, context.limits),
             phase: Phase::Waiting,
+            readable: Readable::default(),
+            chunks: vec![Bytes::new(); READ_CHUNKS],
             targets: targets.collect(),
             stalled_len: 0,
             queued: Vec::new(),
@@ -191,6 +199,7 @@ impl LinkTask {
     /// Takes turns over all sources until none has anything left. Ready only when the node has let
     /// go of the queue.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.readable.register(cx);
         for _ in 0..TURNS_PER_POLL {
             self.now = self.context.clock.now();
             let mut busy = self.poll_phase(cx);
@@ -200,12 +209,15 @@ impl LinkTask {
                 Poll::Pending => {}
             }
             busy |= self.poll_stalled(cx);
+            let stalled_len = self.stalled_len;
             busy |= self.poll_incoming(cx);
             busy |= self.poll_outgoing(cx);
             self.drain(cx);
             // One message per shard and turn: waking a shard costs more than its envelopes.
             self.flush();
             busy |= self.poll_timer(cx);
+            // Nobody waits yet for the room that these need.
+            busy |= self.stalled_len > stalled_len;
             if !busy {
                 let stats = self.link.stats();
                 self.shared.report(|report| report.stats = stats);
@@ -276,6 +288,7 @@ impl LinkTask {
         let unwritten = [const { Bytes::new() }; Lane::COUNT];
         let open = Open { connection, since: self.now, outgoing, incoming, unwritten };
         self.phase = Phase::Open(Box::new(open));
+        self.readable.mark_all();
         self.link.handle(self.now, Input::Connected(resume));
     }
 
@@ -335,45 +348,60 @@ impl LinkTask {
         }
     }
 
+    /// Takes what is queued. Ready while there may be more.
     fn poll_queue(&mut self, cx: &mut Context<'_>) -> Poll<Option<()>> {
-        let Poll::Ready(count) = self.ends.queue.poll_recv_many(cx, &mut self.queued, QUEUE_BATCH) else {
-            return Poll::Pending;
-        };
-        if count == 0 {
-            return Poll::Ready(None);
+        for _ in 0..BATCHES_PER_TURN {
+            let Poll::Ready(count) = self.ends.queue.poll_recv_many(cx, &mut self.queued, QUEUE_BATCH) else {
+                return Poll::Pending;
+            };
+            if count == 0 {
+                return Poll::Ready(None);
+            }
+            let mut bytes = 0;
+            for (lane, envelope) in self.queued.drain(..) {
+                bytes += envelope.len();
+                self.link.handle(self.now, Input::Send { lane, envelope });
+            }
+            self.shared.taken(bytes);
         }
-        let mut bytes = 0;
-        for (lane, envelope) in self.queued.drain(..) {
-            bytes += envelope.len();
-            self.link.handle(self.now, Input::Send { lane, envelope });
-        }
-        self.shared.taken(bytes);
         Poll::Ready(Some(()))
     }
 
-    /// Reads what the lanes have, unless shards are full.
+    /// Reads what the lanes have, unless shards are full; whether there may be more.
     fn poll_incoming(&mut self, cx: &mut Context<'_>) -> bool {
         let mut busy = false;
+        let mut chunks = std::mem::take(&mut self.chunks);
         // Control first.
         for lane in (0..Lane::COUNT).rev() {
-            let control = lane == usize::from(Lane::CONTROL.0);
-            for _ in 0..READS_PER_TURN {
-                if self.stalled_len > if control { STALLED_MAX } else { 0 } {
-                    break;
+            busy |= self.readable.has(lane) && self.read_lane(cx, lane, &mut chunks);
+        }
+        self.chunks = chunks;
+        busy
+    }
+
+    /// Reads from one lane; whether it may have more.
+    fn read_lane(&mut self, cx: &mut Context<'_>, lane: usize, chunks: &mut [Bytes]) -> bool {
+        let control = lane == usize::from(Lane::CONTROL.0);
+        for _ in 0..READS_PER_TURN {
+            // It stays marked, and is read when the shards have room.
+            if self.stalled_len > if control { STALLED_MAX } else { 0 } {
+                return false;
+            }
+            let Phase::Open(open) = &mut self.phase else { return false };
+            self.readable.unmark(lane);
+            let mut context = Context::from_waker(self.readable.waker(lane));
+            let read = pin!(open.incoming[lane].read_chunks(chunks)).poll(&mut context);
+            match read {
+                Poll::Pending => return false,
+                Poll::Ready(Ok(Some(count))) => {
+                    self.readable.mark(lane);
+                    self.received(cx, Lane(lane as u8), &mut chunks[..count]);
                 }
-                let Phase::Open(open) = &mut self.phase else { return busy };
-                let mut chunks = [const { Bytes::new() }; READ_CHUNKS];
-                let read = pin!(open.incoming[lane].read_chunks(&mut chunks)).poll(cx);
-                match read {
-                    Poll::Pending => break,
-                    Poll::Ready(Ok(Some(count))) => self.received(cx, Lane(lane as u8), &mut chunks[..count]),
-                    Poll::Ready(Ok(None)) => self.lost("lane finished"),
-                    Poll::Ready(Err(error)) => self.lost(&error.to_string()),
-                }
-                busy = true;
+                Poll::Ready(Ok(None)) => self.lost("lane finished"),
+                Poll::Ready(Err(error)) => self.lost(&error.to_string()),
             }
         }
-        busy
+        true
     }
 
     fn received(&mut self, cx: &mut Context<'_>, lane: Lane, chunks: &mut [Bytes]) {

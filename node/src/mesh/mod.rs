@@ -21,6 +21,7 @@ mod link;
 mod links;
 mod peers;
 mod priority;
+mod readable;
 #[cfg(test)]
 mod tests;
 mod tls;

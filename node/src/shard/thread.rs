@@ -159,6 +159,8 @@ async fn turns<M: Machine + 'static>(
     let mut messages = Vec::with_capacity(TURN_MESSAGES_MAX);
     let timer = tokio::time::sleep_until(shared.clock.far());
     tokio::pin!(timer);
+    let stopped = stopping.cancelled();
+    tokio::pin!(stopped);
     view.mark_changed();
     loop {
         let deadline = shared.driver.borrow().next_deadline();
@@ -170,7 +172,7 @@ async fn turns<M: Machine + 'static>(
         let mut new_view = None;
         tokio::select! {
             biased;
-            () = stopping.cancelled() => return,
+            () = &mut stopped => return,
             changed = view.changed() => match changed {
                 Ok(()) => new_view = Some(view.borrow_and_update().clone()),
                 Err(_) => return,
