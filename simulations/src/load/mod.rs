@@ -69,6 +69,23 @@ struct Span {
     seconds: u64,
 }
 
+/// What is published, to how many, and beside what: the same for `fanout` and `paced`.
+#[derive(Args, Clone, Debug)]
+struct Rooms {
+    /// Rooms: 1 for the big room, 100 for the small ones.
+    #[arg(long, default_value_t = 1)]
+    rooms: usize,
+    /// Receiving members of each room: 1,000 for the big room, 10 for the small ones.
+    #[arg(long, default_value_t = 1_000)]
+    members: usize,
+    /// Bytes of the published string.
+    #[arg(long, default_value_t = 128)]
+    payload: usize,
+    /// Run the bare broadcast loop first, with and without coalescing.
+    #[arg(long)]
+    beside_baseline: bool,
+}
+
 /// `load fanout`.
 #[derive(Args, Debug)]
 pub struct Fanout {
@@ -76,24 +93,14 @@ pub struct Fanout {
     nodes: Nodes,
     #[command(flatten)]
     span: Span,
-    /// Rooms.
-    #[arg(long, default_value_t = 1)]
-    rooms: usize,
-    /// Receiving members of each room.
-    #[arg(long, default_value_t = 1_000)]
-    members: usize,
+    #[command(flatten)]
+    rooms: Rooms,
     /// Publishing members of each room. A node takes 200 events per second of each for long.
     #[arg(long, default_value_t = 20)]
     publishers: usize,
     /// Unanswered publishes each publisher keeps under way.
     #[arg(long, default_value_t = 8)]
     window: usize,
-    /// Bytes of the published string.
-    #[arg(long, default_value_t = 128)]
-    payload: usize,
-    /// Run the bare broadcast loop first, with and without coalescing.
-    #[arg(long)]
-    beside_baseline: bool,
 }
 
 /// `load paced`.
@@ -103,21 +110,11 @@ pub struct Paced {
     nodes: Nodes,
     #[command(flatten)]
     span: Span,
-    /// Rooms: 1 for the big room, 100 for the small ones.
-    #[arg(long, default_value_t = 1)]
-    rooms: usize,
-    /// Receiving members of each room: 1,000 for the big room, 10 for the small ones.
-    #[arg(long, default_value_t = 1_000)]
-    members: usize,
+    #[command(flatten)]
+    rooms: Rooms,
     /// Deliveries per second over all rooms.
     #[arg(long, default_value_t = 20_000)]
     deliveries: u32,
-    /// Bytes of the published string.
-    #[arg(long, default_value_t = 128)]
-    payload: usize,
-    /// Run the bare broadcast loop first.
-    #[arg(long)]
-    beside_baseline: bool,
 }
 
 /// `load echo`.

@@ -18,7 +18,7 @@ use super::process::{CpuNanos, Servers};
 use super::report::{Faults, Outcome, histogram};
 use super::stamp::Stamp;
 use super::tally::Tally;
-use super::{Fanout, Nodes, Paced, Soak, fleet};
+use super::{Fanout, Nodes, Paced, Rooms, Soak, Span, fleet};
 
 /// After the last publish, the run ends when nothing has come for this long.
 const QUIET_AFTER: Duration = Duration::from_secs(3);
@@ -35,6 +35,20 @@ struct Plan {
     warmup: Duration,
     /// Ignored when [`Pace::Count`] ends the run.
     measured: Duration,
+}
+
+impl Plan {
+    fn new(rooms: &Rooms, span: &Span, publishers: usize, pace: Pace) -> Self {
+        Self {
+            rooms: rooms.rooms,
+            members: rooms.members,
+            publishers,
+            pace,
+            payload: rooms.payload,
+            warmup: span.warmup(),
+            measured: span.measured(),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -71,31 +85,16 @@ struct Seat {
 
 /// `load fanout`.
 pub(super) async fn fanout(command: Fanout) -> anyhow::Result<()> {
-    let plan = Plan {
-        rooms: command.rooms,
-        members: command.members,
-        publishers: command.publishers,
-        pace: Pace::Window(command.window),
-        payload: command.payload,
-        warmup: command.span.warmup(),
-        measured: command.span.measured(),
-    };
-    compare(&command.nodes, &plan, command.beside_baseline).await
+    let Fanout { nodes, span, rooms, publishers, window } = command;
+    compare(&nodes, &rooms, &Plan::new(&rooms, &span, publishers, Pace::Window(window))).await
 }
 
 /// `load paced`.
 pub(super) async fn paced(command: Paced) -> anyhow::Result<()> {
-    let deliveries_per_publisher = f64::from(command.deliveries) / command.rooms.max(1) as f64;
-    let plan = Plan {
-        rooms: command.rooms,
-        members: command.members,
-        publishers: 1,
-        pace: Pace::Every(Duration::from_secs_f64(command.members as f64 / deliveries_per_publisher)),
-        payload: command.payload,
-        warmup: command.span.warmup(),
-        measured: command.span.measured(),
-    };
-    compare(&command.nodes, &plan, command.beside_baseline).await
+    let Paced { nodes, span, rooms, deliveries } = command;
+    let deliveries_per_publisher = f64::from(deliveries) / rooms.rooms.max(1) as f64;
+    let interval = Duration::from_secs_f64(rooms.members as f64 / deliveries_per_publisher);
+    compare(&nodes, &rooms, &Plan::new(&rooms, &span, 1, Pace::Every(interval))).await
 }
 
 /// `load soak20`.
@@ -118,9 +117,9 @@ pub(super) async fn soak(command: Soak) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn compare(nodes: &Nodes, plan: &Plan, beside_baseline: bool) -> anyhow::Result<()> {
+async fn compare(nodes: &Nodes, rooms: &Rooms, plan: &Plan) -> anyhow::Result<()> {
     Outcome::print_head();
-    if beside_baseline {
+    if rooms.beside_baseline {
         for (name, coalesce) in [("bare loop", false), ("bare loop, coalescing", true)] {
             let child = Child::start(coalesce).await?;
             let bare = Nodes { targets: vec![child.target()], pids: vec![child.pid()], ..nodes.clone() };
