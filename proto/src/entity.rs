@@ -9,6 +9,7 @@
 use std::collections::VecDeque;
 
 use crate::id::{NodeRef, Term};
+use crate::wire::COUNTER_END;
 
 /// Hands out terms of one shard.
 #[derive(Debug)]
@@ -29,6 +30,13 @@ impl Terms {
     pub fn begin(&mut self, seen: Term) -> Term {
         self.highest = self.highest.max(seen.number) + 1;
         Term { number: self.highest, owner: self.me }
+    }
+
+    /// Another owner's term: what begins here from now on is above it.
+    pub fn heard(&mut self, term: Term) {
+        if term.number < COUNTER_END {
+            self.highest = self.highest.max(term.number);
+        }
     }
 }
 
@@ -72,6 +80,13 @@ impl<E> CommitQueue<E> {
         self.waiting.push_back((self.applied, effect));
     }
 
+    /// Adds an effect of op number `op`, or of something after it that changed nothing.
+    pub fn push_at(&mut self, op: u64, effect: E) {
+        debug_assert!(self.applied <= op, "effects in the order of ops");
+        self.applied = op;
+        self.waiting.push_back((op, effect));
+    }
+
     /// Every op up to `op` is safe.
     pub fn confirm(&mut self, op: u64) {
         self.confirmed = self.confirmed.max(op.min(self.applied));
@@ -89,6 +104,11 @@ impl<E> CommitQueue<E> {
             return None;
         }
         self.waiting.pop_front().map(|(_, effect)| Committed(effect))
+    }
+
+    /// Takes out what is not safe, to be undone.
+    pub fn drain(&mut self, mut undo: impl FnMut(E)) {
+        self.waiting.drain(..).for_each(|(_, effect)| undo(effect));
     }
 
     /// Effects waiting.

@@ -389,7 +389,7 @@ pub enum PublishId {
 }
 
 /// Whoever numbers publishes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Publisher {
     /// A session.
     Session(SocketSid),
@@ -407,6 +407,15 @@ impl PublishId {
         match self {
             Self::Session { sid, number, index } => (Publisher::Session(sid), (number, index)),
             Self::Api { via, number } => (Publisher::Api(via), (number, 0)),
+        }
+    }
+
+    /// The reverse of [`PublishId::split`].
+    #[must_use]
+    pub fn join(publisher: Publisher, (number, index): PublishNumber) -> Self {
+        match publisher {
+            Publisher::Session(sid) => Self::Session { sid, number, index },
+            Publisher::Api(via) => Self::Api { via, number },
         }
     }
 }

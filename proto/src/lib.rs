@@ -11,7 +11,7 @@
 //! |---|---|
 //! | [`shard`] | joins the machines below for one thread |
 //! | [`edge`], [`session`], [`room`] | who gets which packet, in which order |
-//! | [`entity`] | when an owner may let an effect out |
+//! | [`host`], [`entity`] | who owns and backs up what; when an owner may let an effect out |
 //! | [`link`] | ordered, lossless envelopes to one incarnation of a peer |
 //! | [`membership`], [`view`], [`ring`] | who is there, who owns what |
 //! | [`engineio`], [`socketio`], [`plain`], [`wire`] | bytes |
@@ -22,6 +22,7 @@ mod edge;
 pub mod engineio;
 pub mod entity;
 pub mod gate;
+mod host;
 pub mod id;
 pub mod json;
 pub mod keys;

@@ -66,13 +66,17 @@ impl Dedupe {
         if self.highest.insert(publisher, (number, at, now)).is_none() {
             self.publisher_ages.push_back((now, publisher));
         }
-        if let Some(key) = key
-            && self.keys.insert(key.clone(), (at, now)).is_none()
-        {
-            self.key_ages.push_back((now, key));
-        }
         while self.publisher_ages.len() > limits.dedupe_entries_max {
             self.forget_oldest_publisher();
+        }
+        if let Some(key) = key {
+            self.remember_key(now, limits, key, at);
+        }
+    }
+
+    fn remember_key(&mut self, now: Instant, limits: &Limits, key: DedupeKey, at: Cursor) {
+        if self.keys.insert(key.clone(), (at, now)).is_none() {
+            self.key_ages.push_back((now, key));
         }
         while self.key_ages.len() > limits.dedupe_entries_max {
             self.forget_oldest_key();
@@ -97,6 +101,41 @@ impl Dedupe {
         }
         while self.key_ages.front().is_some_and(|(since, _)| now.since(*since) >= limits.dedupe_window) {
             self.forget_oldest_key();
+        }
+    }
+
+    /// The highest publish of a publisher that has been here.
+    pub(super) fn highest(&self, publisher: Publisher) -> Option<PublishNumber> {
+        self.highest.get(&publisher).map(|(number, ..)| *number)
+    }
+
+    /// Every publisher with its highest publish and where that is, oldest first.
+    pub(super) fn publishers(&self) -> Vec<(Publisher, PublishNumber, Cursor)> {
+        let known = self.publisher_ages.iter().filter_map(|(_, publisher)| {
+            self.highest.get(publisher).map(|(number, at, _)| (*publisher, *number, *at))
+        });
+        known.collect()
+    }
+
+    /// Every idempotency key with the place of its event, oldest first.
+    pub(super) fn keys(&self) -> Vec<(DedupeKey, Cursor)> {
+        let known = self.key_ages.iter();
+        known.filter_map(|(_, key)| self.keys.get(key).map(|(at, _)| (key.clone(), *at))).collect()
+    }
+
+    /// What another copy had seen, as if it were seen now.
+    pub(super) fn restore(
+        &mut self,
+        now: Instant,
+        limits: &Limits,
+        publishers: Vec<(Publisher, PublishNumber, Cursor)>,
+        keys: Vec<(DedupeKey, Cursor)>,
+    ) {
+        for (publisher, number, at) in publishers {
+            self.remember(now, limits, PublishId::join(publisher, number), None, at);
+        }
+        for (key, at) in keys {
+            self.remember_key(now, limits, key, at);
         }
     }
 

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use crate::id::{Cursor, Term};
+use crate::id::Cursor;
 use crate::wire::RoomEntry;
 
 /// Bookkeeping of an entry beside its payload, counted into the log's bytes.
@@ -36,8 +36,22 @@ pub(crate) fn entry_bytes(entry: &RoomEntry) -> usize {
 }
 
 impl RoomLog {
-    pub(super) fn new() -> Self {
-        Self { first: 1, before_first: Cursor::NONE, entries: VecDeque::new(), start_offset: 0 }
+    /// An empty log that begins at `place`: nothing at or before it will ever be in it.
+    pub(super) fn new(place: Cursor) -> Self {
+        Self::after(place, place.seq + 1)
+    }
+
+    /// An empty log whose first entry will be `first`.
+    pub(super) fn after(before_first: Cursor, first: u64) -> Self {
+        Self { first, before_first, entries: VecDeque::new(), start_offset: 0 }
+    }
+
+    pub(super) fn before_first(&self) -> Cursor {
+        self.before_first
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &RoomEntry> {
+        self.entries.iter().map(|kept| &kept.entry)
     }
 
     pub(super) fn first(&self) -> u64 {
@@ -73,14 +87,6 @@ impl RoomLog {
         Cursor { term, seq: self.head() }
     }
 
-    /// Moves everything under `term`, at the same sequence numbers.
-    pub(super) fn relabel(&mut self, term: Term) {
-        self.before_first = Cursor { term, seq: self.first - 1 };
-        for kept in &mut self.entries {
-            kept.entry.term = term;
-        }
-    }
-
     /// Drops the oldest entry; returns the bytes freed.
     pub(super) fn trim_first(&mut self) -> usize {
         let Some(kept) = self.entries.pop_front() else { return 0 };
@@ -113,11 +119,9 @@ impl RoomLog {
     }
 
     /// Whether `cursor` is a place in this log: it has an entry `seq` with that term (Raft's log
-    /// matching), or is the end of what was trimmed, or the present head under `term`.
-    pub(super) fn contains(&self, cursor: Cursor, term: Term) -> bool {
-        self.get(cursor.seq).is_some_and(|e| e.term == cursor.term)
-            || cursor == self.before_first
-            || (cursor.seq == self.head() && cursor.term == term)
+    /// matching), or is the end of what was trimmed.
+    pub(super) fn contains(&self, cursor: Cursor) -> bool {
+        self.get(cursor.seq).is_some_and(|e| e.term == cursor.term) || cursor == self.before_first
     }
 
     /// Seq of the last entry at or before `cursor`; entries above it are new to whoever holds it.

@@ -1,64 +1,58 @@
 //! Rooms owned by this shard: ordered logs of events, and who is served from them.
 //!
-//! Belongs here: appending publishes once, serving edge shards from their cursors, trimming.
-//! Stays out: members and delivery to clients (`edge`), who may publish (`session`, the HTTP API).
+//! Belongs here: appending publishes once, serving edge shards from their cursors.
+//! Stays out: members and delivery to clients (`edge`), who may publish (`session`, the HTTP API), who
+//! owns a room and who backs it up (`host`).
 //! Units: bytes of an entry are its payload and a flat overhead.
 //! Invariants: positions strictly rise under every owner; an entry leaves only when committed; a
 //! subscriber has at most its window under way; every table has a bound.
-//! When it breaks: a new owner begins a term above every cursor it is shown; what the old one alone
-//! held is told as a gap.
+//! When it breaks: the backup goes on under a term above; a cursor that its log does not contain is told
+//! as a gap.
 
 mod dedupe;
 mod log;
+mod state;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::collections::FixedMap;
-use crate::entity::{CommitQueue, Committed, Terms};
-use crate::id::{Address, Cursor, NodeRef, Placement, PublishId, RoomKey, Term};
+use crate::entity::{CommitQueue, Committed};
+use crate::host::{Event, Host, MessageOf, Open, Ownership};
+use crate::id::{Address, Cursor, NodeRef, Placement, RoomKey, Term};
 use crate::limits::Limits;
-use crate::shard::{Ctx, Out};
+use crate::shard::{Ctx, Out, ProductRules};
 use crate::time::Instant;
 use crate::wire::{
-    Answer, Body, COUNTER_END, CommandFailed, DedupeKey, Lane, NotOwner, Payload, Publish, PublishRefused,
-    RoomEntry, RoomEvent, RoomFacts, RoomToEdge, RoomToPublisher, Subject, Subscription, To, ToRoom,
+    Answer, Body, COUNTER_END, CommandFailed, Lane, NotOwner, Payload, Publish, PublishRefused, RoomEntry,
+    RoomEvent, RoomFacts, RoomOp, RoomToEdge, RoomToPublisher, Subject, Subscription, To, ToRoom, Version,
 };
-use dedupe::{Dedupe, Verdict};
+use dedupe::Verdict;
 use log::RoomLog;
 pub(crate) use log::entry_bytes;
+use state::{RoomState, RoomsShared};
 
 /// What may be under way to one subscriber; the tail it feeds holds as much.
 const WINDOW_BYTES: u64 = 256 << 10;
-/// Marks kept beyond twice the entries there are, before they are looked through.
-const MARKS_SLACK: usize = 1_024;
 /// A subscriber reports what it has taken each time it is this much.
 pub(crate) const REPORT_BYTES: usize = 64 << 10;
 
-/// Every room this shard owns.
+/// Every room this shard owns or backs up.
 #[derive(Debug)]
 pub(crate) struct Rooms {
-    limits: Limits,
+    host: Host<RoomState>,
     rooms_max: usize,
-    terms: Terms,
-    rooms: FixedMap<RoomKey, Room>,
-    /// Entries of all logs in the order they were appended: the oldest of all rooms go first.
-    /// A mark names its entry: an entry may be gone by its own room's bounds.
-    ages: VecDeque<(Instant, RoomKey, u64)>,
-    log_entries: usize,
-    log_bytes: usize,
     /// Rooms with something to send at the end of this turn.
     dirty: BTreeSet<RoomKey>,
 }
 
-#[derive(Debug)]
-struct Room {
-    term: Term,
-    log: RoomLog,
+/// What only a room's owner has.
+#[derive(Debug, Default)]
+pub(crate) struct RoomLive {
     /// Seq of the last entry that is safe to serve.
     committed: u64,
+    /// Seq of the last entry there was when this ownership began.
+    inherited: u64,
     subscribers: BTreeMap<Address, Subscriber>,
-    dedupe: Dedupe,
     effects: CommitQueue<Effect>,
     used: Instant,
 }
@@ -70,6 +64,17 @@ struct Subscriber {
     sent: u64,
     /// Log offset of the end of the last entry it has taken.
     taken_offset: u64,
+}
+
+/// What others want of a room.
+#[derive(Debug)]
+pub(crate) enum RoomInput {
+    Publish(Publish),
+    /// By the HTTP API, answered as a call.
+    Call(u64, Publish),
+    Subscribe(Subscription),
+    Unsubscribe,
+    Taken(Cursor),
 }
 
 /// What an op of a room leads to, once it is safe.
@@ -90,51 +95,153 @@ enum Effect {
 enum Published {
     /// In the log, now or since earlier.
     At { at: Cursor, duplicate: bool },
-    /// Never.
-    Refused(PublishRefused),
-    /// Not here, or not yet: repeat by the ring.
-    NotHere,
+    /// The publish before it has not been here: repeat both.
+    OutOfOrder,
 }
 
 impl Rooms {
-    pub(crate) fn new(me: Address, shards: u16, limits: &Limits) -> Self {
+    pub(crate) fn new(me: Address, shards: u16, limits: &Limits, products: &[Arc<ProductRules>]) -> Self {
+        let rooms_max = (limits.rooms_per_node_max / usize::from(shards.max(1))).max(1);
+        let single = products.iter().filter(|rules| !rules.durable).map(|rules| rules.name.clone());
         Self {
-            limits: limits.clone(),
-            rooms_max: (limits.rooms_per_node_max / usize::from(shards.max(1))).max(1),
-            terms: Terms::new(me.node),
-            rooms: FixedMap::default(),
-            ages: VecDeque::new(),
-            log_entries: 0,
-            log_bytes: 0,
+            host: Host::new(me, rooms_max, RoomsShared::new(limits, single.collect())),
+            rooms_max,
             dirty: BTreeSet::new(),
         }
     }
 
     pub(crate) fn handle(&mut self, ctx: &mut Ctx<'_>, from: Address, message: ToRoom) {
         match message {
-            ToRoom::Publish(publish) => self.on_publish(ctx, from, publish),
+            ToRoom::Publish(publish) => {
+                let key = publish.room.clone();
+                self.input(ctx, from, &key, RoomInput::Publish(publish));
+            }
             ToRoom::Subscribe(list) => {
                 for subscription in list {
-                    self.subscribe(ctx, from, subscription);
+                    let key = subscription.room.clone();
+                    self.input(ctx, from, &key, RoomInput::Subscribe(subscription));
                 }
             }
             ToRoom::Unsubscribe(list) => {
                 for key in list {
-                    if let Some(room) = self.rooms.get_mut(&key) {
-                        room.subscribers.remove(&from);
-                    }
+                    self.input(ctx, from, &key, RoomInput::Unsubscribe);
                 }
             }
-            ToRoom::Taken { room: key, cursor } => {
-                let Some(room) = self.rooms.get_mut(&key) else { return };
-                if let Some(subscriber) = room.subscribers.get_mut(&from) {
-                    // Nobody can have taken what it was not sent.
-                    let offset = room.log.offset_after(cursor.seq.min(subscriber.sent));
-                    subscriber.taken_offset = subscriber.taken_offset.max(offset);
-                    if subscriber.sent < room.committed {
+            ToRoom::Taken { room, cursor } => self.input(ctx, from, &room, RoomInput::Taken(cursor)),
+        }
+    }
+
+    /// A publish by the HTTP API, answered as a call.
+    pub(crate) fn on_call(&mut self, ctx: &mut Ctx<'_>, from: Address, call: u64, publish: Publish) {
+        let key = publish.room.clone();
+        self.input(ctx, from, &key, RoomInput::Call(call, publish));
+    }
+
+    /// Another holder of rooms.
+    pub(crate) fn on_replication(&mut self, ctx: &mut Ctx<'_>, from: Address, message: MessageOf<RoomState>) {
+        self.host.handle(ctx, from, message);
+        self.react(ctx);
+    }
+
+    /// Carries out an input, now or when the room has been found.
+    fn input(&mut self, ctx: &mut Ctx<'_>, from: Address, key: &RoomKey, input: RoomInput) {
+        let shown = match &input {
+            RoomInput::Subscribe(subscription) if subscription.term.number >= COUNTER_END => return,
+            RoomInput::Subscribe(subscription) => subscription.term,
+            // Nothing worth looking for a room.
+            RoomInput::Unsubscribe | RoomInput::Taken(_) if !self.host.is_known(key) => return,
+            _ => Term::NONE,
+        };
+        let open = self.host.open(ctx, key, shown);
+        self.react_to_events(ctx);
+        self.carry_out_input(ctx, from, key, input, open);
+    }
+
+    fn carry_out_input(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        from: Address,
+        key: &RoomKey,
+        input: RoomInput,
+        open: Open,
+    ) {
+        match open {
+            Open::Wait => {
+                if let Err(input) = self.host.wait(key, from, input) {
+                    bounce(ctx, from, key, &input);
+                }
+            }
+            Open::No | Open::Absent => {
+                let full = self.host.owned_count() >= self.rooms_max && ctx.view.owns(key.placement());
+                match input {
+                    RoomInput::Publish(publish) if full => refuse(ctx, from, publish),
+                    RoomInput::Call(call, _) if full => {
+                        let why = "the node owns as many rooms as it may".to_owned();
+                        let answer = Err(CommandFailed::Refused(why));
+                        ctx.out.send_to_address(from, key.placement(), Body::Answer { call, answer });
+                    }
+                    // At the bound of rooms the edge asks again later, as it does when it was wrong.
+                    input => bounce(ctx, from, key, &input),
+                }
+            }
+            Open::Yes => match input {
+                RoomInput::Publish(publish) => self.on_publish(ctx, from, publish),
+                RoomInput::Call(call, publish) => self.on_api_publish(ctx, from, call, publish),
+                RoomInput::Subscribe(subscription) => self.subscribe(ctx, from, subscription),
+                RoomInput::Unsubscribe => {
+                    if let Some(room) = self.host.owned(key) {
+                        room.live.subscribers.remove(&from);
+                    }
+                }
+                RoomInput::Taken(cursor) => self.on_taken(from, key, cursor),
+            },
+        }
+    }
+
+    /// Carries out what has become of rooms, and the inputs that waited for it.
+    fn react(&mut self, ctx: &mut Ctx<'_>) {
+        self.react_to_events(ctx);
+        while let Some((from, key, input, open)) = self.host.next_ready(ctx) {
+            self.carry_out_input(ctx, from, &key, input, open);
+            self.react_to_events(ctx);
+        }
+    }
+
+    fn react_to_events(&mut self, ctx: &mut Ctx<'_>) {
+        while let Some(event) = self.host.next_event() {
+            match event {
+                Event::Began(key) => {
+                    if let Some(room) = self.host.owned(&key) {
+                        let head = room.state.log.head();
+                        room.live.inherited = head;
+                        room.live.used = ctx.now;
+                        room.live.effects.push_at(room.op, Effect::Serve(head));
                         self.dirty.insert(key);
                     }
                 }
+                Event::Merged(key) => {
+                    if let Some(room) = self.host.owned(&key) {
+                        let head = room.state.log.head();
+                        room.live.effects.push_at(room.op, Effect::Serve(head));
+                        self.dirty.insert(key);
+                    }
+                }
+                Event::Confirmed(key) => {
+                    self.dirty.insert(key);
+                }
+                Event::Lost(key, live) => give_back(ctx, &key, live),
+            }
+        }
+    }
+
+    fn on_taken(&mut self, from: Address, key: &RoomKey, cursor: Cursor) {
+        let Some(room) = self.host.owned(key) else { return };
+        if let Some(subscriber) = room.live.subscribers.get_mut(&from) {
+            // Nobody can have taken what it was not sent.
+            let offset = room.state.log.offset_after(cursor.seq.min(subscriber.sent));
+            subscriber.taken_offset = subscriber.taken_offset.max(offset);
+            if subscriber.sent < room.live.committed {
+                self.dirty.insert(key.clone());
             }
         }
     }
@@ -146,53 +253,39 @@ impl Rooms {
                 let published = RoomToPublisher::Published { room: room.clone(), id, at };
                 self.tell(room, from, Body::RoomToPublisher(published));
             }
-            Published::Refused(why) => {
-                let placement = room.placement();
-                let refused = RoomToPublisher::Refused { room, id, why };
-                ctx.out.send_to_address(from, placement, Body::RoomToPublisher(refused));
-            }
-            Published::NotHere => not_owner(ctx, from, Subject::Room(room.clone()), &room),
+            Published::OutOfOrder => not_owner(ctx, from, Subject::Room(room.clone()), &room),
         }
     }
 
-    /// A publish by the HTTP API, answered as a call.
-    pub(crate) fn on_call(&mut self, ctx: &mut Ctx<'_>, from: Address, call: u64, publish: Publish) {
+    fn on_api_publish(&mut self, ctx: &mut Ctx<'_>, from: Address, call: u64, publish: Publish) {
         let room = publish.room.clone();
         match self.publish(ctx, publish) {
             Published::At { at, duplicate } => {
                 let answer = Ok(Answer::Published { at, duplicate });
                 self.tell(room, from, Body::Answer { call, answer });
             }
-            Published::Refused(PublishRefused::RoomsPerNode) => {
-                let why = "the node owns as many rooms as it may".to_owned();
-                let answer = Err(CommandFailed::Refused(why));
-                ctx.out.send_to_address(from, room.placement(), Body::Answer { call, answer });
-            }
-            Published::NotHere => not_owner(ctx, from, Subject::Call(call), &room),
+            Published::OutOfOrder => not_owner(ctx, from, Subject::Call(call), &room),
         }
     }
 
     /// Says so once the last op is safe.
     fn tell(&mut self, key: RoomKey, to: Address, body: Body) {
-        if let Some(room) = self.rooms.get_mut(&key) {
-            room.effects.push(Effect::Tell(to, body));
+        if let Some(room) = self.host.owned(&key) {
+            room.live.effects.push_at(room.op, Effect::Tell(to, body));
+            self.host.hurry(&key);
             self.dirty.insert(key);
         }
     }
 
-    /// Appends once. Whoever asked is answered by [`Rooms::tell`].
+    /// Appends once, to a room that is owned. Whoever asked is answered by [`Rooms::tell`].
     fn publish(&mut self, ctx: &mut Ctx<'_>, publish: Publish) -> Published {
-        if !ctx.view.owns(publish.room.placement()) {
-            return Published::NotHere;
-        }
+        let Publish { room: key, id, dedupe, event, after } = publish;
         let now = ctx.now;
-        let Some(room) = self.room(now, &publish.room) else {
-            return Published::Refused(PublishRefused::RoomsPerNode);
-        };
+        let room = self.host.owned(&key).expect("checked by the caller");
+        room.live.used = now;
         let term = room.term;
-        room.effects.applied();
-        match room.dedupe.judge(publish.id, publish.after, publish.dedupe.as_ref()) {
-            Verdict::OutOfOrder => return Published::NotHere,
+        match room.state.dedupe.judge(id, after, dedupe.as_ref()) {
+            Verdict::OutOfOrder => return Published::OutOfOrder,
             Verdict::Seen(at) => {
                 ctx.stats.duplicates_total += 1;
                 return Published::At { at, duplicate: true };
@@ -200,244 +293,207 @@ impl Rooms {
             // An idempotency key seen under another publish id: that id may be repeated as well.
             Verdict::SeenKey(at) => {
                 ctx.stats.duplicates_total += 1;
-                self.remember(now, &publish.room, publish.id, None, at);
+                self.host.apply(now, &key, RoomOp::Remember { id, at });
                 return Published::At { at, duplicate: true };
             }
             Verdict::New => {}
         }
-        if publish.event.volatile {
-            let at = room.log.last();
-            self.volatile(ctx, &publish.room, &publish.event);
+        if event.volatile {
+            let at = room.state.log.last();
+            self.volatile(ctx, &key, &event);
             return Published::At { at, duplicate: false };
         }
-        let entry = RoomEntry { term, id: publish.id, event: publish.event };
-        let bytes = entry_bytes(&entry);
-        let at = room.log.append(entry);
-        room.effects.push(Effect::Serve(at.seq));
-        self.log_bytes += bytes;
-        self.log_entries += 1;
-        self.ages.push_back((now, publish.room.clone(), at.seq));
+        let entry = RoomEntry { term, id, event };
+        let op = self.host.apply(now, &key, RoomOp::Append { entry, dedupe });
+        let room = self.host.owned(&key).expect("just seen");
+        let at = room.state.log.last();
+        room.live.effects.push_at(op, Effect::Serve(at.seq));
         ctx.stats.publishes_total += 1;
-        self.remember(now, &publish.room, publish.id, publish.dedupe, at);
-        self.trim_to_bounds(&publish.room);
-        self.dirty.insert(publish.room);
+        self.trim_to_bounds();
+        self.dirty.insert(key);
         Published::At { at, duplicate: false }
     }
 
     /// A volatile event goes beside the log to whoever is subscribed now.
     fn volatile(&self, ctx: &mut Ctx<'_>, key: &RoomKey, event: &RoomEvent) {
-        let Some(room) = self.rooms.get(key) else { return };
-        for (node, mask) in by_node(room.subscribers.keys().copied()) {
+        let Some((_, live)) = self.host.peek(key) else { return };
+        for (node, mask) in by_node(live.subscribers.keys().copied()) {
             let message = RoomToEdge::Volatile { room: key.clone(), event: event.clone() };
             ctx.out.send(node, To::Shards(mask), Lane::of(key.placement()), Body::RoomToEdge(message));
         }
     }
 
-    fn remember(
-        &mut self,
-        now: Instant,
-        key: &RoomKey,
-        id: PublishId,
-        dedupe: Option<DedupeKey>,
-        at: Cursor,
-    ) {
-        let limits = &self.limits;
-        if let Some(room) = self.rooms.get_mut(key) {
-            room.dedupe.remember(now, limits, id, dedupe, at);
-        }
-    }
-
-    /// The room, begun under a new term if this shard does not have it; `None` at the bound.
-    fn room(&mut self, now: Instant, key: &RoomKey) -> Option<&mut Room> {
-        if !self.rooms.contains_key(key) && self.rooms.len() >= self.rooms_max {
-            return None;
-        }
-        let terms = &mut self.terms;
-        let room = self.rooms.entry(key.clone()).or_insert_with(|| Room {
-            term: terms.begin(Term::NONE),
-            log: RoomLog::new(),
-            committed: 0,
-            subscribers: BTreeMap::new(),
-            dedupe: Dedupe::default(),
-            effects: CommitQueue::default(),
-            used: now,
-        });
-        room.used = now;
-        Some(room)
-    }
-
     fn subscribe(&mut self, ctx: &mut Ctx<'_>, from: Address, subscription: Subscription) {
         let Subscription { room: key, after, term, at_head } = subscription;
-        let bounce = Subject::Room(key.clone());
-        if !ctx.view.owns(key.placement()) {
-            return not_owner(ctx, from, bounce, &key);
-        }
-        // At the bound of rooms the edge asks again later, as it does when it was wrong.
-        let Some(room) = self.room(ctx.now, &key) else { return not_owner(ctx, from, bounce, &key) };
-        if term.number >= COUNTER_END {
-            return;
-        }
-        let known = room.log.contains(after, room.term);
-        if term > room.term {
-            let term = self.terms.begin(term);
-            let room = self.rooms.get_mut(&key).expect("just made");
-            if known || at_head {
-                room.term = term;
-            } else {
-                room.begin_above(ctx, &key, term);
-            }
-        }
-        let room = self.rooms.get_mut(&key).expect("just made");
-        let seq = match at_head {
-            true => room.committed,
-            false => room.log.seq_at(after).min(room.committed.max(room.log.first() - 1)),
-        };
-        // A valid cursor is taken at its word; at the head the next entry will be of this term.
-        let start = match known && !at_head {
-            true => after,
-            false if seq == room.log.head() => Cursor { term: room.term, seq },
-            false => room.log.position(seq),
+        self.host.begin_above(&key, term);
+        let room = self.host.owned(&key).expect("checked by the caller");
+        room.live.used = ctx.now;
+        let log = &room.state.log;
+        let known = log.contains(after);
+        // What an edge has been served was safe, whatever we know of it.
+        let shown = if known { after.seq } else { 0 };
+        room.live.committed = room.live.committed.max(shown);
+        let seq = match (at_head, known) {
+            (true, _) => room.live.committed.max(room.live.inherited),
+            (false, true) => after.seq,
+            (false, false) => log.seq_at(after).min(room.live.committed.max(log.first() - 1)),
         };
         let gap = !known && !at_head;
         ctx.stats.gaps_total += u64::from(gap);
+        let start = if known && !at_head { after } else { log.position(seq) };
         let subscribed = RoomToEdge::Subscribed { room: key.clone(), term: room.term, from: start, gap };
-        let taken_offset = room.log.offset_after(seq);
-        room.subscribers.insert(from, Subscriber { sent: seq, taken_offset });
+        let taken_offset = log.offset_after(seq);
+        room.live.subscribers.insert(from, Subscriber { sent: seq, taken_offset });
         ctx.out.send_to_address(from, key.placement(), Body::RoomToEdge(subscribed));
-        if seq < room.committed {
+        if seq < log.head() {
+            self.host.hurry(&key);
             self.dirty.insert(key);
         }
     }
 
     /// Sends what this turn has made ready. Returns whether there was anything.
     pub(crate) fn flush(&mut self, ctx: &mut Ctx<'_>) -> bool {
+        let sent = self.host.flush(ctx);
+        self.react(ctx);
         let dirty = std::mem::take(&mut self.dirty);
         for key in &dirty {
-            let Some(room) = self.rooms.get_mut(key) else { continue };
-            // One copy only for now: every op is as safe as it gets. The backup's confirm goes here.
-            room.effects.confirm_all();
-            while let Some(effect) = room.effects.release() {
-                room.carry_out(key.placement(), effect, ctx.out);
+            let Some(room) = self.host.owned(key) else { continue };
+            room.live.effects.confirm(room.confirmed);
+            while let Some(effect) = room.live.effects.release() {
+                room.live.carry_out(key.placement(), effect, ctx.out);
             }
-            room.serve(ctx, key);
+            room.live.serve(ctx, key, room.term, &room.state.log);
         }
-        !dirty.is_empty()
+        sent || !dirty.is_empty()
     }
 
-    fn trim_to_bounds(&mut self, key: &RoomKey) {
-        let Some(room) = self.rooms.get_mut(key) else { return };
-        while room.log.len() > self.limits.room_log_entries_max
-            || (room.log.bytes() > self.limits.room_log_bytes_max && room.log.len() > 1)
-        {
-            self.log_bytes -= room.log.trim_first();
-            self.log_entries -= 1;
+    /// The logs of all rooms together are over their bound: the oldest entries of all go.
+    fn trim_to_bounds(&mut self) {
+        while self.host.shared.log_bytes > self.host.shared.limits.room_logs_bytes_max && self.trim_oldest() {
         }
-        while self.log_bytes > self.limits.room_logs_bytes_max && self.trim_oldest() {}
         // Marks of entries that their own room's bounds have trimmed already.
-        if self.ages.len() > 2 * self.log_entries + MARKS_SLACK {
-            let rooms = &self.rooms;
-            self.ages.retain(|(_, key, seq)| rooms.get(key).is_some_and(|room| room.log.first() <= *seq));
+        if self.host.shared.has_stale_marks() {
+            let mut ages = std::mem::take(&mut self.host.shared.ages);
+            ages.retain(|(_, key, seq)| self.host.copy(key).is_some_and(|room| room.log.first() <= *seq));
+            self.host.shared.ages = ages;
         }
     }
 
     /// Trims the oldest entry of all, if its own room has not yet; `false` when there is none left.
     fn trim_oldest(&mut self) -> bool {
-        let Some((_, key, seq)) = self.ages.pop_front() else { return false };
-        if let Some(room) =
-            self.rooms.get_mut(&key).filter(|room| room.log.first() <= seq && room.log.len() > 0)
+        let Some((_, key, seq)) = self.host.shared.ages.pop_front() else { return false };
+        if let Some((room, shared)) = self.host.copy_mut(&key)
+            && room.log.first() <= seq
         {
-            self.log_bytes -= room.log.trim_first();
-            self.log_entries -= 1;
+            room.trim_first(shared);
         }
         true
     }
 
     /// Drops what is too old, and rooms that nobody uses.
-    pub(crate) fn sweep(&mut self, now: Instant) {
-        let age_max = self.limits.room_log_age_max;
-        while self.ages.front().is_some_and(|(since, ..)| now.since(*since) >= age_max) {
+    pub(crate) fn sweep(&mut self, ctx: &mut Ctx<'_>) {
+        let now = ctx.now;
+        let age_max = self.host.shared.limits.room_log_age_max;
+        while self.host.shared.ages.front().is_some_and(|(since, ..)| now.since(*since) >= age_max) {
             self.trim_oldest();
         }
-        let limits = &self.limits;
-        let (mut freed, mut entries) = (0, 0);
-        self.rooms.retain(|_, room| {
-            room.dedupe.expire(now, limits);
-            let idle = room.subscribers.is_empty()
+        self.trim_to_bounds();
+        self.host.for_each_copy(|_, room, shared| room.dedupe.expire(now, &shared.limits));
+        let idle = |room: &RoomState, live: &RoomLive| {
+            live.subscribers.is_empty()
+                && live.effects.is_empty()
                 && room.dedupe.is_empty()
-                && now.since(room.used) >= limits.room_log_age_max;
-            if idle {
-                freed += room.log.bytes();
-                entries += room.log.len();
-            }
-            !idle
-        });
-        self.log_bytes -= freed;
-        self.log_entries -= entries;
+                && now.since(live.used) >= age_max
+        };
+        let idle: Vec<RoomKey> = self
+            .host
+            .iter()
+            .filter(|(_, room, live)| idle(room, live))
+            .map(|(key, ..)| key.clone())
+            .collect();
+        for key in idle {
+            self.host.end(&key);
+        }
+        self.host.sweep(ctx);
+        self.react(ctx);
     }
 
-    /// The cluster has changed: rooms that are another's now are dropped, dead subscribers forgotten.
+    /// Whether there is anything to look through now and then.
+    pub(crate) fn has_to_sweep(&self) -> bool {
+        self.len() > 0 || self.host.copy_count() > 0 || self.host.has_to_sweep()
+    }
+
+    /// A while has passed since views differed.
+    pub(crate) fn retry(&mut self, ctx: &mut Ctx<'_>) {
+        self.host.retry(ctx);
+        self.react(ctx);
+    }
+
+    /// The cluster has changed: dead subscribers are forgotten, rooms follow the ring.
     pub(crate) fn on_view(&mut self, ctx: &mut Ctx<'_>) {
-        let (mut freed, mut entries) = (0, 0);
-        self.rooms.retain(|key, room| {
-            room.subscribers.retain(|address, _| ctx.view.is_up(address.node));
-            let owned = ctx.view.owns(key.placement());
-            if !owned {
-                freed += room.log.bytes();
-                entries += room.log.len();
-                // An edge that has not seen this ring, or sees us own the room again in its next one,
-                // would take our silence for a quiet room.
-                for address in room.subscribers.keys() {
-                    not_owner(ctx, *address, Subject::Room(key.clone()), key);
-                }
-            }
-            owned
-        });
-        self.log_bytes -= freed;
-        self.log_entries -= entries;
-        let rooms = &self.rooms;
-        self.ages.retain(|(_, key, _)| rooms.contains_key(key));
+        let view = ctx.view;
+        self.host.for_each_live(|live| live.subscribers.retain(|address, _| view.is_up(address.node)));
+        self.host.on_view(ctx);
+        self.react(ctx);
     }
 
-    /// Another life of this node: every ownership starts anew.
-    pub(crate) fn on_rebirth(&mut self, me: Address) {
-        self.rooms.clear();
-        self.ages.clear();
+    /// What was under way to `peer` is lost.
+    pub(crate) fn on_link_reset(&mut self, ctx: &mut Ctx<'_>, peer: NodeRef) {
+        self.host.on_link_reset(ctx, peer);
+        self.react(ctx);
+    }
+
+    /// Another life of this node: what it owned is offered to its owner.
+    pub(crate) fn on_rebirth(&mut self, ctx: &mut Ctx<'_>, me: Address) {
+        self.host.on_rebirth(me);
+        self.react(ctx);
         self.dirty.clear();
-        self.log_entries = 0;
-        self.log_bytes = 0;
-        self.terms = Terms::new(me.node);
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.rooms.len()
+        self.host.owned_count()
     }
 
     pub(crate) fn log_bytes(&self) -> usize {
-        self.log_bytes
+        self.host.shared.log_bytes
+    }
+
+    pub(crate) fn host(&self) -> &Host<RoomState> {
+        &self.host
+    }
+
+    /// Every copy: key, whether owned, version, digest.
+    pub(crate) fn holdings(&self) -> impl Iterator<Item = (&RoomKey, bool, Version, u64)> {
+        self.host.holdings()
     }
 
     pub(crate) fn subscribers(&self, key: &RoomKey) -> Vec<Address> {
-        self.rooms.get(key).map_or_else(Vec::new, |room| room.subscribers.keys().copied().collect())
+        self.host.peek(key).map_or_else(Vec::new, |(_, live)| live.subscribers.keys().copied().collect())
     }
 
     pub(crate) fn history(&self, key: &RoomKey, count: u32) -> Option<Vec<(Cursor, Payload)>> {
-        let room = self.rooms.get(key)?;
-        let first = room.committed.saturating_sub(u64::from(count)).max(room.log.first() - 1) + 1;
+        let (room, live) = self.host.peek(key)?;
+        let first = live.committed.saturating_sub(u64::from(count)).max(room.log.first() - 1) + 1;
         let entry = |seq| room.log.get(seq).map(|e| (Cursor { term: e.term, seq }, e.event.payload.clone()));
-        Some((first..=room.committed).filter_map(entry).collect())
+        Some((first..=live.committed).filter_map(entry).collect())
+    }
+
+    pub(crate) fn ownership(&self, key: &RoomKey) -> Option<Ownership> {
+        self.host.ownership(key)
     }
 
     pub(crate) fn facts(&self, now: Instant, key: &RoomKey) -> Option<RoomFacts> {
-        let room = self.rooms.get(key)?;
-        let oldest = self.ages.iter().find(|(_, k, seq)| k == key && *seq >= room.log.first());
+        let (room, live) = self.host.peek(key)?;
+        let ages = &self.host.shared.ages;
+        let oldest = ages.iter().find(|(_, k, seq)| k == key && *seq >= room.log.first());
         let head = room.log.head();
-        let at = |seq| room.log.get(seq).map_or(room.term, |e| e.term);
+        let at = |seq| room.log.position(seq).term;
         Some(RoomFacts {
             head: Cursor { term: at(head), seq: head },
             entries: room.log.len() as u64,
             bytes: room.log.bytes() as u64,
             seconds_kept: oldest.map_or(0, |(since, ..)| now.since(*since).as_secs()),
-            subscribers: room
+            subscribers: live
                 .subscribers
                 .iter()
                 .map(|(&address, s)| (address, Cursor { term: at(s.sent), seq: s.sent }))
@@ -447,63 +503,56 @@ impl Rooms {
 
     /// Asserts bounds and order.
     pub(crate) fn check_invariants(&self) {
-        assert!(self.rooms.len() <= self.rooms_max, "{} rooms", self.rooms.len());
-        let mut bytes = 0;
-        for (key, room) in &self.rooms {
+        assert!(self.len() <= self.rooms_max, "{} rooms", self.len());
+        self.host.check_invariants();
+        let shared = &self.host.shared;
+        let (mut bytes, mut entries) = (0, 0);
+        for (key, room) in self.host.copies() {
             bytes += room.log.bytes();
-            assert!(room.log.len() <= self.limits.room_log_entries_max, "{key:?}: log over its bound");
-            assert!(room.committed <= room.log.head(), "{key:?}: served ahead of the log");
-            assert!(room.dedupe.len() <= self.limits.dedupe_entries_max, "{key:?}: dedupe over its bound");
-            for (address, s) in &room.subscribers {
-                assert!(s.sent <= room.committed, "{key:?}: {address:?} was sent an uncommitted entry");
+            entries += room.log.len();
+            assert!(room.log.len() <= shared.limits.room_log_entries_max, "{key:?}: log over its bound");
+            assert!(room.dedupe.len() <= shared.limits.dedupe_entries_max, "{key:?}: dedupe over its bound");
+        }
+        assert_eq!(bytes, shared.log_bytes, "bytes of logs are miscounted");
+        assert_eq!(entries, shared.log_entries, "entries of logs are miscounted");
+        for (key, room, live) in self.host.iter() {
+            assert!(live.committed <= room.log.head(), "{key:?}: served ahead of the log");
+            let bound = live.committed.max(live.inherited);
+            for (address, s) in &live.subscribers {
+                assert!(s.sent <= bound, "{key:?}: {address:?} was sent an uncommitted entry");
             }
         }
-        assert_eq!(bytes, self.log_bytes, "bytes of logs are miscounted");
-        let entries: usize = self.rooms.values().map(|room| room.log.len()).sum();
-        assert_eq!(entries, self.log_entries, "entries of logs are miscounted");
     }
 }
 
-impl Room {
-    /// A term above one that an edge has heard. What this owner has taken so far moves under it: below
-    /// it that edge would never be served it. The others go on where they are.
-    fn begin_above(&mut self, ctx: &mut Ctx<'_>, key: &RoomKey, term: Term) {
-        self.term = term;
-        self.log.relabel(term);
-        for (address, subscriber) in &self.subscribers {
-            let from = Cursor { term, seq: subscriber.sent };
-            let anew = RoomToEdge::Subscribed { room: key.clone(), term, from, gap: false };
-            ctx.out.send_to_address(*address, key.placement(), Body::RoomToEdge(anew));
-        }
-    }
-
+impl RoomLive {
     fn carry_out(&mut self, placement: Placement, effect: Committed<Effect>, out: &mut Out) {
         match effect.into_inner() {
-            Effect::Serve(seq) => self.committed = seq,
+            Effect::Serve(seq) => self.committed = self.committed.max(seq),
             Effect::Tell(to, body) => out.send_to_address(to, placement, body),
         }
     }
 
     /// Sends each subscriber what its window allows; those of one node who are equally far share one
     /// copy on the wire.
-    fn serve(&mut self, ctx: &mut Ctx<'_>, key: &RoomKey) {
+    fn serve(&mut self, ctx: &mut Ctx<'_>, key: &RoomKey, term: Term, log: &RoomLog) {
         let mut groups: BTreeMap<(NodeRef, u64, u64), u64> = BTreeMap::new();
         for (address, subscriber) in &mut self.subscribers {
-            if subscriber.sent + 1 < self.log.first() {
+            if subscriber.sent + 1 < log.first() {
                 // What it has not been sent is gone: a hole, to be told.
-                subscriber.sent = self.log.first() - 1;
-                subscriber.taken_offset = self.log.offset_after(subscriber.sent);
+                subscriber.sent = log.first() - 1;
+                subscriber.taken_offset = log.offset_after(subscriber.sent);
                 ctx.stats.gaps_total += 1;
-                let from = self.log.position(subscriber.sent);
-                let gap = RoomToEdge::Subscribed { room: key.clone(), term: self.term, from, gap: true };
+                let from = log.position(subscriber.sent);
+                let gap = RoomToEdge::Subscribed { room: key.clone(), term, from, gap: true };
                 ctx.out.send_to_address(*address, key.placement(), Body::RoomToEdge(gap));
             }
             let mut last = subscriber.sent;
             let taken = subscriber.taken_offset;
             // An entry larger than the window goes out when no more is under way than may be unreported.
             while last < self.committed
-                && (self.log.offset_after(last + 1) - taken <= WINDOW_BYTES
-                    || self.log.offset_after(last).saturating_sub(taken) < REPORT_BYTES as u64)
+                && (log.offset_after(last + 1) - taken <= WINDOW_BYTES
+                    || log.offset_after(last).saturating_sub(taken) < REPORT_BYTES as u64)
             {
                 last += 1;
             }
@@ -513,11 +562,45 @@ impl Room {
             }
         }
         for ((node, first, last), mask) in groups {
-            let entries = (first..=last).filter_map(|seq| self.log.get(seq).cloned()).collect();
-            let message = RoomToEdge::Entries { room: key.clone(), term: self.term, first, entries };
+            let entries = (first..=last).filter_map(|seq| log.get(seq).cloned()).collect();
+            let message = RoomToEdge::Entries { room: key.clone(), term, first, entries };
             ctx.out.send(node, To::Shards(mask), Lane::of(key.placement()), Body::RoomToEdge(message));
         }
     }
+}
+
+/// Another owns the room: those served from here, and those who wait for an answer, ask there.
+fn give_back(ctx: &mut Ctx<'_>, key: &RoomKey, mut live: RoomLive) {
+    for address in live.subscribers.keys() {
+        not_owner(ctx, *address, Subject::Room(key.clone()), key);
+    }
+    live.effects.drain(|effect| {
+        if let Effect::Tell(to, body) = effect {
+            let subject = match body {
+                Body::Answer { call, .. } => Subject::Call(call),
+                _ => Subject::Room(key.clone()),
+            };
+            not_owner(ctx, to, subject, key);
+        }
+    });
+}
+
+/// The room is not served here: whoever sent this asks again by its own ring.
+fn bounce(ctx: &mut Ctx<'_>, from: Address, key: &RoomKey, input: &RoomInput) {
+    match input {
+        RoomInput::Publish(_) | RoomInput::Subscribe(_) => {
+            not_owner(ctx, from, Subject::Room(key.clone()), key);
+        }
+        RoomInput::Call(call, _) => not_owner(ctx, from, Subject::Call(*call), key),
+        RoomInput::Unsubscribe | RoomInput::Taken(_) => {}
+    }
+}
+
+fn refuse(ctx: &mut Ctx<'_>, from: Address, publish: Publish) {
+    let Publish { room, id, .. } = publish;
+    let placement = room.placement();
+    let refused = RoomToPublisher::Refused { room, id, why: PublishRefused::RoomsPerNode };
+    ctx.out.send_to_address(from, placement, Body::RoomToPublisher(refused));
 }
 
 fn not_owner(ctx: &mut Ctx<'_>, from: Address, subject: Subject, key: &RoomKey) {

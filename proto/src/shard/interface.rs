@@ -56,13 +56,15 @@ pub struct ProductRules {
     pub publish: PublishRule,
     /// Who may join a room.
     pub join: JoinRule,
+    /// Whether rooms and sessions are backed up; else an owner's crash loses them.
+    pub durable: bool,
 }
 
 impl ProductRules {
     /// The defaults: anyone with a uid joins, members publish.
     #[must_use]
     pub fn open(name: &str) -> Self {
-        Self { name: name.into(), publish: PublishRule::Members, join: JoinRule::Anyone }
+        Self { name: name.into(), publish: PublishRule::Members, join: JoinRule::Anyone, durable: true }
     }
 }
 
@@ -285,10 +287,39 @@ pub struct ShardStats {
     pub not_owner_total: u64,
     /// Sessions attached anew after their owner changed.
     pub reattached_total: u64,
+    /// Entities handed over to this node.
+    pub moves_total: u64,
+    /// Entities taken over from an owner that is gone.
+    pub takeovers_total: u64,
+    /// Ops refused because of a higher term, here or by a backup.
+    pub fences_total: u64,
+    /// Copies held for other owners.
+    pub copies: u64,
+    /// Entities whose backup is still to get a whole copy.
+    pub copies_pending: u64,
+    /// Entities owned that the ring gives to another node.
+    pub to_hand_over: u64,
+    /// Backups that have owed an answer for 250 ms or more.
+    pub backups_silent: u64,
     /// Bytes in room logs.
     pub log_bytes: u64,
     /// Bytes in tails.
     pub tail_bytes: u64,
+}
+
+/// One copy of an entity, for tests and simulations.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Holding {
+    /// Which.
+    pub name: String,
+    /// Where it lives.
+    pub placement: crate::id::Placement,
+    /// Whether this shard owns it, or backs it up.
+    pub owned: bool,
+    /// How far it is.
+    pub version: crate::wire::Version,
+    /// A number over its replicated state, the same for equal copies.
+    pub digest: u64,
 }
 
 /// Everything a shard is built from.

@@ -8,8 +8,8 @@ use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
 use super::calls::Calls;
-use super::interface::{Input, Output, ShardConfig, ShardStats};
-use super::{Out, TimerKey, Timers};
+use super::interface::{Holding, Input, Output, ShardConfig, ShardStats};
+use super::{Out, Pace, TimerKey, Timers};
 use crate::edge::Edge;
 use crate::id::{Address, ShardIx};
 use crate::keys::IdKey;
@@ -41,6 +41,7 @@ pub struct Shard {
     /// Something was handled since the last flush.
     unsettled: bool,
     stats: ShardStats,
+    pace: Pace,
     edge: Edge,
     sessions: Sessions,
     rooms: Rooms,
@@ -64,9 +65,10 @@ impl Shard {
             early: VecDeque::new(),
             unsettled: false,
             stats: ShardStats::default(),
+            pace: Pace::new(limits.settle_time),
             edge: Edge::new(me, node_name, &limits, ids.clone(), StdRng::seed_from_u64(seed)),
+            rooms: Rooms::new(me, shards, &limits, &products),
             sessions: Sessions::new(me, &limits, ids.clone(), products),
-            rooms: Rooms::new(me, shards, &limits),
             calls: Calls::new(me, &limits, ids),
         }
     }
@@ -89,6 +91,7 @@ impl Shard {
             Input::LinkReset(peer) => {
                 self.edge.on_link_reset(&mut ctx, peer);
                 self.sessions.on_link_reset(&mut ctx, peer);
+                self.rooms.on_link_reset(&mut ctx, peer);
                 self.calls.on_lost(&mut ctx, |node, _| node == peer);
             }
             Input::Query(token, query) => self.calls.begin(&mut ctx, token, query),
@@ -100,10 +103,11 @@ impl Shard {
 
     fn on_view(&mut self, view: Arc<View>) {
         self.view = view;
+        self.pace.on_view(self.now, &self.view);
         if self.view.me != self.me.node {
             self.me.node = self.view.me;
             self.out.me = self.me;
-            self.rooms.on_rebirth(self.me);
+            self.rooms.on_rebirth(&mut context!(self), self.me);
             self.sessions.on_rebirth(self.me);
             self.calls.on_rebirth(self.me);
             self.edge.on_rebirth(&mut context!(self), self.me);
@@ -127,13 +131,14 @@ impl Shard {
                 TimerKey::Held(sid) => self.edge.held_long_enough(&mut ctx, sid),
                 TimerKey::Retry => {
                     self.edge.retry(&mut ctx);
+                    self.rooms.retry(&mut ctx);
                     self.sessions.retry(&mut ctx);
                     self.calls.send_held(&mut ctx);
                 }
                 TimerKey::Sweep => {
                     self.sweep_at = None;
                     self.edge.sweep(&mut ctx);
-                    self.rooms.sweep(self.now);
+                    self.rooms.sweep(&mut ctx);
                 }
                 TimerKey::Calls => self.calls.expire(&mut ctx),
             }
@@ -178,6 +183,7 @@ impl Shard {
                     self.edge.on_bounced(&mut ctx, from, &subject);
                 }
             },
+            Body::Rooms(message) => self.rooms.on_replication(&mut ctx, from, message),
             Body::Query { call, query } => self.on_query(from, call, query),
             Body::Answer { call, answer } => self.calls.on_answer(&mut ctx, from, call, answer),
         }
@@ -252,7 +258,7 @@ impl Shard {
             }
         }
         self.unsettled = false;
-        let to_sweep = self.rooms.len() > 0 || self.edge.has_to_sweep();
+        let to_sweep = self.rooms.has_to_sweep() || self.edge.has_to_sweep();
         if to_sweep && self.sweep_at.is_none() {
             let at = self.now + SWEEP_INTERVAL;
             self.sweep_at = Some(at);
@@ -279,8 +285,25 @@ impl Shard {
             tails: self.edge.tail_count() as u64,
             log_bytes: self.rooms.log_bytes() as u64,
             tail_bytes: self.edge.tail_bytes() as u64,
+            copies: self.rooms.host().copy_count() as u64,
+            copies_pending: self.rooms.host().copies_pending() as u64,
+            to_hand_over: self.rooms.host().to_hand_over(&self.view) as u64,
+            backups_silent: self.rooms.host().silent_backups(self.now) as u64,
             ..self.stats
         }
+    }
+
+    /// Every entity held here, owned or backed up; for tests and simulations.
+    #[must_use]
+    pub fn holdings(&self) -> Vec<Holding> {
+        let rooms = self.rooms.holdings().map(|(key, owned, version, digest)| Holding {
+            name: format!("{key:?}"),
+            placement: key.placement(),
+            owned,
+            version,
+            digest,
+        });
+        rooms.collect()
     }
 
     /// Asserts every invariant this machine promises; for tests and simulations.

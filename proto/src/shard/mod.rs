@@ -18,6 +18,7 @@ macro_rules! context {
             out: &mut $shard.out,
             timers: &mut $shard.timers,
             stats: &mut $shard.stats,
+            pace: $shard.pace,
         }
     };
 }
@@ -39,4 +40,40 @@ pub(crate) struct Ctx<'a> {
     pub(crate) out: &'a mut Out,
     pub(crate) timers: &'a mut Timers,
     pub(crate) stats: &'a mut ShardStats,
+    pub(crate) pace: Pace,
+}
+
+/// Since when the ring has been as it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    settle: std::time::Duration,
+    /// This node is on the ring since then.
+    active: Option<crate::time::Instant>,
+    changed: crate::time::Instant,
+    digest: u64,
+}
+
+impl Pace {
+    fn new(settle: std::time::Duration) -> Self {
+        Self { settle, active: None, changed: crate::time::Instant::ZERO, digest: 0 }
+    }
+
+    fn on_view(&mut self, now: crate::time::Instant, view: &crate::view::View) {
+        let active = view.ring.nodes().iter().any(|n| n.node == view.me);
+        self.active = if active { self.active.or(Some(now)) } else { None };
+        if self.digest != view.ring.digest() {
+            self.digest = view.ring.digest();
+            self.changed = now;
+        }
+    }
+
+    /// Whether this node has been on the ring for the settle time: what it should hold it has been given.
+    pub(crate) fn is_settled(&self, now: crate::time::Instant) -> bool {
+        self.active.is_some_and(|since| now.since(since) >= self.settle)
+    }
+
+    /// Whether the ring has been the same for the settle time.
+    pub(crate) fn is_calm(&self, now: crate::time::Instant) -> bool {
+        now.since(self.changed) >= self.settle
+    }
 }

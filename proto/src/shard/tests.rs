@@ -2,6 +2,7 @@
 //! bytes of both client protocols.
 
 mod backends;
+mod backups;
 mod clients;
 mod owners;
 mod repeats;

@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::messages::{
-    Answer, CommandFailed, NotOwner, Query, RoomToEdge, RoomToPublisher, SessionToEdge, ToRoom, ToSession,
+use super::{
+    Answer, CommandFailed, NotOwner, Query, RoomReplication, RoomToEdge, RoomToPublisher, SessionToEdge,
+    ToRoom, ToSession,
 };
 use crate::id::{Address, Placement, ShardIx};
 
@@ -60,6 +61,8 @@ pub enum Body {
         /// The answer.
         answer: Result<Answer, CommandFailed>,
     },
+    /// Between holders of rooms.
+    Rooms(RoomReplication),
 }
 
 /// The ordered stream of a link an envelope travels on. Everything of one placement is on one lane.

@@ -9,6 +9,7 @@
 mod envelope;
 mod hello;
 mod messages;
+mod replication;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -16,9 +17,10 @@ use serde::{Deserialize, Serialize};
 pub use envelope::{Body, Envelope, Lane, To};
 pub use hello::{Hello, PROTOCOL_MAX, PROTOCOL_MIN, ProtocolRange, Refused};
 pub use messages::*;
+pub use replication::*;
 
-/// The largest encoded envelope a link carries.
-pub const ENVELOPE_BYTES_MAX: usize = 4 << 20;
+/// The largest encoded envelope a link carries: a copy of the largest room, with its dedupe table.
+pub const ENVELOPE_BYTES_MAX: usize = 8 << 20;
 
 /// Bytes from a peer that are no message of this protocol. The link they came on is closed; nothing
 /// of them is applied.

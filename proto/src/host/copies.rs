@@ -1,0 +1,119 @@
+//! What backups do with what owners tell them.
+//!
+//! Belongs here: taking ops onto a copy, refusing what does not fit.
+//! Stays out: telling (`backup`), coming to own a key (`opening`).
+//! Invariants: a copy never takes ops that do not follow on it, nor goes back to a lower term; what it
+//! alone holds goes to the owner before it is replaced.
+
+use super::{Entity, Held, Host, Version};
+use crate::id::{Address, Term};
+use crate::shard::Ctx;
+use crate::wire::{Item, News, Refusal, Replication};
+
+impl<E: Entity> Host<E> {
+    pub(super) fn take_batch(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        from: Address,
+        batch: u64,
+        items: Vec<Item<E::Key, E::Op, E::Copy>>,
+    ) {
+        let mut refused = Vec::new();
+        for (index, item) in (0..).zip(items) {
+            if let Err(refusal) = self.take_item(ctx, from, item) {
+                refused.push((index, refusal));
+            }
+        }
+        let answer = Replication::Replicated { batch, refused };
+        let to = crate::wire::To::Shard(from.shard);
+        ctx.out.send(from.node, to, self.lane(), E::body(answer));
+    }
+
+    fn take_item(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        from: Address,
+        item: Item<E::Key, E::Op, E::Copy>,
+    ) -> Result<(), Refusal<E::Copy>> {
+        let Item { key, term, news } = item;
+        self.terms.heard(term);
+        if let Some(held) = self.held.get(&key) {
+            let mine = held.owning.as_deref().map_or(held.version.term, |owning| owning.term);
+            if term < mine {
+                ctx.stats.fences_total += 1;
+                return Err(Refusal::Higher(mine));
+            }
+            if let Some(promised) = self.promised_to(ctx, &key).filter(|node| *node != from.node) {
+                return Err(Refusal::Promised(promised));
+            }
+            if self.owns(&key) {
+                // Another owner, above ours. Whose the key is, the ring says.
+                if ctx.view.owns(E::placement(&self.shared, &key)) {
+                    self.begin_above(&key, term);
+                    let above = self.ownership(&key).map_or(term, |ownership| ownership.term);
+                    return Err(Refusal::Higher(above));
+                }
+                self.step_down(&key);
+            }
+        }
+        match news {
+            News::Ops { base, ops } => self.take_ops(ctx, &key, term, base, &ops),
+            News::Copy { op, copy, absorbed } => {
+                self.take_copy(ctx, &key, Version { term, op }, copy, absorbed)
+            }
+            News::Ended => {
+                if let Some(held) = self.held.remove(&key) {
+                    self.released(held);
+                }
+                self.offers.forget(&key);
+                Ok(())
+            }
+        }
+    }
+
+    fn take_ops(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        key: &E::Key,
+        term: Term,
+        base: Version,
+        ops: &[E::Op],
+    ) -> Result<(), Refusal<E::Copy>> {
+        let held = self.held.get_mut(key).filter(|held| held.version == base).ok_or(Refusal::Missing)?;
+        for op in ops {
+            held.state.apply(&mut self.shared, key, ctx.now, op);
+        }
+        held.version = Version { term, op: base.op.saturating_add(ops.len() as u64) };
+        held.promised = None;
+        Ok(())
+    }
+
+    fn take_copy(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        key: &E::Key,
+        version: Version,
+        copy: E::Copy,
+        absorbed: Option<Version>,
+    ) -> Result<(), Refusal<E::Copy>> {
+        if let Some(held) = self.held.get(key)
+            && held.version.term != version.term
+            && absorbed != Some(held.version)
+            && held.state.is_more_than(&copy)
+        {
+            return Err(Refusal::Lacks(held.version, held.state.to_copy()));
+        }
+        self.hold(ctx, key, version, copy);
+        Ok(())
+    }
+
+    /// Holds this copy, in place of any other.
+    pub(super) fn hold(&mut self, ctx: &Ctx<'_>, key: &E::Key, version: Version, copy: E::Copy) {
+        if let Some(former) = self.held.remove(key) {
+            self.released(former);
+        }
+        let state = E::from_copy(&mut self.shared, key, ctx.now, copy);
+        let held = Held { version, state, owning: None, promised: None, absorbed: Vec::new() };
+        self.held.insert(key.clone(), held);
+    }
+}

@@ -1,0 +1,558 @@
+//! Hosting entities: who owns a key, who holds a copy of it, and what may leave when.
+//!
+//! Belongs here: roles, terms, ops to the backup and their confirms, beginning a term, hand-over, offers
+//! of copies. The same code for sessions and rooms.
+//! Stays out: what an op does ([`Entity`]), what its effects are (`session`, `room`), the ring.
+//! Units: ops are counted from 1 for each entity, through all its terms.
+//! Invariants: an entity's replicated state changes by ops only, the same at owner and backup; two copies
+//! of one [`Version`] are equal; a copy takes no ops of a term below its own, nor of anyone but the
+//! node it was given to; an op is confirmed once the backup has it, or when no other node could.
+//! When it breaks: a refused owner steps down or begins above; what it had not confirmed is in the copy
+//! that it offers to the new one.
+//!
+//! | file | answers |
+//! |---|---|
+//! | `backup` | what owners tell backups: batches, confirms, whole copies |
+//! | `copies` | what backups do with that |
+//! | `opening` | how a node comes to own a key: it asks, it is given, it takes over |
+//! | `offers` | how a copy gets to whoever should have it |
+//!
+//! Source: DESIGN §4; terms and log matching after Raft (Ongaro, Ousterhout 2014) §5.
+
+mod backup;
+mod copies;
+mod offers;
+mod opening;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Debug;
+use std::hash::Hash;
+
+use crate::collections::FixedMap;
+use crate::entity::Terms;
+use crate::id::{Address, Cursor, NodeRef, Placement, Term};
+use crate::shard::Ctx;
+use crate::time::Instant;
+use crate::wire::{Body, Replication, Version};
+use backup::Backups;
+
+use offers::Offers;
+pub(crate) use opening::Open;
+use opening::{Opening, Ready};
+
+/// What is hosted: replicated state that changes by ops.
+pub(crate) trait Entity: Debug + Sized {
+    /// Its name.
+    type Key: Clone + Ord + Hash + Debug;
+    /// A change.
+    type Op: Clone + Debug;
+    /// All of its replicated state, as it travels.
+    type Copy: Clone + Debug;
+    /// What only an owner has, and every owner makes anew.
+    type Live: Debug + Default;
+    /// What waits while a key is being opened.
+    type Input: Debug;
+    /// Bookkeeping over all entities of the shard.
+    type Shared: Debug;
+
+    /// Where a key lives.
+    fn placement(shared: &Self::Shared, key: &Self::Key) -> Placement;
+    /// Whether this entity is to survive its owner.
+    fn is_durable(shared: &Self::Shared, key: &Self::Key) -> bool;
+    /// A new one, if anybody may begin one that nobody holds.
+    fn new(shared: &mut Self::Shared, key: &Self::Key, now: Instant, term: Term) -> Option<Self>;
+    /// Carries out an op, here and at the backup alike.
+    fn apply(&mut self, shared: &mut Self::Shared, key: &Self::Key, now: Instant, op: &Self::Op);
+    /// All of it.
+    fn to_copy(&self) -> Self::Copy;
+    /// From all of it.
+    fn from_copy(shared: &mut Self::Shared, key: &Self::Key, now: Instant, copy: Self::Copy) -> Self;
+    /// It is not held here any more.
+    fn released(self, shared: &mut Self::Shared);
+    /// The last place in it, where it is a log.
+    fn last(&self) -> Cursor;
+    /// Whether it holds all that a copy with this last place does.
+    fn covers(&self, last: Cursor) -> bool;
+    /// The ops that bring in what only `other` holds, in its order, under `term`.
+    fn missing(&self, term: Term, other: &Self::Copy) -> Vec<Self::Op>;
+    /// Whether `copy` is without something that this one holds.
+    fn is_more_than(&self, copy: &Self::Copy) -> bool;
+    /// Bytes of a copy, roughly.
+    fn copy_bytes(&self) -> usize;
+    /// A number over its replicated state, the same for equal copies.
+    fn digest(&self) -> u64;
+    /// The message that carries this.
+    fn body(message: Replication<Self::Key, Self::Op, Self::Copy>) -> Body;
+}
+
+/// Replication of one kind of entity.
+pub(crate) type MessageOf<E> = Replication<<E as Entity>::Key, <E as Entity>::Op, <E as Entity>::Copy>;
+
+/// What has become of an entity, for the machine that hosts it.
+#[derive(Debug)]
+pub(crate) enum Event<E: Entity> {
+    /// Owned from here on: nothing live is there yet.
+    Began(E::Key),
+    /// More of its ops are safe.
+    Confirmed(E::Key),
+    /// It has taken in what another copy held, by ops of its own.
+    Merged(E::Key),
+    /// Another owns it, or is about to; what was live is to be sent there by those it came from.
+    Lost(E::Key, E::Live),
+}
+
+/// What an explanation says of an entity's ownership.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ownership {
+    pub(crate) term: Term,
+    pub(crate) began: Began,
+    pub(crate) since: Instant,
+    pub(crate) backup: Option<NodeRef>,
+    /// Ops the backup has not confirmed.
+    pub(crate) lag: u64,
+}
+
+/// How an ownership began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Began {
+    /// Nobody had held it.
+    New,
+    /// Its owner was gone; this node was the backup.
+    TakeOver(NodeRef),
+    /// Handed over, or found at this node.
+    HandOver(NodeRef),
+}
+
+/// One copy of an entity.
+#[derive(Debug)]
+struct Held<E: Entity> {
+    version: Version,
+    state: E,
+    owning: Option<Box<Owning<E>>>,
+    /// Given to that node, which is to own it: nobody else's ops are taken until it is gone or this
+    /// has passed.
+    promised: Option<(NodeRef, Instant)>,
+    /// Copies of others that hold nothing more than this one.
+    absorbed: Vec<(NodeRef, Version)>,
+}
+
+/// What an owner keeps beside the state.
+#[derive(Debug)]
+struct Owning<E: Entity> {
+    live: E::Live,
+    /// The term ops are applied under; from the first op on the version's.
+    term: Term,
+    began: Began,
+    since: Instant,
+    /// Tells this ownership from others of the same entity by this node.
+    epoch: u64,
+    backup: Option<NodeRef>,
+    /// What the backup holds once it has taken all that was sent; `None`: it needs a whole copy.
+    base: Option<Version>,
+    /// The last whole copy sent, by number: what is refused of earlier news is settled by it.
+    copied: u64,
+    /// Ops not sent yet.
+    pending: Vec<E::Op>,
+    /// The last op that is safe.
+    confirmed: u64,
+}
+
+/// Every entity of one kind that this shard owns or backs up.
+#[derive(Debug)]
+pub(crate) struct Host<E: Entity> {
+    me: Address,
+    pub(crate) shared: E::Shared,
+    terms: Terms,
+    epochs: u64,
+    owned_max: usize,
+    owned: usize,
+    held: FixedMap<E::Key, Held<E>>,
+    openings: BTreeMap<E::Key, Opening<E>>,
+    ready: VecDeque<Ready<E>>,
+    events: VecDeque<Event<E>>,
+    backups: Backups<E>,
+    offers: Offers<E>,
+    /// Owned entities with something for their backup at the end of this turn.
+    dirty: BTreeSet<E::Key>,
+}
+
+/// An owned entity, borrowed.
+pub(crate) struct Owned<'a, E: Entity> {
+    pub(crate) state: &'a E,
+    pub(crate) live: &'a mut E::Live,
+    pub(crate) term: Term,
+    /// The last op applied.
+    pub(crate) op: u64,
+    /// The last op that is safe.
+    pub(crate) confirmed: u64,
+}
+
+impl<E: Entity> Host<E> {
+    pub(crate) fn new(me: Address, owned_max: usize, shared: E::Shared) -> Self {
+        Self {
+            me,
+            shared,
+            terms: Terms::new(me.node),
+            epochs: 0,
+            owned_max,
+            owned: 0,
+            held: FixedMap::default(),
+            openings: BTreeMap::new(),
+            ready: VecDeque::new(),
+            events: VecDeque::new(),
+            backups: Backups::default(),
+            offers: Offers::default(),
+            dirty: BTreeSet::new(),
+        }
+    }
+
+    /// The entity, if this shard owns it.
+    pub(crate) fn owned(&mut self, key: &E::Key) -> Option<Owned<'_, E>> {
+        let held = self.held.get_mut(key)?;
+        let owning = held.owning.as_deref_mut()?;
+        Some(Owned {
+            state: &held.state,
+            live: &mut owning.live,
+            term: owning.term,
+            op: held.version.op,
+            confirmed: owning.confirmed,
+        })
+    }
+
+    /// The same, to look at.
+    pub(crate) fn peek(&self, key: &E::Key) -> Option<(&E, &E::Live)> {
+        let held = self.held.get(key)?;
+        held.owning.as_deref().map(|owning| (&held.state, &owning.live))
+    }
+
+    pub(crate) fn owns(&self, key: &E::Key) -> bool {
+        self.held.get(key).is_some_and(|held| held.owning.is_some())
+    }
+
+    /// Any copy, owned or not.
+    pub(crate) fn copy(&self, key: &E::Key) -> Option<&E> {
+        self.held.get(key).map(|held| &held.state)
+    }
+
+    /// Every copy, owned or not.
+    pub(crate) fn copies(&self) -> impl Iterator<Item = (&E::Key, &E)> {
+        self.held.iter().map(|(key, held)| (key, &held.state))
+    }
+
+    /// Whether it is owned, or being looked for in order to be.
+    pub(crate) fn is_known(&self, key: &E::Key) -> bool {
+        self.owns(key) || self.openings.contains_key(key)
+    }
+
+    /// Looks at what only owners have, of each owned entity.
+    pub(crate) fn for_each_live(&mut self, mut look: impl FnMut(&mut E::Live)) {
+        for owning in self.held.values_mut().filter_map(|held| held.owning.as_deref_mut()) {
+            look(&mut owning.live);
+        }
+    }
+
+    /// The state of any copy, to be trimmed by a bound that is not the entity's own.
+    pub(crate) fn copy_mut(&mut self, key: &E::Key) -> Option<(&mut E, &mut E::Shared)> {
+        self.held.get_mut(key).map(|held| (&mut held.state, &mut self.shared))
+    }
+
+    /// Looks at every copy, owned or not.
+    pub(crate) fn for_each_copy(&mut self, mut look: impl FnMut(&E::Key, &mut E, &mut E::Shared)) {
+        for (key, held) in &mut self.held {
+            look(key, &mut held.state, &mut self.shared);
+        }
+    }
+
+    /// Owned entities.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&E::Key, &E, &E::Live)> {
+        self.held.iter().filter_map(|(key, held)| {
+            let owning = held.owning.as_deref()?;
+            Some((key, &held.state, &owning.live))
+        })
+    }
+
+    /// How many are owned.
+    pub(crate) fn owned_count(&self) -> usize {
+        self.owned
+    }
+
+    /// How many are held for others.
+    pub(crate) fn copy_count(&self) -> usize {
+        self.held.len() - self.owned
+    }
+
+    /// Applies an op to an owned entity. Its number: what follows from it waits for that confirm.
+    ///
+    /// # Panics
+    /// If this shard does not own it.
+    pub(crate) fn apply(&mut self, now: Instant, key: &E::Key, op: E::Op) -> u64 {
+        let held = self.held.get_mut(key).expect("ops are for owned entities");
+        let owning = held.owning.as_deref_mut().expect("ops are for owned entities");
+        held.state.apply(&mut self.shared, key, now, &op);
+        held.version = Version { term: owning.term, op: held.version.op + 1 };
+        if owning.backup.is_some() && owning.base.is_some() {
+            owning.pending.push(op);
+        }
+        if !self.dirty.contains(key) {
+            self.dirty.insert(key.clone());
+        }
+        held.version.op
+    }
+
+    /// Begins an entity that cannot be anywhere yet, or that was looked for in vain.
+    pub(crate) fn create(&mut self, ctx: &Ctx<'_>, key: &E::Key, state: E, above: Term) {
+        let term = self.terms.begin(above);
+        let version = Version { term, op: 0 };
+        if let Some(former) = self.held.remove(key) {
+            self.released(former);
+        }
+        let held = Held { version, state, owning: None, promised: None, absorbed: Vec::new() };
+        self.held.insert(key.clone(), held);
+        self.begin(ctx, key, term, Began::New, None);
+    }
+
+    /// Goes on under a term above `seen`.
+    pub(crate) fn begin_above(&mut self, key: &E::Key, seen: Term) {
+        let terms = &mut self.terms;
+        if let Some(held) = self.held.get_mut(key)
+            && let Some(owning) = held.owning.as_deref_mut()
+            && seen > owning.term
+        {
+            owning.term = terms.begin(seen);
+            self.dirty.insert(key.clone());
+        }
+    }
+
+    /// It is over: the backup is told.
+    pub(crate) fn end(&mut self, key: &E::Key) {
+        let Some(held) = self.held.remove(key) else { return };
+        if let Some(owning) = held.owning.as_deref()
+            && let Some(backup) = owning.backup
+        {
+            self.backups.ended(backup, key.clone(), owning.term);
+        }
+        self.dirty.remove(key);
+        self.released(held);
+    }
+
+    fn released(&mut self, held: Held<E>) {
+        self.owned -= usize::from(held.owning.is_some());
+        held.state.released(&mut self.shared);
+    }
+
+    /// Makes a held copy an owned one.
+    fn begin(
+        &mut self,
+        ctx: &Ctx<'_>,
+        key: &E::Key,
+        term: Term,
+        began: Began,
+        base: Option<(NodeRef, Version)>,
+    ) {
+        let Some(held) = self.held.get_mut(key) else { return };
+        let backup = backup_for::<E>(ctx, &self.shared, self.me.node, key);
+        let base = base.filter(|(node, _)| Some(*node) == backup).map(|(_, version)| version);
+        self.epochs += 1;
+        let confirmed = if backup.is_none() { held.version.op } else { 0 };
+        let owning = Owning {
+            live: E::Live::default(),
+            term,
+            began,
+            since: ctx.now,
+            epoch: self.epochs,
+            backup,
+            base,
+            copied: 0,
+            pending: Vec::new(),
+            confirmed,
+        };
+        self.owned += usize::from(held.owning.is_none());
+        held.owning = Some(Box::new(owning));
+        held.promised = None;
+        self.events.push_back(Event::Began(key.clone()));
+        self.dirty.insert(key.clone());
+    }
+
+    /// Another is to own it: the copy stays, what is live goes back to where it came from.
+    fn step_down(&mut self, key: &E::Key) {
+        let Some(held) = self.held.get_mut(key) else { return };
+        let Some(owning) = held.owning.take() else { return };
+        self.owned -= 1;
+        self.dirty.remove(key);
+        self.backups.forget(key);
+        self.offers.look_at(key.clone());
+        self.events.push_back(Event::Lost(key.clone(), owning.live));
+    }
+
+    /// What has become of entities since the last call.
+    pub(crate) fn next_event(&mut self) -> Option<Event<E>> {
+        self.events.pop_front()
+    }
+
+    pub(crate) fn ownership(&self, key: &E::Key) -> Option<Ownership> {
+        let held = self.held.get(key)?;
+        let owning = held.owning.as_deref()?;
+        let Owning { term, began, since, backup, confirmed, .. } = *owning;
+        Some(Ownership { term, began, since, backup, lag: held.version.op.saturating_sub(confirmed) })
+    }
+
+    /// Every copy: key, whether owned, version, digest of its state.
+    pub(crate) fn holdings(&self) -> impl Iterator<Item = (&E::Key, bool, Version, u64)> {
+        self.held.iter().map(|(key, held)| {
+            let version = match held.owning.as_deref() {
+                Some(owning) => Version { term: owning.term, op: held.version.op },
+                None => held.version,
+            };
+            (key, held.owning.is_some(), version, held.state.digest())
+        })
+    }
+
+    /// Takes a message of another node's host. What has come of it is in [`Host::next_event`] and
+    /// [`Host::next_ready`].
+    pub(crate) fn handle(&mut self, ctx: &mut Ctx<'_>, from: Address, message: MessageOf<E>) {
+        match message {
+            Replication::Replicate { batch, items } => self.take_batch(ctx, from, batch, items),
+            Replication::Replicated { batch, refused } => self.on_replicated(ctx, from, batch, refused),
+            Replication::Offer(offered) => {
+                for one in offered {
+                    self.on_offer(ctx, from, one);
+                }
+            }
+            Replication::Ask { key } => self.on_ask(ctx, from, key),
+            Replication::Have { key, settled, owned, copy } => {
+                self.on_have(ctx, from, key, settled, owned, copy);
+            }
+            Replication::NotYours { key } => self.on_not_yours(ctx, from, &key),
+            Replication::Drop(keys) => {
+                for key in keys {
+                    self.on_drop(ctx, &key);
+                }
+            }
+        }
+    }
+
+    /// The cluster has changed.
+    pub(crate) fn on_view(&mut self, ctx: &mut Ctx<'_>) {
+        let me = self.me.node;
+        let mut promote = Vec::new();
+        let mut recheck = Vec::new();
+        for (key, held) in &mut self.held {
+            let owner = ctx.view.owner(E::placement(&self.shared, key));
+            held.absorbed.clear();
+            match held.owning.as_deref_mut() {
+                Some(owning) => {
+                    let leaving = owner.is_some_and(|owner| owner != me);
+                    if leaving {
+                        self.offers.look_at(key.clone());
+                    }
+                    // Until it is handed over the old backup keeps up with it.
+                    let stays = leaving && owning.backup.is_some_and(|backup| ctx.view.is_up(backup));
+                    let backup = backup_for::<E>(ctx, &self.shared, me, key);
+                    if !stays && backup != owning.backup {
+                        owning.backup = backup;
+                        owning.base = None;
+                        owning.pending.clear();
+                        recheck.push(key.clone());
+                    }
+                }
+                None if owner == Some(me) && is_orphan(ctx, me, held.version.term) => {
+                    promote.push(key.clone())
+                }
+                None => self.offers.look_at(key.clone()),
+            }
+        }
+        for key in recheck {
+            self.backup_changed(&key);
+        }
+        for key in promote {
+            self.take_over(ctx, &key);
+        }
+        self.backups.on_view(ctx);
+        self.openings_on_view(ctx);
+    }
+
+    /// What was under way to `peer` is lost.
+    pub(crate) fn on_link_reset(&mut self, ctx: &mut Ctx<'_>, peer: NodeRef) {
+        self.backups.forget_peer(peer, true);
+        let mut again = Vec::new();
+        for (key, held) in &mut self.held {
+            if let Some(owning) = held.owning.as_deref_mut()
+                && owning.backup == Some(peer)
+            {
+                owning.base = None;
+                owning.pending.clear();
+                again.push(key.clone());
+            }
+        }
+        for key in again {
+            self.backup_changed(&key);
+        }
+        self.offers.repeat();
+        self.ask_again_after_reset(ctx, peer);
+    }
+
+    /// Another life of this node: what it owned was another's ownership, and is offered to its owner.
+    pub(crate) fn on_rebirth(&mut self, me: Address) {
+        self.me = me;
+        self.terms = Terms::new(me.node);
+        let owned: Vec<E::Key> =
+            self.held.iter().filter(|(_, held)| held.owning.is_some()).map(|(key, _)| key.clone()).collect();
+        for key in owned {
+            self.step_down(&key);
+        }
+        self.backups = Backups::default();
+        self.cancel_openings();
+    }
+
+    /// Sends what this turn has made ready. Returns whether there was anything.
+    pub(crate) fn flush(&mut self, ctx: &mut Ctx<'_>) -> bool {
+        let sent = self.send_to_backups(ctx);
+        let offered = self.send_offers(ctx);
+        sent || offered
+    }
+
+    /// Once a second: what was offered and not taken is offered again.
+    pub(crate) fn sweep(&mut self, ctx: &mut Ctx<'_>) {
+        self.offers.repeat();
+        self.open_own_copies(ctx);
+    }
+
+    /// Whether there is anything to look after without a message.
+    pub(crate) fn has_to_sweep(&self) -> bool {
+        !self.offers.is_empty() || !self.openings.is_empty()
+    }
+
+    /// Asserts bounds and cross references.
+    pub(crate) fn check_invariants(&self) {
+        assert_eq!(self.owned, self.held.values().filter(|held| held.owning.is_some()).count());
+        for (key, held) in &self.held {
+            let Some(owning) = held.owning.as_deref() else { continue };
+            assert!(owning.confirmed <= held.version.op, "{key:?}: more confirmed than applied");
+            assert!(owning.term >= held.version.term, "{key:?}: applied under a term above its own");
+            assert!(owning.term.owner == self.me.node, "{key:?}: owned under another's term");
+            let waits = owning.confirmed < held.version.op || !owning.pending.is_empty();
+            if waits && owning.backup.is_some() && !self.dirty.contains(key) {
+                let sent = self.backups.is_under_way(key) || self.backups.waits(key);
+                assert!(sent, "{key:?}: ops that nobody will confirm");
+            }
+            assert!(!self.openings.contains_key(key), "{key:?}: owned and being opened");
+        }
+        self.backups.check_invariants();
+    }
+}
+
+/// Who holds the copy of a key that this node owns: the next on the ring, whoever that is.
+fn backup_for<E: Entity>(ctx: &Ctx<'_>, shared: &E::Shared, me: NodeRef, key: &E::Key) -> Option<NodeRef> {
+    if !E::is_durable(shared, key) {
+        return None;
+    }
+    ctx.view.ring.replicas(E::placement(shared, key), 2).into_iter().find(|node| *node != me)
+}
+
+/// Whether nobody alive has a better claim than a copy of this term. An earlier life of this node was
+/// declared down, so another may have gone on since.
+fn is_orphan(ctx: &Ctx<'_>, me: NodeRef, term: Term) -> bool {
+    term.owner.id != me.id && !ctx.view.is_up(term.owner)
+}

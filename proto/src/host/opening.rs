@@ -1,0 +1,391 @@
+//! How a node comes to own a key.
+//!
+//! Belongs here: whom to ask for what is held elsewhere, what waits meanwhile, taking over, being given.
+//! Stays out: who is told of copies that nobody asks for (`offers`).
+//! Units: at most `CANDIDATES` nodes of the ring are asked; at most `WAITING_MAX` inputs wait for a key.
+//! Invariants: a term begins only after the nodes that may hold the key have said what they hold; who
+//! says "nothing" counts only if it has been on the ring for the settle time, or is the last.
+//! When it breaks: a node that is asked and goes down is left out; a lost link means asking again.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::{Began, Entity, Event, Held, Host, Version, is_orphan};
+use crate::id::{Address, NodeRef, Term};
+use crate::shard::{Ctx, TimerKey};
+use crate::time::Instant;
+use crate::view::NodeState;
+use crate::wire::{Replication, To};
+
+/// Nodes of the ring that are asked for a key at most (DESIGN §4).
+const CANDIDATES: usize = 4;
+/// Inputs that wait for one key; more are bounced.
+const WAITING_MAX: usize = 256;
+/// A node that was given a copy has so long to begin its term.
+const PROMISE_MAX: Duration = Duration::from_secs(1);
+/// The node asked sees another ring: asked again after a part of the time that views take to agree.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(20);
+
+/// Whether a key may be served here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Open {
+    /// Owned.
+    Yes,
+    /// Nobody holds it: whoever can may create it.
+    Absent,
+    /// It is being looked for: let the input wait.
+    Wait,
+    /// Another owns it, or this shard owns as many as it may.
+    No,
+}
+
+/// A key being looked for.
+#[derive(Debug)]
+pub(super) struct Opening<E: Entity> {
+    /// Who has been asked and has not answered.
+    asked: Option<NodeRef>,
+    /// Who is asked next; whether its "nothing" counts.
+    candidates: VecDeque<(NodeRef, bool)>,
+    asked_counts: bool,
+    /// The highest term shown by whoever wants it.
+    shown: Term,
+    /// Views differ: all are asked again at the next retry.
+    again: bool,
+    waiting: Vec<(Address, E::Input)>,
+}
+
+/// An input whose key has been looked for.
+#[derive(Debug)]
+pub(super) struct Ready<E: Entity> {
+    key: E::Key,
+    from: Address,
+    input: E::Input,
+}
+
+impl<E: Entity> Host<E> {
+    /// Whether `key` may be served here now. `shown` is the highest term that whoever wants it has
+    /// heard.
+    pub(crate) fn open(&mut self, ctx: &mut Ctx<'_>, key: &E::Key, shown: Term) -> Open {
+        if self.owns(key) {
+            return Open::Yes;
+        }
+        if let Some(opening) = self.openings.get_mut(key) {
+            opening.shown = opening.shown.max(shown);
+            return Open::Wait;
+        }
+        if !ctx.view.owns(E::placement(&self.shared, key)) || self.owned >= self.owned_max {
+            return Open::No;
+        }
+        if let Some(held) = self.held.get(key)
+            && is_orphan(ctx, self.me.node, held.version.term)
+        {
+            self.take_over(ctx, key);
+            return Open::Yes;
+        }
+        let candidates = self.candidates(ctx, key, shown);
+        if candidates.is_empty() {
+            return self.conclude(ctx, key, shown, None);
+        }
+        let opening = Opening {
+            asked: None,
+            candidates,
+            asked_counts: false,
+            shown,
+            again: false,
+            waiting: Vec::new(),
+        };
+        self.openings.insert(key.clone(), opening);
+        self.ask_next(ctx, key);
+        Open::Wait
+    }
+
+    /// Keeps an input until its key is open; `Err` gives it back at the bound.
+    pub(crate) fn wait(&mut self, key: &E::Key, from: Address, input: E::Input) -> Result<(), E::Input> {
+        match self.openings.get_mut(key).filter(|opening| opening.waiting.len() < WAITING_MAX) {
+            Some(opening) => {
+                opening.waiting.push((from, input));
+                Ok(())
+            }
+            None => Err(input),
+        }
+    }
+
+    /// An input whose key is open now, absent, or another's.
+    pub(crate) fn next_ready(&mut self, ctx: &Ctx<'_>) -> Option<(Address, E::Key, E::Input, Open)> {
+        let Ready { key, from, input } = self.ready.pop_front()?;
+        let open = match self.owns(&key) {
+            true => Open::Yes,
+            false if ctx.view.owns(E::placement(&self.shared, &key)) && !self.held.contains_key(&key) => {
+                Open::Absent
+            }
+            false => Open::No,
+        };
+        Some((from, key, input, open))
+    }
+
+    /// Who may hold a key, in the order to ask.
+    fn candidates(&self, ctx: &Ctx<'_>, key: &E::Key, shown: Term) -> VecDeque<(NodeRef, bool)> {
+        let placement = E::placement(&self.shared, key);
+        let held = self.held.get(key).map(|held| held.version.term.owner);
+        let draining = ctx.view.nodes.iter().filter(|n| n.state() == NodeState::Draining).map(|n| n.node);
+        let hinted = [Some(shown.owner), held].into_iter().flatten().chain(draining);
+        let hinted = hinted.filter(|node| ctx.view.is_up(*node)).map(|node| (node, false));
+        // On a ring that has not changed for the settle time, the backup knows.
+        let count = if ctx.pace.is_calm(ctx.now) { 1 } else { CANDIDATES };
+        let ring = ctx.view.ring.replicas(placement, count + 1).into_iter().map(|node| (node, true));
+        let mut candidates: VecDeque<(NodeRef, bool)> = VecDeque::new();
+        for (node, counts) in hinted.chain(ring) {
+            if node != self.me.node && candidates.iter().all(|(other, _)| *other != node) {
+                candidates.push_back((node, counts));
+            }
+        }
+        candidates
+    }
+
+    fn ask_next(&mut self, ctx: &mut Ctx<'_>, key: &E::Key) {
+        let placement = E::placement(&self.shared, key);
+        let lane = self.lane();
+        let Some(opening) = self.openings.get_mut(key) else { return };
+        opening.asked = None;
+        while let Some((node, counts)) = opening.candidates.pop_front() {
+            if ctx.view.is_up(node) {
+                opening.asked = Some(node);
+                opening.asked_counts = counts;
+                let ask = Replication::Ask { key: key.clone() };
+                return ctx.out.send(node, To::Host(placement), lane, E::body(ask));
+            }
+        }
+        let shown = opening.shown;
+        self.conclude(ctx, key, shown, None);
+    }
+
+    pub(super) fn on_ask(&mut self, ctx: &mut Ctx<'_>, from: Address, key: E::Key) {
+        let owner = ctx.view.owner(E::placement(&self.shared, &key));
+        let to = To::Shard(from.shard);
+        if owner != Some(from.node) {
+            let differs = Replication::NotYours { key };
+            return ctx.out.send(from.node, to, self.lane(), E::body(differs));
+        }
+        let owned = self.owns(&key);
+        if owned {
+            self.step_down(&key);
+        }
+        self.offers.answered(&key);
+        let copy = self.held.get_mut(&key).map(|held| {
+            held.promised = Some((from.node, ctx.now + PROMISE_MAX));
+            (held.version, held.state.to_copy())
+        });
+        let settled = ctx.pace.is_settled(ctx.now);
+        let have = Replication::Have { key, settled, owned, copy };
+        ctx.out.send(from.node, to, self.lane(), E::body(have));
+    }
+
+    pub(super) fn on_have(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        from: Address,
+        key: E::Key,
+        settled: bool,
+        owned: bool,
+        copy: Option<(Version, E::Copy)>,
+    ) {
+        if let Some((version, _)) = &copy {
+            self.terms.heard(version.term);
+        }
+        if let Some(opening) = self.openings.get(&key) {
+            if opening.asked != Some(from.node) {
+                return;
+            }
+            let (shown, counts) = (opening.shown, opening.asked_counts);
+            match copy {
+                Some((version, copy)) => {
+                    ctx.stats.moves_total += u64::from(owned);
+                    self.conclude(ctx, &key, shown, Some((from.node, version, copy)));
+                }
+                None if settled && counts => {
+                    self.conclude(ctx, &key, shown, None);
+                }
+                None => self.ask_next(ctx, &key),
+            }
+            return;
+        }
+        // Asked because of an offer: what the other holds beside ours.
+        if let Some((version, copy)) = copy
+            && self.owns(&key)
+        {
+            self.begin_above(&key, version.term);
+            self.merge(ctx.now, &key, &copy);
+            self.absorbed(&key, from.node, version);
+        }
+    }
+
+    /// That node's copy holds nothing more than ours does now.
+    pub(super) fn absorbed(&mut self, key: &E::Key, node: NodeRef, version: Version) {
+        if let Some(held) = self.held.get_mut(key) {
+            held.absorbed.retain(|(other, _)| *other != node);
+            held.absorbed.push((node, version));
+        }
+    }
+
+    /// Applies what only `copy` holds.
+    pub(super) fn merge(&mut self, now: Instant, key: &E::Key, copy: &E::Copy) {
+        let Some(held) = self.held.get(key) else { return };
+        let Some(owning) = held.owning.as_deref() else { return };
+        let ops = held.state.missing(owning.term, copy);
+        if ops.is_empty() {
+            return;
+        }
+        for op in ops {
+            self.apply(now, key, op);
+        }
+        self.events.push_back(Event::Merged(key.clone()));
+    }
+
+    pub(super) fn on_not_yours(&mut self, ctx: &mut Ctx<'_>, from: Address, key: &E::Key) {
+        if let Some(opening) = self.openings.get_mut(key).filter(|o| o.asked == Some(from.node)) {
+            opening.asked = None;
+            opening.again = true;
+            ctx.timers.set(ctx.now + ASK_AGAIN_AFTER, TimerKey::Retry);
+        }
+    }
+
+    /// The question is answered: what was found, what this node holds itself, or nothing.
+    fn conclude(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        key: &E::Key,
+        shown: Term,
+        found: Option<(NodeRef, Version, E::Copy)>,
+    ) -> Open {
+        let opening = self.openings.remove(key);
+        let shown = opening.as_ref().map_or(shown, |opening| opening.shown.max(shown));
+        let own = self.held.get(key).map(|held| held.version);
+        match (found, own) {
+            (Some((giver, version, copy)), own) => {
+                let lesser = match own {
+                    Some(own) if own == version => None,
+                    Some(own) if own > version => Some(copy),
+                    _ => {
+                        let mine = self.held.get(key).map(|held| held.state.to_copy());
+                        self.hold(ctx, key, version, copy);
+                        mine
+                    }
+                };
+                let mine = self.held.get(key).map_or(version, |held| held.version);
+                let term = self.terms.begin(shown.max(mine.term).max(version.term));
+                let base = (mine == version).then_some((giver, version));
+                self.begin(ctx, key, term, Began::HandOver(giver), base);
+                if let Some(lesser) = lesser {
+                    self.merge(ctx.now, key, &lesser);
+                }
+            }
+            (None, Some(own)) => {
+                let term = self.terms.begin(shown.max(own.term));
+                ctx.stats.takeovers_total += 1;
+                self.begin(ctx, key, term, Began::TakeOver(own.term.owner), None);
+            }
+            (None, None) => {
+                let term = self.terms.begin(shown);
+                if let Some(state) = E::new(&mut self.shared, key, ctx.now, term) {
+                    let version = Version { term, op: 0 };
+                    let held = Held { version, state, owning: None, promised: None, absorbed: Vec::new() };
+                    self.held.insert(key.clone(), held);
+                    self.begin(ctx, key, term, Began::New, None);
+                }
+            }
+        }
+        let waiting = opening.map_or_else(Vec::new, |opening| opening.waiting);
+        self.ready.extend(waiting.into_iter().map(|(from, input)| Ready { key: key.clone(), from, input }));
+        if self.owns(key) { Open::Yes } else { Open::Absent }
+    }
+
+    /// The owner is gone, and this node was its backup.
+    pub(super) fn take_over(&mut self, ctx: &mut Ctx<'_>, key: &E::Key) {
+        let Some(held) = self.held.get(key) else { return };
+        let former = held.version.term;
+        let term = self.terms.begin(former);
+        ctx.stats.takeovers_total += 1;
+        self.offers.forget(key);
+        self.begin(ctx, key, term, Began::TakeOver(former.owner), None);
+    }
+
+    /// To whom a copy of this node is promised, if that still counts.
+    pub(super) fn promised_to(&mut self, ctx: &Ctx<'_>, key: &E::Key) -> Option<NodeRef> {
+        let held = self.held.get_mut(key)?;
+        held.promised = held.promised.filter(|(node, until)| ctx.now < *until && ctx.view.is_up(*node));
+        held.promised.map(|(node, _)| node)
+    }
+
+    /// Everything that is being looked for is looked for by the new ring.
+    pub(super) fn openings_on_view(&mut self, ctx: &mut Ctx<'_>) {
+        let keys: Vec<E::Key> = self.openings.keys().cloned().collect();
+        for key in keys {
+            let asked_is_up = self.openings[&key].asked.is_some_and(|node| ctx.view.is_up(node))
+                || self.openings[&key].again;
+            if !ctx.view.owns(E::placement(&self.shared, &key)) {
+                self.cancel_opening(&key);
+            } else if !asked_is_up {
+                self.ask_all(ctx, &key);
+            }
+        }
+    }
+
+    fn ask_all(&mut self, ctx: &mut Ctx<'_>, key: &E::Key) {
+        let Some(shown) = self.openings.get(key).map(|opening| opening.shown) else { return };
+        let candidates = self.candidates(ctx, key, shown);
+        if let Some(opening) = self.openings.get_mut(key) {
+            opening.candidates = candidates;
+            opening.again = false;
+        }
+        self.ask_next(ctx, key);
+    }
+
+    pub(super) fn ask_again_after_reset(&mut self, ctx: &mut Ctx<'_>, peer: NodeRef) {
+        let keys: Vec<E::Key> = self
+            .openings
+            .iter()
+            .filter(|(_, opening)| opening.asked == Some(peer))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in keys {
+            self.ask_all(ctx, &key);
+        }
+    }
+
+    /// A while has passed since views differed.
+    pub(crate) fn retry(&mut self, ctx: &mut Ctx<'_>) {
+        let keys: Vec<E::Key> =
+            self.openings.iter().filter(|(_, opening)| opening.again).map(|(key, _)| key.clone()).collect();
+        for key in keys {
+            self.ask_all(ctx, &key);
+        }
+        self.retry_backups();
+    }
+
+    fn cancel_opening(&mut self, key: &E::Key) {
+        if let Some(opening) = self.openings.remove(key) {
+            let waiting = opening.waiting.into_iter();
+            self.ready.extend(waiting.map(|(from, input)| Ready { key: key.clone(), from, input }));
+        }
+    }
+
+    pub(super) fn cancel_openings(&mut self) {
+        let keys: Vec<E::Key> = self.openings.keys().cloned().collect();
+        keys.iter().for_each(|key| self.cancel_opening(key));
+    }
+
+    /// Copies of keys that the ring gives to this node, and that nobody has asked for.
+    pub(super) fn open_own_copies(&mut self, ctx: &mut Ctx<'_>) {
+        for key in self.offers.keys() {
+            if self.held.contains_key(&key) && ctx.view.owns(E::placement(&self.shared, &key)) {
+                self.open(ctx, &key, Term::NONE);
+            }
+        }
+    }
+
+    /// The lane of everything this shard's host says: two things it says to one place keep their order.
+    pub(super) fn lane(&self) -> crate::wire::Lane {
+        let lanes = u16::from(crate::wire::Lane::DATA_LANES);
+        crate::wire::Lane(u8::try_from(self.me.shard.0 % lanes).unwrap_or(0))
+    }
+}

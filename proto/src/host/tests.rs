@@ -1,0 +1,1 @@
+//! Hosts of counters: instant, ordered delivery between them, views changed by hand.

@@ -1,0 +1,215 @@
+//! What of a room survives its owner: the log, and what it has seen already.
+//!
+//! Belongs here: ops, the same at owner and backup; copies; what two logs have of each other.
+//! Stays out: subscribers and effects (`Rooms`), who owns it (`host`).
+//! Invariants: an entry is appended once; a copy built from a copy is equal to it.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use super::dedupe::Dedupe;
+use super::log::{RoomLog, entry_bytes};
+use super::{RoomInput, RoomLive};
+use crate::collections::FixedSet;
+use crate::host::{Entity, MessageOf};
+use crate::id::{Cursor, Placement, PublishId, PublishNumber, Publisher, RoomKey, Term};
+use crate::limits::Limits;
+use crate::time::Instant;
+use crate::wire::{Body, RoomCopy, RoomOp};
+
+/// Marks kept beyond twice the entries there are, before they are looked through.
+const MARKS_SLACK: usize = 1_024;
+
+/// The replicated part of a room.
+#[derive(Debug)]
+pub(crate) struct RoomState {
+    pub(super) log: RoomLog,
+    pub(super) dedupe: Dedupe,
+}
+
+/// Bookkeeping over all rooms of a shard, owned and backed up.
+#[derive(Debug)]
+pub(crate) struct RoomsShared {
+    pub(super) limits: Limits,
+    /// Products whose rooms are held in one copy.
+    pub(super) volatile_products: BTreeSet<Arc<str>>,
+    /// Entries of all logs in the order they were appended: the oldest of all rooms go first.
+    /// A mark names its entry: an entry may be gone by its own room's bounds.
+    pub(super) ages: VecDeque<(Instant, RoomKey, u64)>,
+    pub(super) log_entries: usize,
+    pub(super) log_bytes: usize,
+}
+
+impl RoomsShared {
+    pub(super) fn new(limits: &Limits, volatile_products: BTreeSet<Arc<str>>) -> Self {
+        Self {
+            limits: limits.clone(),
+            volatile_products,
+            ages: VecDeque::new(),
+            log_entries: 0,
+            log_bytes: 0,
+        }
+    }
+
+    /// Whether marks of entries that are gone should be looked through.
+    pub(super) fn has_stale_marks(&self) -> bool {
+        self.ages.len() > 2 * self.log_entries + MARKS_SLACK
+    }
+}
+
+impl RoomState {
+    /// Drops the oldest entry.
+    pub(super) fn trim_first(&mut self, shared: &mut RoomsShared) {
+        if self.log.len() > 0 {
+            shared.log_bytes -= self.log.trim_first();
+            shared.log_entries -= 1;
+        }
+    }
+
+    fn trim_to_bounds(&mut self, shared: &mut RoomsShared) {
+        while self.log.len() > shared.limits.room_log_entries_max
+            || (self.log.bytes() > shared.limits.room_log_bytes_max && self.log.len() > 1)
+        {
+            self.trim_first(shared);
+        }
+    }
+
+    fn append(
+        &mut self,
+        shared: &mut RoomsShared,
+        key: &RoomKey,
+        now: Instant,
+        entry: crate::wire::RoomEntry,
+    ) {
+        shared.log_bytes += entry_bytes(&entry);
+        shared.log_entries += 1;
+        let at = self.log.append(entry);
+        shared.ages.push_back((now, key.clone(), at.seq));
+    }
+}
+
+impl Entity for RoomState {
+    type Key = RoomKey;
+    type Op = RoomOp;
+    type Copy = RoomCopy;
+    type Live = RoomLive;
+    type Input = RoomInput;
+    type Shared = RoomsShared;
+
+    fn placement(_: &RoomsShared, key: &RoomKey) -> Placement {
+        key.placement()
+    }
+
+    fn is_durable(shared: &RoomsShared, key: &RoomKey) -> bool {
+        shared.volatile_products.is_empty() || !shared.volatile_products.contains(key.product())
+    }
+
+    fn new(_: &mut RoomsShared, _: &RoomKey, _: Instant, term: Term) -> Option<Self> {
+        Some(Self { log: RoomLog::new(Cursor { term, seq: 0 }), dedupe: Dedupe::default() })
+    }
+
+    fn apply(&mut self, shared: &mut RoomsShared, key: &RoomKey, now: Instant, op: &RoomOp) {
+        match op {
+            RoomOp::Append { entry, dedupe } => {
+                let id = entry.id;
+                self.append(shared, key, now, entry.clone());
+                let at = self.log.last();
+                self.dedupe.remember(now, &shared.limits, id, dedupe.clone(), at);
+                self.trim_to_bounds(shared);
+            }
+            RoomOp::Remember { id, at } => self.dedupe.remember(now, &shared.limits, *id, None, *at),
+        }
+    }
+
+    fn to_copy(&self) -> RoomCopy {
+        RoomCopy {
+            before_first: self.log.before_first(),
+            first: self.log.first(),
+            entries: self.log.iter().cloned().collect(),
+            publishers: self.dedupe.publishers(),
+            keys: self.dedupe.keys(),
+        }
+    }
+
+    fn from_copy(shared: &mut RoomsShared, key: &RoomKey, now: Instant, copy: RoomCopy) -> Self {
+        let RoomCopy { before_first, first, entries, publishers, keys } = copy;
+        let mut state = Self { log: RoomLog::after(before_first, first), dedupe: Dedupe::default() };
+        for entry in entries {
+            state.append(shared, key, now, entry);
+        }
+        state.dedupe.restore(now, &shared.limits, publishers, keys);
+        state.trim_to_bounds(shared);
+        state
+    }
+
+    fn released(self, shared: &mut RoomsShared) {
+        shared.log_bytes -= self.log.bytes();
+        shared.log_entries -= self.log.len();
+    }
+
+    fn last(&self) -> Cursor {
+        self.log.last()
+    }
+
+    fn covers(&self, last: Cursor) -> bool {
+        last.seq == 0 || self.log.contains(last)
+    }
+
+    fn missing(&self, term: Term, other: &RoomCopy) -> Vec<RoomOp> {
+        let here: FixedSet<PublishId> = self.log.iter().map(|entry| entry.id).collect();
+        let mut highest: BTreeMap<Publisher, PublishNumber> = BTreeMap::new();
+        let seen = |publisher| self.dedupe.highest(publisher);
+        let mut ops = Vec::new();
+        for (seq, entry) in (other.first..).zip(&other.entries) {
+            let (publisher, number) = entry.id.split();
+            let known = highest.get(&publisher).copied().max(seen(publisher));
+            if here.contains(&entry.id) || known.is_some_and(|known| number <= known) {
+                continue;
+            }
+            highest.insert(publisher, number);
+            let at = Cursor { term: entry.term, seq };
+            let dedupe = other.keys.iter().find(|(_, place)| *place == at).map(|(key, _)| key.clone());
+            let mut entry = entry.clone();
+            entry.term = term;
+            ops.push(RoomOp::Append { entry, dedupe });
+        }
+        // What the other had appended and trimmed again is not to be appended here if it is repeated.
+        for (publisher, number, at) in &other.publishers {
+            let known = highest.get(publisher).copied().max(seen(*publisher));
+            if known.is_none_or(|known| *number > known) {
+                ops.push(RoomOp::Remember { id: PublishId::join(*publisher, *number), at: *at });
+            }
+        }
+        ops
+    }
+
+    fn is_more_than(&self, copy: &RoomCopy) -> bool {
+        let theirs: BTreeMap<Publisher, PublishNumber> =
+            copy.publishers.iter().map(|(publisher, number, _)| (*publisher, *number)).collect();
+        let ids: FixedSet<PublishId> = copy.entries.iter().map(|entry| entry.id).collect();
+        let knows = |publisher: &Publisher, number| theirs.get(publisher).is_some_and(|n| *n >= number);
+        let entries = self.log.iter().filter(|entry| !ids.contains(&entry.id)).map(|entry| entry.id.split());
+        let publishers = self.dedupe.publishers();
+        let mut all = entries.chain(publishers.into_iter().map(|(publisher, number, _)| (publisher, number)));
+        all.any(|(publisher, number)| !knows(&publisher, number))
+    }
+
+    fn copy_bytes(&self) -> usize {
+        self.log.bytes() + 64 * self.dedupe.len() + 256
+    }
+
+    fn digest(&self) -> u64 {
+        let mut bytes = Vec::new();
+        for (seq, entry) in (self.log.first()..).zip(self.log.iter()).skip(self.log.len().saturating_sub(16))
+        {
+            bytes.extend_from_slice(&seq.to_le_bytes());
+            bytes.extend_from_slice(&crate::wire::encode(&(entry.term, entry.id)));
+        }
+        bytes.extend_from_slice(&self.log.head().to_le_bytes());
+        xxhash_rust::xxh3::xxh3_64(&bytes)
+    }
+
+    fn body(message: MessageOf<Self>) -> Body {
+        Body::Rooms(message)
+    }
+}
