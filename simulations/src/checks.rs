@@ -95,6 +95,10 @@ pub struct Checks {
     /// Living nodes disagree about the ring: a room may have two owners, and two logs.
     pub split: bool,
     settled: BTreeSet<EventId>,
+    /// Where each event was first sent from.
+    places: BTreeMap<(RoomKey, EventId), (Term, u64)>,
+    /// Taken over from another history: those who had it there keep it where it was.
+    appended_again: BTreeSet<EventId>,
     /// Deliveries counted.
     pub deliveries: u64,
     /// What is broken, the first first.
@@ -135,7 +139,20 @@ impl Checks {
     }
 
     /// Under (term, number) of a room's log an owner sends this publish.
-    pub fn logged(&mut self, now: Instant, room: &RoomKey, term: Term, number: u64, id: PublishId) {
+    pub fn logged(
+        &mut self,
+        now: Instant,
+        room: &RoomKey,
+        term: Term,
+        number: u64,
+        id: PublishId,
+        event: Option<EventId>,
+    ) {
+        if let Some(event) = event
+            && *self.places.entry((room.clone(), event)).or_insert((term, number)) != (term, number)
+        {
+            self.appended_again.insert(event);
+        }
         let log = self.logged.entry(room.clone()).or_default();
         let before = *log.entry((term, number)).or_insert(id);
         if before != id {
@@ -158,7 +175,8 @@ impl Checks {
     pub fn check_orders(&mut self, now: Instant) {
         let mut rooms = BTreeMap::<(u8, u16), Vec<Vec<EventId>>>::new();
         for ((product, room, ..), heard) in &self.heard {
-            let settled = heard.order.iter().copied().filter(|event| self.settled.contains(event));
+            let once = |event: &EventId| self.settled.contains(event) && !self.appended_again.contains(event);
+            let settled = heard.order.iter().copied().filter(once);
             rooms.entry((*product, *room)).or_default().push(settled.collect());
         }
         let clashes: Vec<_> = rooms
@@ -313,10 +331,10 @@ mod tests {
         let room = RoomKey::new(&"p".into(), &"/".into(), "r");
         let term = Term { number: 1, owner: NodeRef { id: NodeId(1), incarnation: 1 } };
         let id = |number| PublishId::Session { sid: SocketSid([0; 16]), number, index: 0 };
-        checks.logged(NOW, &room, term, 1, id(1));
-        checks.logged(NOW, &room, term, 1, id(1));
+        checks.logged(NOW, &room, term, 1, id(1), None);
+        checks.logged(NOW, &room, term, 1, id(1), None);
         assert!(checks.violations.is_empty());
-        checks.logged(NOW, &room, term, 1, id(2));
+        checks.logged(NOW, &room, term, 1, id(2), None);
         assert_eq!(broken(&checks), ["I1"]);
     }
 }

@@ -165,6 +165,15 @@ fn refusal(answer: &Value) -> Option<String> {
     Some(answer["code"].as_str().unwrap_or("no code").to_owned())
 }
 
+/// The event that an entry of a room's log carries, if a client of the simulation published it.
+pub fn logged_event(json: &[u8]) -> Option<EventId> {
+    let payload: Value = serde_json::from_slice(json).ok()?;
+    match event(payload.get(1)?, None, None)? {
+        Heard::Event { event, .. } => Some(event),
+        _ => None,
+    }
+}
+
 fn event(payload: &Value, position: Option<Position>, room_told: Option<String>) -> Option<Heard> {
     let number = |field: &str, at: usize| payload[field][at].as_u64();
     let publisher = SessionId {

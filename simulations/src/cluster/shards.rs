@@ -168,7 +168,8 @@ impl Cluster {
         let now = self.clock.now();
         if let Body::RoomToEdge(RoomToEdge::Entries { room, first, entries, .. }) = &envelope.body {
             for (number, entry) in (*first..).zip(entries) {
-                self.checks.logged(now, room, entry.term, number, entry.id);
+                let event = crate::speech::logged_event(&entry.event.payload.json);
+                self.checks.logged(now, room, entry.term, number, entry.id, event);
             }
         }
         let Some(life) = &mut self.slots[slot].life else { return };
