@@ -373,6 +373,7 @@ impl<E: Entity> Host<E> {
         held.promised = None;
         self.events.push_back(Event::Began(key.clone()));
         self.dirty.insert(key.clone());
+        self.cancel_opening(key);
     }
 
     /// Another is to own it: the copy stays, what is live goes back to where it came from.

@@ -294,8 +294,9 @@ impl<E: Entity> Host<E> {
                 }
             }
         }
-        let waiting = opening.map_or_else(Vec::new, |opening| opening.waiting);
-        self.ready.extend(waiting.into_iter().map(|(from, input)| Ready { key: key.clone(), from, input }));
+        if let Some(opening) = opening {
+            self.ready_now(key, opening);
+        }
         if self.owns(key) { Open::Yes } else { Open::Absent }
     }
 
@@ -362,11 +363,16 @@ impl<E: Entity> Host<E> {
         self.retry_backups();
     }
 
-    fn cancel_opening(&mut self, key: &E::Key) {
+    /// The question is not asked any more: what waited for its answer looks again.
+    pub(super) fn cancel_opening(&mut self, key: &E::Key) {
         if let Some(opening) = self.openings.remove(key) {
-            let waiting = opening.waiting.into_iter();
-            self.ready.extend(waiting.map(|(from, input)| Ready { key: key.clone(), from, input }));
+            self.ready_now(key, opening);
         }
+    }
+
+    fn ready_now(&mut self, key: &E::Key, opening: Opening<E>) {
+        let waiting = opening.waiting.into_iter();
+        self.ready.extend(waiting.map(|(from, input)| Ready { key: key.clone(), from, input }));
     }
 
     pub(super) fn cancel_openings(&mut self) {
