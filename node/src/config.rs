@@ -236,6 +236,10 @@ section! {
         /// Who may publish into a room: its `members` (default), `anyone` of the product, `nobody`
         /// but backends.
         publish: String = "members".into(), Kind::Choice(&["members", "anyone", "nobody"]);
+        /// What an acknowledged event survives. `backup` (default): any single crash, for a second
+        /// node has it before anybody sees it. `none`: it is seen at once, and lost with its owner.
+        /// The same on all nodes.
+        durability: String = "backup".into(), Kind::Choice(&["backup", "none"]);
         /// How a client's uid is found. `jwt`: from a signed token. `query`: the client says
         /// `?uid=` and is believed, allowed only where `client.listen` is on loopback. Default
         /// `auto`: `jwt` where `jwt_key_file` is set, else `query`.
@@ -427,6 +431,7 @@ impl ProductConfig {
                 "nobody" => JoinRule::Nobody,
                 _ => JoinRule::Anyone,
             },
+            durable: self.durability != "none",
         }
     }
 }

@@ -222,7 +222,7 @@ fn named_products_replace_the_default_one() {
     let scratch = Scratch::new("products");
     let jwt = scratch.file("jwt", 0o600, "0123456789abcdef0123456789abcdef\n");
     let text = format!(
-        "[products.chat]\njwt_key_file = \"{}\"\njoin = \"own-tag\"\n[products.board]\n",
+        "[products.chat]\njwt_key_file = \"{}\"\njoin = \"own-tag\"\n[products.board]\ndurability = \"none\"\n",
         jwt.display()
     );
     let config = Config::load(&file(&scratch.file("meshd.toml", 0o644, &text))).unwrap();
@@ -230,6 +230,7 @@ fn named_products_replace_the_default_one() {
     assert_eq!(config.products.0["chat"].identity(), Identity::Jwt);
     let rules = config.products.0["chat"].rules("chat");
     assert_eq!(rules.join, mesh_proto::shard::JoinRule::OwnTag);
+    assert!(rules.durable && !config.products.0["board"].rules("board").durable);
     let secrets = secrets::read(&config, secrets::DevelopmentKey::Leave).unwrap();
     assert_eq!(secrets.jwt_keys["chat"].expose().len(), 32);
 }
