@@ -166,6 +166,8 @@ fn transport(config: &EndpointConfig) -> quinn::TransportConfig {
 pub(crate) struct DatagramCounts {
     pub(crate) received: AtomicU64,
     pub(crate) dropped: AtomicU64,
+    /// Times the mesh thread looked into the socket.
+    pub(crate) looks: AtomicU64,
 }
 
 /// quinn's socket with the gossip datagrams taken out.
@@ -196,7 +198,9 @@ impl AsyncUdpSocket for SharedSocket {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        let count = ready!(self.inner.poll_recv(cx, bufs, meta))?;
+        let polled = self.inner.poll_recv(cx, bufs, meta);
+        self.counts.looks.fetch_add(1, Ordering::Relaxed);
+        let count = ready!(polled)?;
         for (buffer, meta) in bufs.iter_mut().zip(&mut meta[..count]) {
             let (addr, stride) = (meta.addr, meta.stride);
             meta.len = take_gossip(&mut buffer[..meta.len], stride, |datagram| {

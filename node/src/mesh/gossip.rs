@@ -3,7 +3,8 @@
 //! Belongs here: its loop, sending its datagrams, publishing views, telling people what happened.
 //! Stays out: SWIM itself (`mesh_proto::membership`), receiving (the socket's wrapper in `endpoint`).
 //! Invariants: waiting datagrams are taken in before timers fire, so that a probe is not failed by an
-//! answer that is already here; nothing here waits for the mesh's runtime.
+//! answer that is already here; timers wait for the mesh's runtime only while datagrams lie unread in
+//! the socket (`reader`).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,6 +19,7 @@ use mesh_proto::view::View;
 use tokio::sync::{oneshot, watch};
 
 use super::priority;
+use super::reader::Reader;
 use crate::clock::Clock;
 
 /// Datagrams and commands waiting for the gossip thread. Full: datagrams are dropped, as the network
@@ -30,6 +32,9 @@ const INPUTS_PER_TURN: usize = GOSSIP_QUEUE_LEN;
 
 /// The longest sleep, in case the machine has no deadline.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
+
+/// The sleep while the mesh thread is behind.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// What the gossip thread is told.
 #[derive(Debug)]
@@ -73,6 +78,7 @@ pub struct Standing {
 /// The thread's ends.
 pub(crate) struct GossipThread {
     pub(crate) socket: UdpSocket,
+    pub(crate) reader: Reader,
     pub(crate) inputs: Receiver<ToGossip>,
     pub(crate) views: watch::Sender<Arc<View>>,
     pub(crate) standing: watch::Sender<Standing>,
@@ -104,10 +110,12 @@ struct Loop {
 impl Loop {
     fn run(mut self) {
         self.drain();
+        let mut behind = false;
         loop {
             let now = self.thread.clock.now();
             let deadline = self.membership.next_deadline().unwrap_or(now + SLEEP_MAX);
-            match self.thread.inputs.recv_timeout(deadline.since(now).min(SLEEP_MAX)) {
+            let sleep = if behind { LOOK_AGAIN } else { deadline.since(now).min(SLEEP_MAX) };
+            match self.thread.inputs.recv_timeout(sleep) {
                 Ok(input) => {
                     if !self.take(input) || !self.take_waiting() {
                         return;
@@ -121,8 +129,14 @@ impl Loop {
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             let now = self.thread.clock.now();
-            if self.membership.next_deadline().is_some_and(|deadline| deadline <= now) {
-                self.membership.handle(now, Input::Timer);
+            let due = self.membership.next_deadline().is_some_and(|deadline| deadline <= now);
+            behind = due && !self.thread.reader.keeps_up(now);
+            if due && !behind {
+                // What the mesh thread has handed over since is taken in before, too.
+                if !self.take_waiting() {
+                    return;
+                }
+                self.membership.handle(self.thread.clock.now(), Input::Timer);
             }
             self.drain();
         }

@@ -22,6 +22,7 @@ mod links;
 mod peers;
 mod priority;
 mod readable;
+mod reader;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -54,6 +55,7 @@ use crate::tasks::{self, OnPanic, Tasks};
 use endpoint::DatagramCounts;
 use gossip::{GOSSIP_QUEUE_LEN, GossipThread, ToGossip};
 use links::{Links, LinksConfig};
+use reader::Reader;
 use tls::Tls;
 
 /// How often the names of seeds are resolved again: they may move while the cluster lives.
@@ -342,7 +344,9 @@ impl Runner {
             tasks: tasks.clone(),
         };
         let links = Links::start(links, view);
-        let thread = GossipThread { socket: gossip_socket, inputs, views, standing: standing_tx, clock };
+        let reader = Reader::new(gossip_socket.try_clone()?, datagrams.clone());
+        let thread =
+            GossipThread { socket: gossip_socket, reader, inputs, views, standing: standing_tx, clock };
         let (seeds, inbox, stopping) = (config.seeds, gossip.clone(), tasks.stopping());
         tasks.spawn("mesh-seeds", OnPanic::EndNode, async move {
             tokio::select! {
