@@ -123,16 +123,4 @@ impl RoomLog {
     pub(super) fn contains(&self, cursor: Cursor) -> bool {
         self.get(cursor.seq).is_some_and(|e| e.term == cursor.term) || cursor == self.before_first
     }
-
-    /// Seq of the last entry at or before `cursor`; entries above it are new to whoever holds it.
-    pub(super) fn seq_at(&self, cursor: Cursor) -> u64 {
-        let mut seq = self.first - 1;
-        for kept in &self.entries {
-            if (Cursor { term: kept.entry.term, seq: seq + 1 }) > cursor {
-                break;
-            }
-            seq += 1;
-        }
-        seq
-    }
 }

@@ -333,10 +333,15 @@ impl Rooms {
         // What an edge has been served was safe, whatever we know of it.
         let shown = if known { after.seq } else { 0 };
         room.live.committed = room.live.committed.max(shown);
-        let seq = match (at_head, known) {
-            (true, _) => room.live.committed.max(room.live.inherited),
-            (false, true) => after.seq,
-            (false, false) => log.seq_at(after).min(room.live.committed.max(log.first() - 1)),
+        let head = room.live.committed.max(room.live.inherited);
+        let seq = match () {
+            () if at_head => head,
+            () if known => after.seq,
+            // It fell behind what is kept, or another history begins.
+            () if after <= log.before_first() => log.first() - 1,
+            // It was served from a history that ran beside this one. What of ours it has not seen cannot
+            // be told from what was before its members joined.
+            () => head,
         };
         let gap = !known && !at_head;
         ctx.stats.gaps_total += u64::from(gap);
