@@ -7,31 +7,38 @@
 //! Invariants: packets are begun in order; one that is repeated has no second effect; its `Done` leaves
 //! after everything it led to is safe; all sessions of one (product, uid) are here.
 //! When it breaks: with one copy, a session whose owner is gone is rebuilt from its edge's shadow.
+//!
+//! | file | answers |
+//! |---|---|
+//! | `state` | what survives the owner, and its ops |
+//! | `own_log` | what is for the client alone, until its edge has it |
+//! | `live` | packets under way and effects: what every owner makes anew |
+//! | `run` | what each packet leads to |
 
+mod live;
 mod own_log;
 mod run;
+mod state;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use crate::collections::FixedMap;
-use crate::entity::{CommitQueue, Committed, Terms};
-use crate::id::{Address, Cursor, NodeRef, Placement, PublishId, RoomKey, SocketSid, Term};
+use crate::entity::Terms;
+use crate::id::{Address, NodeRef, Placement, PublishId, RoomKey, SocketSid};
 use crate::keys::IdKey;
 use crate::limits::Limits;
-use crate::shard::{Ctx, Out, ProductRules, TimerKey};
+use crate::shard::{Ctx, ProductRules, TimerKey};
 use crate::time::Instant;
 use crate::wire::{
-    ATTACHMENT_SHIFT, Body, Command, DedupeKey, DisconnectCode, Done, EdgeRef, Inbound, NotOwner, OwnEntry,
-    Publish, RoomToPublisher, SessionFacts, SessionIdentity, SessionToEdge, Shadow, Subject, ToSession,
+    ATTACHMENT_SHIFT, Body, Command, DedupeKey, DisconnectCode, EdgeRef, Inbound, NotOwner, RoomToPublisher,
+    SessionFacts, SessionIdentity, SessionOp, SessionToEdge, Shadow, Subject, ToSession,
 };
-use own_log::OwnLog;
+use live::Session;
+use state::SessionState;
 
 /// Bounced publishes are sent again after this long: about the time views take to agree.
 pub(crate) const RETRY_AFTER: std::time::Duration = std::time::Duration::from_millis(50);
-
-/// Leaves remembered, so that a repeated publish is judged by what was so when it was sent.
-const LEFT_MAX: usize = 16;
 
 /// Every session this shard owns.
 #[derive(Debug)]
@@ -54,58 +61,6 @@ pub(crate) struct Sessions {
 }
 
 type UserKey = (Arc<str>, Arc<str>);
-
-#[derive(Debug)]
-struct Session {
-    identity: SessionIdentity,
-    rules: Arc<ProductRules>,
-    term: Term,
-    edge: EdgeRef,
-    /// The transport is gone; what it has sent is still carried out.
-    detached: bool,
-    /// Its client has been told that it is over.
-    ended: bool,
-    /// The last packet taken from the edge.
-    received: u64,
-    /// Packets up to this one may have been begun, here or by an owner before.
-    begun_before: u64,
-    /// Packets taken but not yet begun: something before them waits.
-    program: VecDeque<Inbound>,
-    /// Packets begun whose outcome is open, in order.
-    open: VecDeque<Open>,
-    rooms: Vec<(RoomKey, Cursor)>,
-    /// The last leaves, oldest first: of which room, and by which packet.
-    left: VecDeque<(RoomKey, u64)>,
-    /// The last packet whose join or leave `rooms` contains.
-    ops_upto: u64,
-    own: OwnLog,
-    effects: CommitQueue<Effect>,
-}
-
-/// A packet under way.
-#[derive(Debug)]
-struct Open {
-    number: u64,
-    ack: Option<u64>,
-    waits_for: Wait,
-}
-
-#[derive(Debug)]
-enum Wait {
-    /// The edge, to put the join in force: the own-log entry that asks for it.
-    Join { own_seq: u64 },
-    /// The room's owner; `sent_to` is `None` while it is to be sent again.
-    Publish { publish: Box<Publish>, sent_to: Option<NodeRef> },
-}
-
-/// What an op of a session leads to, once it is safe.
-#[derive(Debug)]
-enum Effect {
-    /// Own-log entries up to this one may go to the edge.
-    Own(u64),
-    /// A packet is carried out.
-    Done(Done),
-}
 
 impl Sessions {
     pub(crate) fn new(
@@ -139,7 +94,7 @@ impl Sessions {
             }
             ToSession::OwnReceived { sid, own_seq } => {
                 let Some(session) = self.attached_at(sid, from) else { return self.bounce(ctx, from, sid) };
-                session.own.received(own_seq);
+                session.op(&SessionOp::OwnReceived(own_seq));
                 self.run(ctx, sid);
             }
             ToSession::Joined { sid, own_seq, at } => {
@@ -148,9 +103,9 @@ impl Sessions {
                 self.run(ctx, sid);
             }
             ToSession::Detach { sid, attachment, .. } => {
-                let Some(session) = self.attached_at(sid, from) else { return };
-                if session.edge.attachment <= attachment {
-                    session.detach();
+                let Some(session) = self.at_edge(sid, from) else { return };
+                if session.state.attachment <= attachment {
+                    session.park();
                     self.run(ctx, sid);
                 }
             }
@@ -158,8 +113,13 @@ impl Sessions {
     }
 
     /// The session, if its transport ends at `from`: an older edge has no say any more.
+    fn at_edge(&mut self, sid: SocketSid, from: Address) -> Option<&mut Session> {
+        self.sessions.get_mut(&sid).filter(|s| s.state.edge.is_some_and(|edge| edge.edge == from))
+    }
+
+    /// The same, and it has attached to this owner.
     fn attached_at(&mut self, sid: SocketSid, from: Address) -> Option<&mut Session> {
-        self.sessions.get_mut(&sid).filter(|s| s.edge.edge == from && !s.detached)
+        self.at_edge(sid, from).filter(|s| s.live.attached)
     }
 
     fn attach(
@@ -180,10 +140,11 @@ impl Sessions {
             return;
         }
         let unknown = SessionToEdge::Unknown { sid, attachment: edge.attachment };
-        let Some(rules) = self.products.get(&identity.product).cloned() else {
-            return ctx.out.send_to_address(from, placement, Body::SessionToEdge(unknown));
+        let late = |s: &Session| {
+            let at_least = s.state.attachment + u64::from(s.is_parked());
+            edge.attachment < at_least || (s.is_parked() && s.state.ended)
         };
-        if self.sessions.get(&sid).is_some_and(|s| s.edge.attachment > edge.attachment || s.detached) {
+        if !self.products.contains_key(&identity.product) || self.sessions.get(&sid).is_some_and(late) {
             return ctx.out.send_to_address(from, placement, Body::SessionToEdge(unknown));
         }
         // Another owner has had it since: what we hold is the past.
@@ -193,17 +154,13 @@ impl Sessions {
         if !self.sessions.contains_key(&sid) {
             let term = self.terms.begin(shadow.term);
             self.index(&identity);
-            self.sessions.insert(sid, Session::from_shadow(identity, rules, term, edge, &shadow));
+            self.sessions.insert(sid, Session::new(term, SessionState::new(identity)));
         }
         let session = self.sessions.get_mut(&sid).expect("just made");
-        session.begin_anew(edge, &shadow);
-        for (room, at) in &shadow.rooms {
-            session.joined_in(room, *at, shadow.own_seq);
-        }
+        session.attach(edge, &shadow, &self.limits);
         let attached =
-            SessionToEdge::Attached { sid, term: session.term, inbound_confirmed: session.received };
-        ctx.out.send_to_address(from, placement, Body::SessionToEdge(attached));
-        session.resend_own();
+            SessionToEdge::Attached { sid, term: session.term, inbound_confirmed: session.live.received };
+        session.send(placement, attached, ctx.out);
         self.dirty.insert(sid);
         self.run(ctx, sid);
     }
@@ -222,9 +179,8 @@ impl Sessions {
 
     /// Tells the client that its session is over; it is gone here once the edge has detached it.
     fn end(&mut self, sid: SocketSid, code: DisconnectCode, close: bool) {
-        if let Some(session) = self.sessions.get_mut(&sid).filter(|s| !s.ended) {
-            session.ended = true;
-            session.push_own(OwnEntry::Disconnect { close, code });
+        if let Some(session) = self.sessions.get_mut(&sid).filter(|s| !s.state.ended) {
+            session.op(&SessionOp::End { close, code });
             self.unindex(sid);
             self.dirty.insert(sid);
         }
@@ -232,7 +188,8 @@ impl Sessions {
 
     fn unindex(&mut self, sid: SocketSid) {
         let Some(session) = self.sessions.get(&sid) else { return };
-        let key = (session.identity.product.clone(), session.identity.uid.clone());
+        let identity = &session.state.identity;
+        let key = (identity.product.clone(), identity.uid.clone());
         if let Some(sids) = self.by_user.get_mut(&key) {
             sids.retain(|s| *s != sid);
             if sids.is_empty() {
@@ -250,14 +207,14 @@ impl Sessions {
         packets: Vec<Inbound>,
     ) {
         // Unknown, or a hole before `first`: the edge attaches anew and repeats.
-        if self.attached_at(sid, from).is_none_or(|s| first > s.received + 1) {
+        if self.attached_at(sid, from).is_none_or(|s| first > s.live.received + 1) {
             return self.bounce(ctx, from, sid);
         }
         let session = self.sessions.get_mut(&sid).expect("just seen");
         for (number, packet) in (first..).zip(packets) {
-            if number == session.received + 1 {
-                session.received = number;
-                session.program.push_back(packet);
+            if number == session.live.received + 1 {
+                session.live.received = number;
+                session.live.program.push_back(packet);
             }
         }
         self.run(ctx, sid);
@@ -308,11 +265,10 @@ impl Sessions {
             if session.hold(|_, sent_to| sent_to == peer) {
                 self.bounced.insert(*sid);
             }
-            if session.edge.edge.node == peer && !session.detached {
+            if session.state.edge.is_some_and(|edge| edge.edge.node == peer) {
                 // An edge that has the session attaches anew; one that has not disowns it.
                 let again = SessionToEdge::Reattach { sid: *sid };
-                let placement = self.ids.placement_of(*sid);
-                ctx.out.send_to_address(session.edge.edge, placement, Body::SessionToEdge(again));
+                session.send(self.ids.placement_of(*sid), again, ctx.out);
             }
         }
         self.retry(ctx);
@@ -331,19 +287,22 @@ impl Sessions {
     /// The cluster has changed: sessions of others and of dead edges go, publishes follow their rooms.
     pub(crate) fn on_view(&mut self, ctx: &mut Ctx<'_>) {
         let ids = &self.ids;
-        let gone: Vec<SocketSid> = self
-            .sessions
-            .iter()
-            .filter(|(sid, s)| !ctx.view.owns(ids.placement_of(**sid)) || !ctx.view.is_up(s.edge.edge.node))
-            .map(|(sid, _)| *sid)
-            .collect();
-        for sid in gone {
+        let of_others = self.sessions.keys().filter(|sid| !ctx.view.owns(ids.placement_of(**sid)));
+        for sid in of_others.copied().collect::<Vec<SocketSid>>() {
             // An edge that has not seen this ring must not wait for us.
-            let edge = self.sessions.get(&sid).filter(|s| !s.detached).map(|s| s.edge.edge);
+            let edge = self.sessions.get(&sid).and_then(|s| s.state.edge).map(|edge| edge.edge);
             if let Some(edge) = edge.filter(|edge| ctx.view.is_up(edge.node)) {
                 self.bounce(ctx, edge, sid);
             }
             self.forget(sid);
+        }
+        let at_dead_edge = |s: &Session| s.state.edge.is_some_and(|edge| !ctx.view.is_up(edge.edge.node));
+        let parked = self.sessions.iter().filter(|(_, s)| at_dead_edge(s)).map(|(sid, _)| *sid);
+        for sid in parked.collect::<Vec<SocketSid>>() {
+            if let Some(session) = self.sessions.get_mut(&sid) {
+                session.park();
+            }
+            self.run(ctx, sid);
         }
         for (sid, session) in &mut self.sessions {
             if session.hold(|publish, sent_to| ctx.view.owner(publish.room.placement()) != Some(sent_to)) {
@@ -378,7 +337,7 @@ impl Sessions {
             let placement = self.ids.placement_of(*sid);
             let Some(session) = self.sessions.get_mut(sid) else { continue };
             // One copy only for now: every op is as safe as it gets. The backup's confirm goes here.
-            session.effects.confirm_all();
+            session.live.effects.confirm_all();
             session.release(placement, ctx.out);
             if session.is_over() {
                 self.forget(*sid);
@@ -417,7 +376,7 @@ impl Sessions {
         sid: SocketSid,
         command: &Command,
     ) -> bool {
-        let here = self.sessions.get(&sid).is_some_and(|s| &*s.identity.product == product);
+        let here = self.sessions.get(&sid).is_some_and(|s| &*s.state.identity.product == product);
         here && self.command(ctx, sid, command)
     }
 
@@ -443,13 +402,13 @@ impl Sessions {
         let sessions = sids.into_iter().flatten().filter_map(|sid| self.sessions.get(sid));
         sessions
             .map(|s| SessionFacts {
-                sid: s.identity.sid,
-                namespace: s.identity.namespace.clone(),
+                sid: s.state.identity.sid,
+                namespace: s.state.identity.namespace.clone(),
                 term: s.term,
-                edge: (!s.detached).then_some(s.edge.edge),
-                rooms: u32::try_from(s.rooms.len()).unwrap_or(u32::MAX),
-                inbound: s.received & ((1 << ATTACHMENT_SHIFT) - 1),
-                own_seq: s.own.last(),
+                edge: s.state.edge.map(|edge| edge.edge),
+                rooms: u32::try_from(s.state.rooms.len()).unwrap_or(u32::MAX),
+                inbound: s.live.received & ((1 << ATTACHMENT_SHIFT) - 1),
+                own_seq: s.state.own.last(),
             })
             .collect()
     }
@@ -465,116 +424,17 @@ impl Sessions {
             indexed += sids.len();
             assert!(sids.len() <= self.limits.sessions_per_uid_max, "{product} {uid}: too many sessions");
             for sid in sids {
-                let identity = &self.sessions[sid].identity;
+                let identity = &self.sessions[sid].state.identity;
                 assert!(identity.product == *product && identity.uid == *uid, "{sid:?} filed wrongly");
             }
         }
         assert!(indexed <= self.sessions.len());
-        let busy = self.sessions.iter().filter(|(_, s)| !s.open.is_empty());
+        let busy = self.sessions.iter().filter(|(_, s)| !s.live.open.is_empty());
         assert!(busy.map(|(sid, _)| sid).all(|sid| self.busy.contains(sid)), "a busy session is not filed");
         assert!(self.busy.iter().all(|sid| self.sessions.contains_key(sid)));
         for session in self.sessions.values() {
             session.check_invariants(&self.limits);
         }
         assert!(self.emitted.len() <= self.limits.dedupe_entries_max);
-    }
-}
-
-impl Session {
-    fn from_shadow(
-        identity: SessionIdentity,
-        rules: Arc<ProductRules>,
-        term: Term,
-        edge: EdgeRef,
-        shadow: &Shadow,
-    ) -> Self {
-        Self {
-            identity,
-            rules,
-            term,
-            edge,
-            detached: false,
-            ended: false,
-            received: shadow.inbound_confirmed,
-            begun_before: shadow.inbound_sent,
-            program: VecDeque::new(),
-            open: VecDeque::new(),
-            rooms: shadow.rooms.clone(),
-            left: VecDeque::new(),
-            ops_upto: shadow.inbound_confirmed,
-            own: OwnLog::after(shadow.own_seq),
-            effects: CommitQueue::default(),
-        }
-    }
-
-    /// An edge attaches: what was under way is begun again when it repeats it, and its transport gets
-    /// what it has not of the own log.
-    fn begin_anew(&mut self, edge: EdgeRef, shadow: &Shadow) {
-        self.edge = edge;
-        self.received = shadow.inbound_confirmed;
-        self.begun_before = shadow.inbound_sent;
-        self.program.clear();
-        self.open.clear();
-        if shadow.own_seq > self.own.last() {
-            // It has carried out more than this owner knows of.
-            self.rooms.clone_from(&shadow.rooms);
-        }
-        self.own.rewind(shadow.own_seq);
-    }
-
-    /// Appends to the own log; it leaves when committed.
-    fn push_own(&mut self, entry: OwnEntry) -> u64 {
-        self.effects.applied();
-        let own_seq = self.own.push(entry);
-        self.effects.push(Effect::Own(own_seq));
-        own_seq
-    }
-
-    /// What the own log holds goes out again.
-    fn resend_own(&mut self) {
-        self.effects.applied();
-        self.effects.push(Effect::Own(self.own.last()));
-    }
-
-    /// Sends what is safe, in order; packets done in a row as one message.
-    fn release(&mut self, placement: Placement, out: &mut Out) {
-        let mut packets = Vec::new();
-        while let Some(effect) = self.effects.release().map(Committed::into_inner) {
-            match effect {
-                _ if self.detached => {}
-                Effect::Done(done) => packets.push(done),
-                Effect::Own(upto) => {
-                    if let Some((first, entries)) = self.own.take_unsent(upto) {
-                        self.send_done(placement, &mut packets, out);
-                        let (sid, term) = (self.identity.sid, self.term);
-                        let own = SessionToEdge::Own { sid, term, first, entries };
-                        out.send_to_address(self.edge.edge, placement, Body::SessionToEdge(own));
-                    }
-                }
-            }
-        }
-        self.send_done(placement, &mut packets, out);
-    }
-
-    fn send_done(&self, placement: Placement, packets: &mut Vec<Done>, out: &mut Out) {
-        if !packets.is_empty() {
-            let packets = std::mem::take(packets);
-            let done = SessionToEdge::Done { sid: self.identity.sid, term: self.term, packets };
-            out.send_to_address(self.edge.edge, placement, Body::SessionToEdge(done));
-        }
-    }
-
-    /// Nobody is owed anything any more.
-    fn is_over(&self) -> bool {
-        self.detached && self.open.is_empty() && self.program.is_empty()
-    }
-
-    fn check_invariants(&self, limits: &Limits) {
-        assert!(self.program.len() as u64 <= self.received);
-        assert!(self.left.len() <= LEFT_MAX);
-        assert!(self.open.iter().zip(self.open.iter().skip(1)).all(|(a, b)| a.number < b.number));
-        assert!(self.program.len() <= limits.inbound_packets_max + 1, "{} packets wait", self.program.len());
-        assert!(self.rooms.len() <= limits.rooms_per_session_max);
-        self.own.check_invariants(limits);
     }
 }

@@ -6,20 +6,37 @@
 
 use std::collections::VecDeque;
 
+use serde::{Deserialize, Serialize};
+
 use crate::limits::Limits;
 use crate::wire::OwnEntry;
 
 /// Bookkeeping of an entry beside its payload.
 const ENTRY_OVERHEAD_BYTES: usize = 64;
 
-#[derive(Debug)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Entries", into = "Entries")]
 pub(super) struct OwnLog {
-    /// Number of the oldest entry kept.
-    first: u64,
+    /// Number of the last entry before those kept.
+    before: u64,
     entries: VecDeque<OwnEntry>,
     bytes: usize,
-    /// Number of the last entry handed to the present edge.
-    sent: u64,
+}
+
+/// How it travels: what it is before, and the entries.
+type Entries = (u64, VecDeque<OwnEntry>);
+
+impl From<Entries> for OwnLog {
+    fn from((before, entries): Entries) -> Self {
+        let bytes = entries.iter().map(entry_bytes).sum();
+        Self { before, entries, bytes }
+    }
+}
+
+impl From<OwnLog> for Entries {
+    fn from(log: OwnLog) -> Self {
+        (log.before, log.entries)
+    }
 }
 
 fn entry_bytes(entry: &OwnEntry) -> usize {
@@ -31,14 +48,9 @@ fn entry_bytes(entry: &OwnEntry) -> usize {
 }
 
 impl OwnLog {
-    /// Empty, after entry `last`.
-    pub(super) fn after(last: u64) -> Self {
-        Self { first: last + 1, entries: VecDeque::new(), bytes: 0, sent: last }
-    }
-
     /// Number of the newest entry.
     pub(super) fn last(&self) -> u64 {
-        self.first + self.entries.len() as u64 - 1
+        self.before.saturating_add(self.entries.len() as u64)
     }
 
     pub(super) fn push(&mut self, entry: OwnEntry) -> u64 {
@@ -53,33 +65,27 @@ impl OwnLog {
 
     /// The edge has everything up to `seq`.
     pub(super) fn received(&mut self, seq: u64) {
-        while self.first <= seq
+        while self.before < seq
             && let Some(entry) = self.entries.pop_front()
         {
             self.bytes -= entry_bytes(&entry);
-            self.first += 1;
+            self.before += 1;
         }
-        self.sent = self.sent.max(self.first - 1);
     }
 
-    /// Another edge, or the same again: it has everything up to `seq`, the rest goes out anew. An edge
-    /// that has more than there is here is the one that knows: the log goes on after it.
-    pub(super) fn rewind(&mut self, seq: u64) {
-        if seq > self.last() {
-            *self = Self::after(seq);
-        }
+    /// An edge that has everything up to `seq` attaches. If that is more than there is here, it is the
+    /// edge that knows: the log goes on after it.
+    pub(super) fn attached(&mut self, seq: u64) {
         self.received(seq);
-        self.sent = self.first - 1;
+        self.before = self.before.max(seq);
     }
 
-    /// What the edge has not been sent, up to entry `upto`: number of the first, and the entries.
-    pub(super) fn take_unsent(&mut self, upto: u64) -> Option<(u64, Vec<OwnEntry>)> {
-        let first = self.sent + 1;
-        let from = usize::try_from(first - self.first).ok()?;
-        let count = usize::try_from(upto.checked_sub(self.sent)?).ok()?;
-        let unsent: Vec<OwnEntry> = self.entries.iter().skip(from).take(count).cloned().collect();
-        self.sent += unsent.len() as u64;
-        (!unsent.is_empty()).then_some((first, unsent))
+    /// The entries after `sent` up to `upto`: number of the first, and the entries.
+    pub(super) fn between(&self, sent: u64, upto: u64) -> Option<(u64, Vec<OwnEntry>)> {
+        let skip = usize::try_from(sent.saturating_sub(self.before)).ok()?;
+        let end = usize::try_from(upto.min(self.last()).checked_sub(self.before)?).ok()?;
+        let entries: Vec<OwnEntry> = self.entries.range(skip.min(end)..end).cloned().collect();
+        (!entries.is_empty()).then_some((self.before + skip as u64 + 1, entries))
     }
 
     pub(super) fn check_invariants(&self, limits: &Limits) {
@@ -103,25 +109,33 @@ mod tests {
         OwnEntry::Emit { payload: Payload::json("[\"e\"]"), volatile: false }
     }
 
+    fn count((first, entries): (u64, Vec<OwnEntry>)) -> (u64, usize) {
+        (first, entries.len())
+    }
+
     #[test]
-    fn what_an_edge_has_not_goes_out_again_and_nothing_else() {
-        let mut log = OwnLog::after(0);
+    fn what_an_edge_has_not_goes_out_and_nothing_else() {
+        let mut log = OwnLog::default();
         (0..3).for_each(|_| {
             log.push(emit());
         });
-        assert_eq!(log.take_unsent(2).map(|(first, entries)| (first, entries.len())), Some((1, 2)));
-        log.rewind(1);
-        assert_eq!(log.take_unsent(3).map(|(first, entries)| (first, entries.len())), Some((2, 2)));
-        assert_eq!(log.take_unsent(3), None);
+        assert_eq!(log.between(0, 2).map(count), Some((1, 2)));
+        assert_eq!(log.between(2, 2), None);
+        log.attached(1);
+        assert_eq!(log.between(1, 3).map(count), Some((2, 2)));
+        assert_eq!(log.between(0, 9).map(count), Some((2, 2)));
+        assert_eq!(log.between(3, 1), None);
     }
 
     #[test]
     fn an_edge_that_has_more_than_there_is_gets_what_follows() {
-        let mut log = OwnLog::after(0);
+        let mut log = OwnLog::default();
         log.push(emit());
-        log.rewind(7);
+        log.attached(7);
         assert_eq!(log.push(emit()), 8);
-        assert_eq!(log.take_unsent(8).map(|(first, entries)| (first, entries.len())), Some((8, 1)));
+        assert_eq!(log.between(7, 8).map(count), Some((8, 1)));
         log.check_invariants(&Limits::default());
+        let copy: OwnLog = crate::wire::decode(&crate::wire::encode(&log)).unwrap();
+        assert_eq!(copy, log);
     }
 }

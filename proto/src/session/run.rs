@@ -9,15 +9,17 @@
 //! to its room by its id; joins and leaves up to `ops_upto` are in the state; a publish to a room left
 //! since is judged as it was when it was first sent.
 
-use super::{Effect, LEFT_MAX, Open, Session, Sessions, Wait};
+use super::Sessions;
+use super::live::{Effect, Open, Session, Wait};
+use super::state::Join;
 use crate::id::{Cursor, NodeRef, PublishId, RoomKey, SocketSid};
 use crate::limits::Limits;
 use crate::product::rooms::{self, Request};
 use crate::product::{ErrorCode, RequestError, ack_ok, ack_rooms};
-use crate::shard::Ctx;
+use crate::shard::{Ctx, ProductRules};
 use crate::wire::{
-    AskedBy, Body, Command, DedupeKey, DisconnectCode, Done, Inbound, OwnEntry, Payload, Publish,
-    PublishRefused, RoomEvent, ToRoom,
+    AskedBy, Body, Command, DedupeKey, DisconnectCode, Done, Inbound, Payload, Publish, PublishRefused,
+    RoomEvent, SessionOp, ToRoom,
 };
 
 /// Packets of one session begun and not done.
@@ -27,13 +29,16 @@ impl Sessions {
     /// Begins as many packets as may begin.
     pub(super) fn run(&mut self, ctx: &mut Ctx<'_>, sid: SocketSid) {
         let Some(session) = self.sessions.get_mut(&sid) else { return };
-        while session.may_begin(&self.limits)
-            && let Some(packet) = session.program.pop_front()
+        if !session.live.program.is_empty()
+            && let Some(rules) = self.products.get(&session.state.identity.product)
         {
-            let number = session.begun();
-            session.begin(ctx, &self.limits, number, packet);
+            while session.may_begin(&self.limits)
+                && let Some(packet) = session.live.program.pop_front()
+            {
+                session.begin(ctx, &self.limits, rules, packet);
+            }
         }
-        if session.open.is_empty() {
+        if session.live.open.is_empty() {
             self.busy.remove(&sid);
         } else {
             self.busy.insert(sid);
@@ -41,32 +46,30 @@ impl Sessions {
         if session.has_held() {
             self.bounced.insert(sid);
         }
-        if !session.effects.is_empty() || session.is_over() {
+        if !session.live.effects.is_empty() || session.is_over() {
             self.dirty.insert(sid);
         }
     }
 
     /// What a backend asks of one session. Returns whether it could be taken.
     pub(super) fn command(&mut self, ctx: &mut Ctx<'_>, sid: SocketSid, command: &Command) -> bool {
-        let Some(session) = self.sessions.get_mut(&sid).filter(|s| !s.detached) else { return false };
+        let Some(session) = self.sessions.get_mut(&sid).filter(|s| !s.is_parked()) else { return false };
         let taken = match command {
             Command::Emit { payload, except_rooms, except_sids, .. } => {
+                let mut rooms = session.state.rooms.iter();
                 let excepted = except_sids.contains(&sid)
-                    || session.rooms.iter().any(|(room, _)| except_rooms.iter().any(|e| **e == *room.room()));
+                    || rooms.any(|m| except_rooms.iter().any(|except| **except == *m.room.room()));
                 // A full own log: the client has stopped taking what it is owed.
-                let taken = !excepted && !session.own.is_full(&self.limits);
+                let taken = !excepted && !session.state.own.is_full(&self.limits);
                 if taken {
-                    session.push_own(OwnEntry::Emit { payload: payload.clone(), volatile: false });
+                    session.op(&SessionOp::Emit { payload: payload.clone(), volatile: false });
                 }
                 taken
             }
-            Command::Join(_) | Command::Leave(_) if session.own.is_full(&self.limits) => false,
-            Command::Join(room) => session.add_room(&self.limits, room, AskedBy::Backend).is_ok(),
+            Command::Join(_) | Command::Leave(_) if session.state.own.is_full(&self.limits) => false,
+            Command::Join(room) => session.add_room(&self.limits, room, AskedBy::Backend, 0).is_ok(),
             // It comes between the packets begun and those that are not.
-            Command::Leave(room) => {
-                let number = session.begun().max(session.begun_before) + 1;
-                session.remove_room(room, AskedBy::Backend, number)
-            }
+            Command::Leave(room) => session.remove_room(room, AskedBy::Backend, session.next_packet()),
             Command::Disconnect { close } => {
                 self.end(sid, DisconnectCode::Requested, *close);
                 true
@@ -77,38 +80,43 @@ impl Sessions {
     }
 }
 
+/// Which packet asks, and under which of the client's ids.
+#[derive(Clone, Copy)]
+struct Asked {
+    number: u64,
+    ack: Option<u64>,
+}
+
 impl Session {
     fn may_begin(&self, limits: &Limits) -> bool {
-        let Some(next) = self.program.front() else { return false };
+        let Some(next) = self.live.program.front() else { return false };
         if *next == Inbound::Done {
             return true;
         }
-        let joining = self.open.iter().any(|open| matches!(open.waits_for, Wait::Join { .. }));
+        let joining = self.live.open.iter().any(|open| matches!(open.waits_for, Wait::Join { .. }));
         // The transport is gone: nobody takes from the own log any more, so its bound stops nothing.
-        let room = self.detached || !self.own.is_full(limits);
+        let room = self.is_parked() || !self.state.own.is_full(limits);
         // What a leave does shows at the edge at once, so everything before it is told to be done first:
         // a new owner may learn from there which rooms the session is in.
-        let undone = !self.open.is_empty();
-        self.open.len() < OPEN_MAX && room && (!joining || is_join(next)) && !(undone && is_leave(next))
+        let undone = !self.live.open.is_empty();
+        self.live.open.len() < OPEN_MAX && room && (!joining || is_join(next)) && !(undone && is_leave(next))
     }
 
-    /// The last packet begun.
-    fn begun(&self) -> u64 {
-        self.received - self.program.len() as u64
-    }
-
-    fn begin(&mut self, ctx: &mut Ctx<'_>, limits: &Limits, number: u64, packet: Inbound) {
+    /// Begins the packet just taken off the program.
+    fn begin(&mut self, ctx: &mut Ctx<'_>, limits: &Limits, rules: &ProductRules, packet: Inbound) {
+        let number = self.begun();
         match packet {
-            Inbound::Event { ack, payload } => match self.event(ctx, limits, number, ack, &payload) {
-                Ok(()) => {}
-                Err(refused) => self.done(number, ack, refused.to_ack(), None),
-            },
+            Inbound::Event { ack, payload } => {
+                if let Err(refused) = self.event(ctx, limits, rules, Asked { number, ack }, &payload) {
+                    self.done(number, ack, refused.to_ack(), None);
+                }
+            }
             // No handler of the built-in product asks clients for acks.
             Inbound::Ack { .. } => self.finished(number),
             Inbound::Done => {}
             Inbound::Disconnect => {
                 self.finished(number);
-                self.detach();
+                self.park();
             }
         }
     }
@@ -117,16 +125,17 @@ impl Session {
         &mut self,
         ctx: &mut Ctx<'_>,
         limits: &Limits,
-        number: u64,
-        ack: Option<u64>,
+        rules: &ProductRules,
+        asked: Asked,
         payload: &Payload,
     ) -> Result<(), RequestError> {
+        let Asked { number, ack } = asked;
         match rooms::parse(payload, limits)? {
             Request::Join { room } => {
-                rooms::check_join(&self.rules, &self.identity.uid, &room)?;
+                rooms::check_join(rules, &self.state.identity.uid, &room)?;
                 match self.join(limits, &room, number)? {
-                    Some(own_seq) if !self.detached => {
-                        self.open.push_back(Open { number, ack, waits_for: Wait::Join { own_seq } });
+                    Some(own_seq) if !self.is_parked() => {
+                        self.live.open.push_back(Open { number, ack, waits_for: Wait::Join { own_seq } });
                     }
                     _ => self.done(number, ack, ack_ok(&[]), None),
                 }
@@ -136,10 +145,10 @@ impl Session {
                 self.done(number, ack, ack_ok(&[]), None);
             }
             Request::Rooms => {
-                let names = ack_rooms(self.rooms.iter().map(|(room, _)| room.room()));
+                let names = ack_rooms(self.state.rooms.iter().map(|m| m.room.room()));
                 self.done(number, ack, names, None);
             }
-            Request::Publish(publish) => self.publish(ctx, number, ack, publish)?,
+            Request::Publish(publish) => self.publish(ctx, rules, asked, publish)?,
         }
         Ok(())
     }
@@ -147,20 +156,20 @@ impl Session {
     fn publish(
         &mut self,
         ctx: &mut Ctx<'_>,
-        number: u64,
-        ack: Option<u64>,
+        rules: &ProductRules,
+        Asked { number, ack }: Asked,
         request: rooms::Publish,
     ) -> Result<(), RequestError> {
-        let room = self.room_key(&request.room);
-        rooms::check_publish(&self.rules, self.was_member(&room, number))?;
-        let sid = self.identity.sid;
+        let room = self.state.room_key(&request.room);
+        rooms::check_publish(rules, self.state.was_member(&room, number))?;
+        let sid = self.state.identity.sid;
         let mut except_sids = request.except_sids;
         if !request.self_too {
             except_sids.push(sid);
         }
         let publish = Publish {
             id: PublishId::Session { sid, number, index: 0 },
-            dedupe: request.id.map(|key| DedupeKey { uid: Some(self.identity.uid.clone()), key }),
+            dedupe: request.id.map(|key| DedupeKey { uid: Some(self.state.identity.uid.clone()), key }),
             event: RoomEvent {
                 payload: request.payload,
                 except_sids,
@@ -171,7 +180,7 @@ impl Session {
             room,
         };
         let waits_for = Wait::Publish { publish: Box::new(publish), sent_to: None };
-        self.open.push_back(Open { number, ack, waits_for });
+        self.live.open.push_back(Open { number, ack, waits_for });
         self.send_held(ctx);
         Ok(())
     }
@@ -180,19 +189,19 @@ impl Session {
     /// well. Returns whether all are under way.
     pub(super) fn send_held(&mut self, ctx: &mut Ctx<'_>) -> bool {
         let mut waiting: Vec<RoomKey> = Vec::new();
-        for at in 0..self.open.len() {
-            let Wait::Publish { publish, sent_to: None } = &self.open[at].waits_for else { continue };
+        for at in 0..self.live.open.len() {
+            let Wait::Publish { publish, sent_to: None } = &self.live.open[at].waits_for else { continue };
             let room = publish.room.clone();
             let owner = ctx.view.owner(room.placement()).filter(|_| !waiting.contains(&room));
             let Some(owner) = owner else {
                 waiting.push(room);
                 continue;
             };
-            let after = self.open.iter().take(at).rev().find_map(|open| match &open.waits_for {
+            let after = self.live.open.iter().take(at).rev().find_map(|open| match &open.waits_for {
                 Wait::Publish { publish, .. } if publish.room == room => Some((open.number, 0)),
                 _ => None,
             });
-            if let Wait::Publish { publish, sent_to } = &mut self.open[at].waits_for {
+            if let Wait::Publish { publish, sent_to } = &mut self.live.open[at].waits_for {
                 *sent_to = Some(owner);
                 publish.after = after;
                 let message = ToRoom::Publish(Publish::clone(publish));
@@ -203,13 +212,13 @@ impl Session {
     }
 
     fn has_held(&self) -> bool {
-        self.open.iter().any(|open| matches!(open.waits_for, Wait::Publish { sent_to: None, .. }))
+        self.live.open.iter().any(|open| matches!(open.waits_for, Wait::Publish { sent_to: None, .. }))
     }
 
     /// Takes back publishes under way for which `lost` holds. Returns whether there were any.
     pub(super) fn hold(&mut self, lost: impl Fn(&Publish, NodeRef) -> bool) -> bool {
         let mut any = false;
-        for open in &mut self.open {
+        for open in &mut self.live.open {
             if let Wait::Publish { publish, sent_to } = &mut open.waits_for
                 && sent_to.is_some_and(|node| lost(publish, node))
             {
@@ -222,14 +231,14 @@ impl Session {
 
     /// The answer of a room's owner to the publish of packet `number`.
     pub(super) fn published(&mut self, number: u64, room: &RoomKey, outcome: Result<Cursor, PublishRefused>) {
-        let place = self.open.iter().position(|open| {
+        let place = self.live.open.iter().position(|open| {
             open.number == number
                 && matches!(&open.waits_for, Wait::Publish { publish, .. } if publish.room == *room)
         });
-        let Some(open) = place.and_then(|place| self.open.remove(place)) else { return };
+        let Some(open) = place.and_then(|place| self.live.open.remove(place)) else { return };
         match outcome {
             Ok(at) => {
-                let after = self.is_member(room).then(|| (room.clone(), at));
+                let after = self.state.is_member(room).then(|| (room.clone(), at));
                 self.done(number, open.ack, rooms::ack_published(at), after);
             }
             Err(PublishRefused::RoomsPerNode) => {
@@ -239,130 +248,78 @@ impl Session {
         }
     }
 
-    /// The edge has put a join in force.
+    /// The edge has put the join of this own-log entry in force.
     pub(super) fn joined(&mut self, own_seq: u64, at: Cursor) {
-        if let Some(joined) = self.rooms.iter_mut().find(|(_, c)| *c == pending(own_seq)) {
-            joined.1 = at;
+        if let Some(asked) = self.state.rooms.iter().find(|m| m.join == Join::Asked(own_seq)) {
+            let room = asked.room.clone();
+            self.op(&SessionOp::JoinedAt { room, at });
         }
         let in_force =
             |open: &Open| matches!(open.waits_for, Wait::Join { own_seq: waits } if waits == own_seq);
-        // A repeat within the same join waits as well.
-        while let Some(place) = self.open.iter().position(in_force)
-            && let Some(open) = self.open.remove(place)
+        // Another join of the same room waits for the same entry.
+        while let Some(place) = self.live.open.iter().position(in_force)
+            && let Some(open) = self.live.open.remove(place)
         {
             self.done(open.number, open.ack, ack_ok(&[]), None);
         }
     }
 
-    /// The edge's shadow has the room: its join is in force, whether its word has reached us or not.
-    pub(super) fn joined_in(&mut self, room: &RoomKey, at: Cursor, own_seq_received: u64) {
-        let pending_seq = self.rooms.iter().find(|(r, _)| r == room).and_then(|(_, c)| pending_seq(*c));
-        if let Some(own_seq) = pending_seq.filter(|seq| *seq <= own_seq_received) {
-            self.joined(own_seq, at);
-        }
-    }
-
-    /// The transport is gone for good: joins under way have nobody to be put in force for.
-    pub(super) fn detach(&mut self) {
-        self.detached = true;
-        self.open.retain(|open| !matches!(open.waits_for, Wait::Join { .. }));
-    }
-
     /// Packet `number` joins a room. The own-log entry that is not in force yet, if any.
     fn join(&mut self, limits: &Limits, name: &str, number: u64) -> Result<Option<u64>, RequestError> {
-        let room = self.room_key(name);
-        // Carried out before, and left since.
-        let over = !self.is_member(&room) && self.was_member(&room, number);
-        if number <= self.ops_upto && (over || self.has_forgotten(number)) {
+        if self.state.has_joined_and_left(&self.state.room_key(name), number) {
             return Ok(None);
         }
-        let own_before = self.own.last();
-        let own_seq = self.add_room(limits, name, AskedBy::Client)?;
-        if self.own.last() > own_before {
-            self.ops_upto = self.ops_upto.max(number);
-        }
-        Ok(own_seq)
+        self.add_room(limits, name, AskedBy::Client, number)
     }
 
     /// Packet `number` leaves a room; once: there may have been a join since.
     fn leave(&mut self, name: &str, number: u64) {
-        if number > self.ops_upto && self.remove_room(name, AskedBy::Client, number) {
-            self.ops_upto = number;
+        if number > self.state.ops_upto {
+            self.remove_room(name, AskedBy::Client, number);
         }
     }
 
     /// The own-log entry of the join as long as it is not in force; `None` if it is.
-    pub(super) fn add_room(
+    fn add_room(
         &mut self,
         limits: &Limits,
         name: &str,
         by: AskedBy,
+        number: u64,
     ) -> Result<Option<u64>, RequestError> {
         rooms::check_room_name(name, limits)?;
-        let room = self.room_key(name);
-        if let Some((_, at)) = self.rooms.iter().find(|(r, _)| *r == room) {
-            return Ok(pending_seq(*at));
+        let room = self.state.room_key(name);
+        if !self.state.is_member(&room) {
+            if self.state.rooms.len() >= limits.rooms_per_session_max {
+                let message = format!("a session is in at most {} rooms", limits.rooms_per_session_max);
+                return Err(RequestError::new(ErrorCode::RoomLimit, message));
+            }
+            self.op(&SessionOp::Join { room: room.clone(), by, number });
         }
-        if self.rooms.len() >= limits.rooms_per_session_max {
-            let message = format!("a session is in at most {} rooms", limits.rooms_per_session_max);
-            return Err(RequestError::new(ErrorCode::RoomLimit, message));
+        match self.state.membership(&room).map(|m| m.join) {
+            Some(Join::Asked(own_seq)) => Ok(Some(own_seq)),
+            _ => Ok(None),
         }
-        let own_seq = self.push_own(OwnEntry::Join(room.clone(), by));
-        self.rooms.push((room, pending(own_seq)));
-        Ok(Some(own_seq))
     }
 
-    /// Leaves a room; packets below `number` were sent as a member. Whether it was in the room.
-    pub(super) fn remove_room(&mut self, name: &str, by: AskedBy, number: u64) -> bool {
-        let room = self.room_key(name);
-        let before = self.rooms.len();
-        self.rooms.retain(|(r, _)| *r != room);
-        let was_in = self.rooms.len() < before;
+    /// Leaves a room; packets below `number` were sent by a member. Whether it was in the room.
+    fn remove_room(&mut self, name: &str, by: AskedBy, number: u64) -> bool {
+        let room = self.state.room_key(name);
+        let was_in = self.state.is_member(&room);
         if was_in {
-            if self.left.len() == LEFT_MAX {
-                self.left.pop_front();
-            }
-            self.left.push_back((room.clone(), number));
-            self.push_own(OwnEntry::Leave(room, by));
+            self.op(&SessionOp::Leave { room, by, number });
         }
         was_in
     }
 
-    fn room_key(&self, name: &str) -> RoomKey {
-        RoomKey::new(&self.identity.product, &self.identity.namespace, name)
-    }
-
-    fn is_member(&self, room: &RoomKey) -> bool {
-        self.rooms.iter().any(|(r, _)| r == room)
-    }
-
-    /// Whether packet `number` is of a member, though it may have left since.
-    fn was_member(&self, room: &RoomKey, number: u64) -> bool {
-        self.is_member(room) || self.left.iter().any(|(left, by)| left == room && *by > number)
-    }
-
-    /// Whether a leave after packet `number` may not be remembered any more.
-    fn has_forgotten(&self, number: u64) -> bool {
-        self.left.len() == LEFT_MAX && self.left.front().is_some_and(|(_, by)| *by > number)
-    }
-
     fn done(&mut self, number: u64, ack: Option<u64>, payload: Payload, after: Option<(RoomKey, Cursor)>) {
         let after = after.filter(|_| ack.is_some());
-        self.effects.push(Effect::Done(Done { number, ack: ack.map(|id| (id, payload)), after }));
+        self.live.effects.push(Effect::Done(Done { number, ack: ack.map(|id| (id, payload)), after }));
     }
 
     fn finished(&mut self, number: u64) {
-        self.effects.push(Effect::Done(Done { number, ack: None, after: None }));
+        self.live.effects.push(Effect::Done(Done { number, ack: None, after: None }));
     }
-}
-
-/// Stands for the position of a join that is not in force yet: which own-log entry asks for it.
-fn pending(own_seq: u64) -> Cursor {
-    Cursor { seq: own_seq, ..Cursor::NONE }
-}
-
-fn pending_seq(cursor: Cursor) -> Option<u64> {
-    (cursor.term == crate::id::Term::NONE).then_some(cursor.seq)
 }
 
 fn is_join(packet: &Inbound) -> bool {
@@ -371,4 +328,114 @@ fn is_join(packet: &Inbound) -> bool {
 
 fn is_leave(packet: &Inbound) -> bool {
     matches!(packet, Inbound::Event { payload, .. } if payload.json.starts_with(b"[\"leave\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{Address, ClientIx, NodeId, Placement, ShardIx, Term};
+    use crate::keys::{ClusterKey, IdKey};
+    use crate::session::state::SessionState;
+    use crate::wire::{self, EdgeRef, SessionIdentity, Shadow};
+
+    fn shadow(inbound_confirmed: u64, inbound_sent: u64, own_seq: u64) -> Shadow {
+        Shadow { term: Term::NONE, inbound_confirmed, inbound_sent, own_seq, rooms: Vec::new() }
+    }
+
+    fn attach(session: &mut Session, shadow: &Shadow) {
+        let edge = Address { node: NodeRef { id: NodeId(1), incarnation: 1 }, shard: ShardIx(0) };
+        let edge = EdgeRef { attachment: 1, edge, client: ClientIx(0) };
+        session.attach(edge, shadow, &Limits::default());
+    }
+
+    fn session() -> Session {
+        let placement = Placement::of_user("chat", "alice");
+        let ids = IdKey::new(&ClusterKey::new([7; 32]));
+        let identity = SessionIdentity {
+            sid: ids.seal_sid(placement, 1),
+            pid: ids.seal_pid(placement, 1, [0; 16]),
+            product: "chat".into(),
+            uid: "alice".into(),
+            namespace: "/".into(),
+        };
+        let mut session = Session::new(Term::NONE, SessionState::new(identity));
+        attach(&mut session, &shadow(0, 0, 0));
+        session
+    }
+
+    /// The backup's copy, taken over.
+    fn taken_over(session: &Session) -> Session {
+        let copy: SessionState = wire::decode(&wire::encode(&session.state)).unwrap();
+        assert_eq!(copy, session.state);
+        Session::new(Term::NONE, copy)
+    }
+
+    #[test]
+    fn a_leave_and_a_join_repeated_to_a_backup_are_known() {
+        let (mut owner, limits) = (session(), Limits::default());
+        let own_seq = owner.join(&limits, "r", 5).unwrap().unwrap();
+        let at = Cursor { term: Term::NONE, seq: 3 };
+        owner.joined(own_seq, at);
+        owner.leave("r", 6);
+        let again = owner.join(&limits, "r", 7).unwrap();
+        assert_eq!(again, Some(3));
+        // The edge has seen the first join and nothing since.
+        let mut backup = taken_over(&owner);
+        attach(&mut backup, &shadow(5, 7, 1));
+        let before = backup.state.clone();
+        backup.leave("r", 6);
+        assert_eq!(backup.join(&limits, "r", 7).unwrap(), again, "it waits for the same entry");
+        assert_eq!(backup.state, before);
+        let room = backup.state.room_key("r");
+        assert_eq!(
+            backup.state.own.between(1, 9).map(|(first, entries)| (first, entries.len())),
+            Some((2, 2))
+        );
+        // What the client asks for now is done.
+        backup.leave("r", 8);
+        assert!(!backup.state.is_member(&room));
+        assert_eq!(backup.join(&limits, "r", 7).unwrap(), None, "a join that is over");
+        assert!(!backup.state.is_member(&room));
+        backup.check_invariants(&limits);
+    }
+
+    #[test]
+    fn a_backends_leave_before_the_edge_has_attached_is_after_all_it_has_sent() {
+        let (mut owner, limits) = (session(), Limits::default());
+        owner.join(&limits, "r", 1).unwrap();
+        let mut backup = taken_over(&owner);
+        let number = backup.next_packet();
+        assert!(backup.remove_room("r", AskedBy::Backend, number));
+        attach(&mut backup, &shadow(1, 9, 1));
+        let room = backup.state.room_key("r");
+        assert!(backup.state.was_member(&room, 9), "it may have been carried out");
+        assert!(!backup.state.was_member(&room, 10));
+        assert_eq!(backup.next_packet(), 10);
+    }
+
+    #[test]
+    fn an_edge_that_has_carried_out_more_says_what_rooms_there_are() {
+        let (mut owner, limits) = (session(), Limits::default());
+        owner.join(&limits, "r", 1).unwrap();
+        let room = owner.state.room_key("other");
+        let at = Cursor { term: Term::NONE, seq: 3 };
+        attach(&mut owner, &Shadow { rooms: vec![(room.clone(), at)], ..shadow(4, 4, 6) });
+        assert!(owner.state.is_member(&room) && owner.state.rooms.len() == 1);
+        assert_eq!(owner.join(&limits, "r", 5).unwrap(), Some(7));
+        owner.check_invariants(&limits);
+    }
+
+    #[test]
+    fn only_so_many_leaves_are_remembered_and_what_is_forgotten_does_not_join_again() {
+        let (mut owner, limits) = (session(), Limits::default());
+        for number in 1..=40 {
+            owner.join(&limits, &format!("r{number}"), number).unwrap();
+        }
+        for number in 1..=40 {
+            owner.leave(&format!("r{number}"), 40 + number);
+        }
+        assert_eq!(owner.join(&limits, "r1", 1).unwrap(), None);
+        assert!(owner.state.rooms.is_empty());
+        owner.check_invariants(&limits);
+    }
 }

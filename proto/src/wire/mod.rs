@@ -10,6 +10,7 @@ mod envelope;
 mod hello;
 mod messages;
 mod replication;
+mod session_op;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,7 @@ pub use envelope::{Body, Envelope, Lane, To};
 pub use hello::{Hello, PROTOCOL_MAX, PROTOCOL_MIN, ProtocolRange, Refused};
 pub use messages::*;
 pub use replication::*;
+pub use session_op::{NEXT_PACKET, SessionOp};
 
 /// The largest encoded envelope a link carries: a copy of the largest room, with its dedupe table.
 pub const ENVELOPE_BYTES_MAX: usize = 8 << 20;

@@ -1,0 +1,188 @@
+//! What only the owner of a session has, and every owner makes anew: packets under way, effects.
+//!
+//! Belongs here: the one way to change a session ([`Session::op`]), what leaves when it is safe.
+//! Stays out: what survives the owner (`state`), what each packet leads to (`run`).
+//! Invariants: an effect leaves after every op before it is safe, and only to an edge that has attached
+//! to this owner.
+
+use std::collections::VecDeque;
+
+use super::state::{Join, SessionState};
+use crate::entity::{CommitQueue, Committed};
+use crate::id::{Cursor, NodeRef, Placement, RoomKey, Term};
+use crate::limits::Limits;
+use crate::shard::Out;
+use crate::wire::{Body, Done, EdgeRef, Inbound, NEXT_PACKET, Publish, SessionOp, SessionToEdge, Shadow};
+
+/// A session at its owner.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) term: Term,
+    pub(super) state: SessionState,
+    pub(super) live: SessionLive,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct SessionLive {
+    /// The edge of the state has attached to this owner.
+    pub(super) attached: bool,
+    /// The last packet taken from the edge.
+    pub(super) received: u64,
+    /// Packets up to this one may have been begun, here or by an owner before.
+    begun_before: u64,
+    /// Packets taken but not yet begun: something before them waits.
+    pub(super) program: VecDeque<Inbound>,
+    /// Packets begun whose outcome is open, in order.
+    pub(super) open: VecDeque<Open>,
+    /// The last own-log entry handed to the present edge.
+    own_sent: u64,
+    pub(super) effects: CommitQueue<Effect>,
+}
+
+/// A packet under way.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) number: u64,
+    pub(super) ack: Option<u64>,
+    pub(super) waits_for: Wait,
+}
+
+#[derive(Debug)]
+pub(super) enum Wait {
+    /// The edge, to put the join in force: the own-log entry that asks for it.
+    Join { own_seq: u64 },
+    /// The room's owner; `sent_to` is `None` while it is to be sent again.
+    Publish { publish: Box<Publish>, sent_to: Option<NodeRef> },
+}
+
+/// What an op of a session leads to, once it is safe.
+#[derive(Debug)]
+pub(super) enum Effect {
+    /// Own-log entries up to this one may go to the edge.
+    Own(u64),
+    /// A packet is carried out.
+    Done(Done),
+}
+
+impl Session {
+    pub(super) fn new(term: Term, state: SessionState) -> Self {
+        Self { term, state, live: SessionLive::default() }
+    }
+
+    /// Changes the session: nothing else does. What is new in its own log leaves once this is safe.
+    pub(super) fn op(&mut self, op: &SessionOp) {
+        let before = self.state.own.last();
+        self.state.apply(op);
+        self.live.effects.applied();
+        if self.state.own.last() > before {
+            self.live.effects.push(Effect::Own(self.state.own.last()));
+        }
+    }
+
+    /// An edge attaches: what was under way is begun again when it repeats it, and it gets what it has
+    /// not of the own log.
+    pub(super) fn attach(&mut self, edge: EdgeRef, shadow: &Shadow, limits: &Limits) {
+        // It has carried out more than this owner knows of, or this is the first one.
+        let knows_better = shadow.own_seq > self.state.own.last() || self.state.attachment == 0;
+        let (own_seq, inbound_sent) = (shadow.own_seq, shadow.inbound_sent);
+        self.op(&SessionOp::Attach { edge, own_seq, inbound_sent });
+        if knows_better {
+            let rooms = shadow.rooms.iter().take(limits.rooms_per_session_max);
+            self.op(&SessionOp::Rooms(rooms.cloned().collect()));
+        }
+        self.live = SessionLive {
+            attached: true,
+            received: shadow.inbound_confirmed,
+            begun_before: inbound_sent,
+            own_sent: own_seq,
+            effects: std::mem::take(&mut self.live.effects),
+            ..SessionLive::default()
+        };
+        for (room, at) in &shadow.rooms {
+            self.joined_in(room, *at, own_seq);
+        }
+        self.live.effects.push(Effect::Own(self.state.own.last()));
+    }
+
+    /// The edge's shadow has the room: its join is in force, whether its word has reached us or not.
+    fn joined_in(&mut self, room: &RoomKey, at: Cursor, own_seq_received: u64) {
+        if let Some(Join::Asked(own_seq)) = self.state.membership(room).map(|m| m.join)
+            && own_seq <= own_seq_received
+        {
+            self.joined(own_seq, at);
+        }
+    }
+
+    /// The transport is gone. What it has sent is still carried out, but joins have nobody to be put in
+    /// force for.
+    pub(super) fn park(&mut self) {
+        self.op(&SessionOp::Park);
+        self.live.attached = false;
+        self.live.open.retain(|open| !matches!(open.waits_for, Wait::Join { .. }));
+    }
+
+    pub(super) fn is_parked(&self) -> bool {
+        self.state.edge.is_none()
+    }
+
+    /// A parked session ends when nothing of it is under way: no transport can come back to it yet.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_parked() && self.live.open.is_empty() && self.live.program.is_empty()
+    }
+
+    /// The last packet begun.
+    pub(super) fn begun(&self) -> u64 {
+        self.live.received - self.live.program.len() as u64
+    }
+
+    /// The first packet that nobody can have begun.
+    pub(super) fn next_packet(&self) -> u64 {
+        if self.live.attached { self.begun().max(self.live.begun_before) + 1 } else { NEXT_PACKET }
+    }
+
+    /// Sends what is safe, in order; packets done in a row as one message.
+    pub(super) fn release(&mut self, placement: Placement, out: &mut Out) {
+        let mut packets = Vec::new();
+        while let Some(effect) = self.live.effects.release().map(Committed::into_inner) {
+            match effect {
+                // The next edge to attach gets all of it, or repeats what asked for it.
+                _ if !self.live.attached => {}
+                Effect::Done(done) => packets.push(done),
+                Effect::Own(upto) => {
+                    if let Some((first, entries)) = self.state.own.between(self.live.own_sent, upto) {
+                        self.live.own_sent = first + entries.len() as u64 - 1;
+                        self.send_done(placement, &mut packets, out);
+                        let (sid, term) = (self.state.identity.sid, self.term);
+                        let own = SessionToEdge::Own { sid, term, first, entries };
+                        self.send(placement, own, out);
+                    }
+                }
+            }
+        }
+        self.send_done(placement, &mut packets, out);
+    }
+
+    fn send_done(&self, placement: Placement, packets: &mut Vec<Done>, out: &mut Out) {
+        if !packets.is_empty() {
+            let packets = std::mem::take(packets);
+            let done = SessionToEdge::Done { sid: self.state.identity.sid, term: self.term, packets };
+            self.send(placement, done, out);
+        }
+    }
+
+    /// To the edge, if there is one.
+    pub(super) fn send(&self, placement: Placement, message: SessionToEdge, out: &mut Out) {
+        if let Some(edge) = self.state.edge {
+            out.send_to_address(edge.edge, placement, Body::SessionToEdge(message));
+        }
+    }
+
+    pub(super) fn check_invariants(&self, limits: &Limits) {
+        self.state.check_invariants(limits);
+        let live = &self.live;
+        assert!(live.open.iter().zip(live.open.iter().skip(1)).all(|(a, b)| a.number < b.number));
+        assert!(live.program.len() <= limits.inbound_packets_max + 1, "{} packets wait", live.program.len());
+        assert!(live.program.len() as u64 <= live.received);
+        assert!(!live.attached || !self.is_parked(), "attached, yet parked");
+    }
+}

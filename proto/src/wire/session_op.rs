@@ -1,0 +1,68 @@
+//! Changes of a session, as its owner sends them to its backup.
+
+use serde::{Deserialize, Serialize};
+
+use super::{AskedBy, DisconnectCode, EdgeRef, Payload};
+use crate::id::{Cursor, RoomKey};
+
+/// Stands for the next packet of an edge that has not said yet how far it is.
+pub const NEXT_PACKET: u64 = u64::MAX;
+
+/// One change of a session's replicated state.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum SessionOp {
+    /// An edge holds the transport.
+    Attach {
+        /// Where.
+        edge: EdgeRef,
+        /// The last own-log entry that has reached it.
+        own_seq: u64,
+        /// The last packet it has sent to any owner.
+        inbound_sent: u64,
+    },
+    /// The rooms of a session that its edge knows better than its owner: all of them.
+    Rooms(Vec<(RoomKey, Cursor)>),
+    /// The transport is gone.
+    Park,
+    /// It is in a room; the edge is asked to put that in force.
+    Join {
+        /// Which.
+        room: RoomKey,
+        /// Who wants it.
+        by: AskedBy,
+        /// The client's packet, if it is the client.
+        number: u64,
+    },
+    /// The edge has put a join in force.
+    JoinedAt {
+        /// Of which room.
+        room: RoomKey,
+        /// From here on it serves.
+        at: Cursor,
+    },
+    /// It is not in a room any more.
+    Leave {
+        /// Which.
+        room: RoomKey,
+        /// Who wants it.
+        by: AskedBy,
+        /// Packets below this one were sent by a member; [`NEXT_PACKET`] where nobody knows yet.
+        number: u64,
+    },
+    /// The client is owed an event.
+    Emit {
+        /// Name and arguments.
+        payload: Payload,
+        /// Written only if it can be written at once.
+        volatile: bool,
+    },
+    /// The own log has reached the edge up to here.
+    OwnReceived(u64),
+    /// The session ends; the client is told.
+    End {
+        /// Close the transport as well.
+        close: bool,
+        /// Why.
+        code: DisconnectCode,
+    },
+}
