@@ -403,7 +403,7 @@ impl<E: Entity> Host<E> {
             }
             Refusal::Lacks(version, copy) => {
                 self.begin_above(key, version.term);
-                self.merge(ctx.now, key, &copy);
+                self.merge(key, &copy);
                 self.absorbed(key, backup, version);
                 self.backup_changed(key);
                 return;

@@ -60,7 +60,7 @@ pub(crate) trait Entity: Debug + Sized {
     /// Where a key lives.
     fn placement(shared: &Self::Shared, key: &Self::Key) -> Placement;
     /// Whether this entity is to survive its owner.
-    fn is_durable(shared: &Self::Shared, key: &Self::Key) -> bool;
+    fn is_durable(&self, shared: &Self::Shared) -> bool;
     /// A new one, if anybody may begin one that nobody holds.
     fn new(shared: &mut Self::Shared, key: &Self::Key, now: Instant, term: Term) -> Option<Self>;
     /// Carries out an op, here and at the backup alike.
@@ -163,6 +163,7 @@ struct Owning<E: Entity> {
 #[derive(Debug)]
 pub(crate) struct Host<E: Entity> {
     me: Address,
+    now: Instant,
     pub(crate) shared: E::Shared,
     terms: Terms,
     epochs: u64,
@@ -180,19 +181,46 @@ pub(crate) struct Host<E: Entity> {
 
 /// An owned entity, borrowed.
 pub(crate) struct Owned<'a, E: Entity> {
-    pub(crate) state: &'a E,
+    /// Changed by [`Owned::apply`] only.
+    pub(crate) state: &'a mut E,
     pub(crate) live: &'a mut E::Live,
     pub(crate) term: Term,
-    /// The last op applied.
-    pub(crate) op: u64,
     /// The last op that is safe.
     pub(crate) confirmed: u64,
+    version: &'a mut Version,
+    /// Ops for the backup; `None`: it gets a whole copy, or there is none.
+    pending: Option<&'a mut Vec<E::Op>>,
+    now: Instant,
+    key: &'a E::Key,
+    shared: &'a mut E::Shared,
+    dirty: &'a mut BTreeSet<E::Key>,
+}
+
+impl<E: Entity> Owned<'_, E> {
+    /// Applies an op. Its number: what follows from it waits for that confirm.
+    pub(crate) fn apply(&mut self, op: E::Op) -> u64 {
+        self.state.apply(self.shared, self.key, self.now, &op);
+        *self.version = Version { term: self.term, op: self.version.op + 1 };
+        if let Some(pending) = &mut self.pending {
+            pending.push(op);
+        }
+        if !self.dirty.contains(self.key) {
+            self.dirty.insert(self.key.clone());
+        }
+        self.version.op
+    }
+
+    /// The last op applied.
+    pub(crate) fn applied(&self) -> u64 {
+        self.version.op
+    }
 }
 
 impl<E: Entity> Host<E> {
     pub(crate) fn new(me: Address, owned_max: usize, shared: E::Shared) -> Self {
         Self {
             me,
+            now: Instant::ZERO,
             shared,
             terms: Terms::new(me.node),
             epochs: 0,
@@ -209,15 +237,21 @@ impl<E: Entity> Host<E> {
     }
 
     /// The entity, if this shard owns it.
-    pub(crate) fn owned(&mut self, key: &E::Key) -> Option<Owned<'_, E>> {
+    pub(crate) fn owned<'a>(&'a mut self, key: &'a E::Key) -> Option<Owned<'a, E>> {
         let held = self.held.get_mut(key)?;
         let owning = held.owning.as_deref_mut()?;
+        let follows = owning.backup.is_some() && owning.base.is_some();
         Some(Owned {
-            state: &held.state,
+            state: &mut held.state,
             live: &mut owning.live,
             term: owning.term,
-            op: held.version.op,
             confirmed: owning.confirmed,
+            version: &mut held.version,
+            pending: follows.then_some(&mut owning.pending),
+            now: self.now,
+            key,
+            shared: &mut self.shared,
+            dirty: &mut self.dirty,
         })
     }
 
@@ -273,6 +307,11 @@ impl<E: Entity> Host<E> {
         })
     }
 
+    /// The names of owned entities for which `which` holds.
+    pub(crate) fn owned_keys(&self, which: impl Fn(&E, &E::Live) -> bool) -> Vec<E::Key> {
+        self.iter().filter(|(_, state, live)| which(state, live)).map(|(key, ..)| key.clone()).collect()
+    }
+
     /// How many are owned.
     pub(crate) fn owned_count(&self) -> usize {
         self.owned
@@ -281,24 +320,6 @@ impl<E: Entity> Host<E> {
     /// How many are held for others.
     pub(crate) fn copy_count(&self) -> usize {
         self.held.len() - self.owned
-    }
-
-    /// Applies an op to an owned entity. Its number: what follows from it waits for that confirm.
-    ///
-    /// # Panics
-    /// If this shard does not own it.
-    pub(crate) fn apply(&mut self, now: Instant, key: &E::Key, op: E::Op) -> u64 {
-        let held = self.held.get_mut(key).expect("ops are for owned entities");
-        let owning = held.owning.as_deref_mut().expect("ops are for owned entities");
-        held.state.apply(&mut self.shared, key, now, &op);
-        held.version = Version { term: owning.term, op: held.version.op + 1 };
-        if owning.backup.is_some() && owning.base.is_some() {
-            owning.pending.push(op);
-        }
-        if !self.dirty.contains(key) {
-            self.dirty.insert(key.clone());
-        }
-        held.version.op
     }
 
     /// Begins an entity that cannot be anywhere yet, or that was looked for in vain.
@@ -352,7 +373,7 @@ impl<E: Entity> Host<E> {
         base: Option<(NodeRef, Version)>,
     ) {
         let Some(held) = self.held.get_mut(key) else { return };
-        let backup = backup_for::<E>(ctx, &self.shared, self.me.node, key);
+        let backup = backup_for(ctx, &self.shared, self.me.node, key, &held.state);
         let base = base.filter(|(node, _)| Some(*node) == backup).map(|(_, version)| version);
         self.epochs += 1;
         let confirmed = if backup.is_none() { held.version.op } else { 0 };
@@ -413,6 +434,7 @@ impl<E: Entity> Host<E> {
     /// Takes a message of another node's host. What has come of it is in [`Host::next_event`] and
     /// [`Host::next_ready`].
     pub(crate) fn handle(&mut self, ctx: &mut Ctx<'_>, from: Address, message: MessageOf<E>) {
+        self.now = ctx.now;
         match message {
             Replication::Replicate { batch, items } => self.take_batch(ctx, from, batch, items),
             Replication::Replicated { batch, refused } => self.on_replicated(ctx, from, batch, refused),
@@ -436,6 +458,7 @@ impl<E: Entity> Host<E> {
 
     /// The cluster has changed.
     pub(crate) fn on_view(&mut self, ctx: &mut Ctx<'_>) {
+        self.now = ctx.now;
         let me = self.me.node;
         let mut promote = Vec::new();
         let mut recheck = Vec::new();
@@ -450,7 +473,7 @@ impl<E: Entity> Host<E> {
                     }
                     // Until it is handed over the old backup keeps up with it.
                     let stays = leaving && owning.backup.is_some_and(|backup| ctx.view.is_up(backup));
-                    let backup = backup_for::<E>(ctx, &self.shared, me, key);
+                    let backup = backup_for(ctx, &self.shared, me, key, &held.state);
                     if !stays && backup != owning.backup {
                         owning.backup = backup;
                         owning.base = None;
@@ -509,6 +532,7 @@ impl<E: Entity> Host<E> {
 
     /// Sends what this turn has made ready. Returns whether there was anything.
     pub(crate) fn flush(&mut self, ctx: &mut Ctx<'_>) -> bool {
+        self.now = ctx.now;
         let sent = self.send_to_backups(ctx);
         let offered = self.send_offers(ctx);
         sent || offered
@@ -545,8 +569,14 @@ impl<E: Entity> Host<E> {
 }
 
 /// Who holds the copy of a key that this node owns: the next on the ring, whoever that is.
-fn backup_for<E: Entity>(ctx: &Ctx<'_>, shared: &E::Shared, me: NodeRef, key: &E::Key) -> Option<NodeRef> {
-    if !E::is_durable(shared, key) {
+fn backup_for<E: Entity>(
+    ctx: &Ctx<'_>,
+    shared: &E::Shared,
+    me: NodeRef,
+    key: &E::Key,
+    state: &E,
+) -> Option<NodeRef> {
+    if !state.is_durable(shared) {
         return None;
     }
     ctx.view.ring.replicas(E::placement(shared, key), 2).into_iter().find(|node| *node != me)
@@ -556,4 +586,39 @@ fn backup_for<E: Entity>(ctx: &Ctx<'_>, shared: &E::Shared, me: NodeRef, key: &E
 /// declared down, so another may have gone on since.
 fn is_orphan(ctx: &Ctx<'_>, me: NodeRef, term: Term) -> bool {
     term.owner.id != me.id && !ctx.view.is_up(term.owner)
+}
+
+/// One owned entity without a host, for tests of what ops lead to.
+#[cfg(test)]
+#[derive(Debug)]
+pub(crate) struct Alone<E: Entity> {
+    pub(crate) state: E,
+    pub(crate) live: E::Live,
+    key: E::Key,
+    version: Version,
+    shared: E::Shared,
+    dirty: BTreeSet<E::Key>,
+}
+
+#[cfg(test)]
+impl<E: Entity> Alone<E> {
+    pub(crate) fn new(key: E::Key, state: E, shared: E::Shared) -> Self {
+        let (live, version) = (E::Live::default(), Version::default());
+        Self { state, live, key, version, shared, dirty: BTreeSet::new() }
+    }
+
+    pub(crate) fn owned(&mut self) -> Owned<'_, E> {
+        Owned {
+            state: &mut self.state,
+            live: &mut self.live,
+            term: Term::NONE,
+            confirmed: self.version.op,
+            version: &mut self.version,
+            pending: None,
+            now: Instant::ZERO,
+            key: &self.key,
+            shared: &mut self.shared,
+            dirty: &mut self.dirty,
+        }
+    }
 }

@@ -13,7 +13,6 @@ use std::time::Duration;
 use super::{Began, Entity, Event, Held, Host, Version, is_orphan};
 use crate::id::{Address, NodeRef, Term};
 use crate::shard::{Ctx, TimerKey};
-use crate::time::Instant;
 use crate::view::NodeState;
 use crate::wire::{Replication, To};
 
@@ -66,6 +65,7 @@ impl<E: Entity> Host<E> {
     /// Whether `key` may be served here now. `shown` is the highest term that whoever wants it has
     /// heard.
     pub(crate) fn open(&mut self, ctx: &mut Ctx<'_>, key: &E::Key, shown: Term) -> Open {
+        self.now = ctx.now;
         if self.owns(key) {
             return Open::Yes;
         }
@@ -214,7 +214,7 @@ impl<E: Entity> Host<E> {
             && self.owns(&key)
         {
             self.begin_above(&key, version.term);
-            self.merge(ctx.now, &key, &copy);
+            self.merge(&key, &copy);
             self.absorbed(&key, from.node, version);
         }
     }
@@ -228,15 +228,16 @@ impl<E: Entity> Host<E> {
     }
 
     /// Applies what only `copy` holds.
-    pub(super) fn merge(&mut self, now: Instant, key: &E::Key, copy: &E::Copy) {
+    pub(super) fn merge(&mut self, key: &E::Key, copy: &E::Copy) {
         let Some(held) = self.held.get(key) else { return };
         let Some(owning) = held.owning.as_deref() else { return };
         let ops = held.state.missing(owning.term, copy);
         if ops.is_empty() {
             return;
         }
+        let Some(mut owned) = self.owned(key) else { return };
         for op in ops {
-            self.apply(now, key, op);
+            owned.apply(op);
         }
         self.events.push_back(Event::Merged(key.clone()));
     }
@@ -276,7 +277,7 @@ impl<E: Entity> Host<E> {
                 let base = (mine == version).then_some((giver, version));
                 self.begin(ctx, key, term, Began::HandOver(giver), base);
                 if let Some(lesser) = lesser {
-                    self.merge(ctx.now, key, &lesser);
+                    self.merge(key, &lesser);
                 }
             }
             (None, Some(own)) => {

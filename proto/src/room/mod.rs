@@ -215,14 +215,14 @@ impl Rooms {
                         let head = room.state.log.head();
                         room.live.inherited = head;
                         room.live.used = ctx.now;
-                        room.live.effects.push_at(room.op, Effect::Serve(head));
+                        room.live.effects.push_at(room.applied(), Effect::Serve(head));
                         self.dirty.insert(key);
                     }
                 }
                 Event::Merged(key) => {
                     if let Some(room) = self.host.owned(&key) {
                         let head = room.state.log.head();
-                        room.live.effects.push_at(room.op, Effect::Serve(head));
+                        room.live.effects.push_at(room.applied(), Effect::Serve(head));
                         self.dirty.insert(key);
                     }
                 }
@@ -271,7 +271,7 @@ impl Rooms {
     /// Says so once the last op is safe.
     fn tell(&mut self, key: RoomKey, to: Address, body: Body) {
         if let Some(room) = self.host.owned(&key) {
-            room.live.effects.push_at(room.op, Effect::Tell(to, body));
+            room.live.effects.push_at(room.applied(), Effect::Tell(to, body));
             self.host.hurry(&key);
             self.dirty.insert(key);
         }
@@ -280,9 +280,8 @@ impl Rooms {
     /// Appends once, to a room that is owned. Whoever asked is answered by [`Rooms::tell`].
     fn publish(&mut self, ctx: &mut Ctx<'_>, publish: Publish) -> Published {
         let Publish { room: key, id, dedupe, event, after } = publish;
-        let now = ctx.now;
-        let room = self.host.owned(&key).expect("checked by the caller");
-        room.live.used = now;
+        let mut room = self.host.owned(&key).expect("checked by the caller");
+        room.live.used = ctx.now;
         let term = room.term;
         match room.state.dedupe.judge(id, after, dedupe.as_ref()) {
             Verdict::OutOfOrder => return Published::OutOfOrder,
@@ -293,7 +292,7 @@ impl Rooms {
             // An idempotency key seen under another publish id: that id may be repeated as well.
             Verdict::SeenKey(at) => {
                 ctx.stats.duplicates_total += 1;
-                self.host.apply(now, &key, RoomOp::Remember { id, at });
+                room.apply(RoomOp::Remember { id, at });
                 return Published::At { at, duplicate: true };
             }
             Verdict::New => {}
@@ -304,8 +303,7 @@ impl Rooms {
             return Published::At { at, duplicate: false };
         }
         let entry = RoomEntry { term, id, event };
-        let op = self.host.apply(now, &key, RoomOp::Append { entry, dedupe });
-        let room = self.host.owned(&key).expect("just seen");
+        let op = room.apply(RoomOp::Append { entry, dedupe });
         let at = room.state.log.last();
         room.live.effects.push_at(op, Effect::Serve(at.seq));
         ctx.stats.publishes_total += 1;
@@ -410,12 +408,7 @@ impl Rooms {
                 && room.dedupe.is_empty()
                 && now.since(live.used) >= age_max
         };
-        let idle: Vec<RoomKey> = self
-            .host
-            .iter()
-            .filter(|(_, room, live)| idle(room, live))
-            .map(|(key, ..)| key.clone())
-            .collect();
+        let idle = self.host.owned_keys(idle);
         for key in idle {
             self.host.end(&key);
         }

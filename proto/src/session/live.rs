@@ -9,21 +9,17 @@ use std::collections::VecDeque;
 
 use super::state::{Join, SessionState};
 use crate::entity::{CommitQueue, Committed};
-use crate::id::{Cursor, NodeRef, Placement, RoomKey, Term};
+use crate::host::Owned;
+use crate::id::{Cursor, NodeRef, Placement, RoomKey};
 use crate::limits::Limits;
 use crate::shard::Out;
 use crate::wire::{Body, Done, EdgeRef, Inbound, NEXT_PACKET, Publish, SessionOp, SessionToEdge, Shadow};
 
 /// A session at its owner.
-#[derive(Debug)]
-pub(super) struct Session {
-    pub(super) term: Term,
-    pub(super) state: SessionState,
-    pub(super) live: SessionLive,
-}
+pub(super) type Session<'a> = Owned<'a, SessionState>;
 
 #[derive(Debug, Default)]
-pub(super) struct SessionLive {
+pub(crate) struct SessionLive {
     /// The edge of the state has attached to this owner.
     pub(super) attached: bool,
     /// The last packet taken from the edge.
@@ -58,39 +54,37 @@ pub(super) enum Wait {
 /// What an op of a session leads to, once it is safe.
 #[derive(Debug)]
 pub(super) enum Effect {
+    /// The edge is told that its session is owned.
+    Attached { inbound_confirmed: u64 },
     /// Own-log entries up to this one may go to the edge.
     Own(u64),
     /// A packet is carried out.
     Done(Done),
 }
 
-impl Session {
-    pub(super) fn new(term: Term, state: SessionState) -> Self {
-        Self { term, state, live: SessionLive::default() }
-    }
-
+impl Session<'_> {
     /// Changes the session: nothing else does. What is new in its own log leaves once this is safe.
-    pub(super) fn op(&mut self, op: &SessionOp) {
+    pub(super) fn op(&mut self, op: SessionOp) {
         let before = self.state.own.last();
-        self.state.apply(op);
-        self.live.effects.applied();
+        let number = self.apply(op);
         if self.state.own.last() > before {
-            self.live.effects.push(Effect::Own(self.state.own.last()));
+            self.live.effects.push_at(number, Effect::Own(self.state.own.last()));
         }
     }
 
     /// An edge attaches: what was under way is begun again when it repeats it, and it gets what it has
     /// not of the own log.
-    pub(super) fn attach(&mut self, edge: EdgeRef, shadow: &Shadow, limits: &Limits) {
-        // It has carried out more than this owner knows of, or this is the first one.
-        let knows_better = shadow.own_seq > self.state.own.last() || self.state.attachment == 0;
+    pub(super) fn attach(&mut self, edge: EdgeRef, shadow: &Shadow, is_past: bool, limits: &Limits) {
+        // Another owner has had the session since, or the edge has carried out more than this one knows
+        // of, or this is the first one.
+        let knows_better = is_past || shadow.own_seq > self.state.own.last() || self.state.attachment == 0;
         let (own_seq, inbound_sent) = (shadow.own_seq, shadow.inbound_sent);
-        self.op(&SessionOp::Attach { edge, own_seq, inbound_sent });
+        self.op(SessionOp::Attach { edge, own_seq, inbound_sent });
         if knows_better {
             let rooms = shadow.rooms.iter().take(limits.rooms_per_session_max);
-            self.op(&SessionOp::Rooms(rooms.cloned().collect()));
+            self.op(SessionOp::Rooms(rooms.cloned().collect()));
         }
-        self.live = SessionLive {
+        *self.live = SessionLive {
             attached: true,
             received: shadow.inbound_confirmed,
             begun_before: inbound_sent,
@@ -101,7 +95,9 @@ impl Session {
         for (room, at) in &shadow.rooms {
             self.joined_in(room, *at, own_seq);
         }
-        self.live.effects.push(Effect::Own(self.state.own.last()));
+        let (applied, own) = (self.applied(), self.state.own.last());
+        self.live.effects.push_at(applied, Effect::Attached { inbound_confirmed: shadow.inbound_confirmed });
+        self.live.effects.push_at(applied, Effect::Own(own));
     }
 
     /// The edge's shadow has the room: its join is in force, whether its word has reached us or not.
@@ -116,7 +112,7 @@ impl Session {
     /// The transport is gone. What it has sent is still carried out, but joins have nobody to be put in
     /// force for.
     pub(super) fn park(&mut self) {
-        self.op(&SessionOp::Park);
+        self.op(SessionOp::Park);
         self.live.attached = false;
         self.live.open.retain(|open| !matches!(open.waits_for, Wait::Join { .. }));
     }
@@ -148,6 +144,13 @@ impl Session {
                 // The next edge to attach gets all of it, or repeats what asked for it.
                 _ if !self.live.attached => {}
                 Effect::Done(done) => packets.push(done),
+                Effect::Attached { inbound_confirmed } => {
+                    // What was done before is repeated to this owner.
+                    packets.clear();
+                    let (sid, term) = (self.state.identity.sid, self.term);
+                    let attached = SessionToEdge::Attached { sid, term, inbound_confirmed };
+                    self.send(placement, attached, out);
+                }
                 Effect::Own(upto) => {
                     if let Some((first, entries)) = self.state.own.between(self.live.own_sent, upto) {
                         self.live.own_sent = first + entries.len() as u64 - 1;
@@ -176,13 +179,13 @@ impl Session {
             out.send_to_address(edge.edge, placement, Body::SessionToEdge(message));
         }
     }
+}
 
-    pub(super) fn check_invariants(&self, limits: &Limits) {
-        self.state.check_invariants(limits);
-        let live = &self.live;
-        assert!(live.open.iter().zip(live.open.iter().skip(1)).all(|(a, b)| a.number < b.number));
-        assert!(live.program.len() <= limits.inbound_packets_max + 1, "{} packets wait", live.program.len());
-        assert!(live.program.len() as u64 <= live.received);
-        assert!(!live.attached || !self.is_parked(), "attached, yet parked");
+impl SessionLive {
+    pub(super) fn check_invariants(&self, state: &SessionState, limits: &Limits) {
+        assert!(self.open.iter().zip(self.open.iter().skip(1)).all(|(a, b)| a.number < b.number));
+        assert!(self.program.len() <= limits.inbound_packets_max + 1, "{} packets wait", self.program.len());
+        assert!(self.program.len() as u64 <= self.received);
+        assert!(!self.attached || state.edge.is_some(), "attached, yet parked");
     }
 }

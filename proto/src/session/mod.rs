@@ -6,7 +6,8 @@
 //! Units: inbound packets are numbered by the edge, own-log entries from 1 by the owner.
 //! Invariants: packets are begun in order; one that is repeated has no second effect; its `Done` leaves
 //! after everything it led to is safe; all sessions of one (product, uid) are here.
-//! When it breaks: with one copy, a session whose owner is gone is rebuilt from its edge's shadow.
+//! When it breaks: the backup goes on; a session whose owner and backup are both gone is rebuilt from its
+//! edge's shadow.
 //!
 //! | file | answers |
 //! |---|---|
@@ -24,30 +25,31 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use crate::collections::FixedMap;
-use crate::entity::Terms;
-use crate::id::{Address, NodeRef, Placement, PublishId, RoomKey, SocketSid};
+use crate::host::{Event, Host, MessageOf, Open};
+use crate::id::{Address, NodeRef, Placement, PublishId, RoomKey, SocketSid, Term};
 use crate::keys::IdKey;
 use crate::limits::Limits;
 use crate::shard::{Ctx, ProductRules, TimerKey};
 use crate::time::Instant;
 use crate::wire::{
-    ATTACHMENT_SHIFT, Body, Command, DedupeKey, DisconnectCode, EdgeRef, Inbound, NotOwner, RoomToPublisher,
-    SessionFacts, SessionIdentity, SessionOp, SessionToEdge, Shadow, Subject, ToSession,
+    ATTACHMENT_SHIFT, Body, Command, DedupeKey, DisconnectCode, EdgeRef, Inbound, NotOwner, Publish,
+    RoomToPublisher, SessionFacts, SessionIdentity, SessionOp, SessionToEdge, Shadow, Subject, ToSession,
 };
-use live::Session;
-use state::SessionState;
+use live::{Session, SessionLive};
+pub use state::SessionState;
+use state::SessionsShared;
 
 /// Bounced publishes are sent again after this long: about the time views take to agree.
 pub(crate) const RETRY_AFTER: std::time::Duration = std::time::Duration::from_millis(50);
 
-/// Every session this shard owns.
+/// Every session this shard owns or backs up.
 #[derive(Debug)]
 pub(crate) struct Sessions {
     limits: Limits,
     ids: IdKey,
     products: FixedMap<Arc<str>, Arc<ProductRules>>,
-    terms: Terms,
-    sessions: FixedMap<SocketSid, Session>,
+    host: Host<SessionState>,
+    /// Sessions owned.
     by_user: FixedMap<UserKey, Vec<SocketSid>>,
     /// Idempotency keys of emits to users.
     emitted: FixedMap<(UserKey, DedupeKey), Instant>,
@@ -62,6 +64,14 @@ pub(crate) struct Sessions {
 
 type UserKey = (Arc<str>, Arc<str>);
 
+/// An edge's word for a session.
+#[derive(Debug)]
+pub(crate) struct Attach {
+    identity: SessionIdentity,
+    edge: EdgeRef,
+    shadow: Shadow,
+}
+
 impl Sessions {
     pub(crate) fn new(
         me: Address,
@@ -69,12 +79,15 @@ impl Sessions {
         ids: IdKey,
         products: impl IntoIterator<Item = Arc<ProductRules>>,
     ) -> Self {
+        let products: FixedMap<Arc<str>, Arc<ProductRules>> =
+            products.into_iter().map(|rules| (rules.name.clone(), rules)).collect();
+        let single = products.values().filter(|rules| !rules.durable).map(|rules| rules.name.clone());
+        let shared = SessionsShared { ids: ids.clone(), volatile_products: single.collect() };
         Self {
             limits: limits.clone(),
             ids,
-            products: products.into_iter().map(|rules| (rules.name.clone(), rules)).collect(),
-            terms: Terms::new(me.node),
-            sessions: FixedMap::default(),
+            products,
+            host: Host::new(me, usize::MAX, shared),
             by_user: FixedMap::default(),
             emitted: FixedMap::default(),
             emitted_ages: VecDeque::new(),
@@ -87,23 +100,27 @@ impl Sessions {
     pub(crate) fn handle(&mut self, ctx: &mut Ctx<'_>, from: Address, message: ToSession) {
         match message {
             ToSession::Attach { identity, edge, shadow } => {
-                self.attach(ctx, from, identity, edge, shadow);
+                self.on_attach(ctx, from, Box::new(Attach { identity, edge, shadow }));
             }
             ToSession::Inbound { sid, first, packets } => {
                 self.on_inbound(ctx, from, sid, first, packets);
             }
             ToSession::OwnReceived { sid, own_seq } => {
-                let Some(session) = self.attached_at(sid, from) else { return self.bounce(ctx, from, sid) };
-                session.op(&SessionOp::OwnReceived(own_seq));
+                let Some(mut session) = self.attached_at(&sid, from) else {
+                    return self.bounce(ctx, from, sid);
+                };
+                session.op(SessionOp::OwnReceived(own_seq));
                 self.run(ctx, sid);
             }
             ToSession::Joined { sid, own_seq, at } => {
-                let Some(session) = self.attached_at(sid, from) else { return self.bounce(ctx, from, sid) };
+                let Some(mut session) = self.attached_at(&sid, from) else {
+                    return self.bounce(ctx, from, sid);
+                };
                 session.joined(own_seq, at);
                 self.run(ctx, sid);
             }
             ToSession::Detach { sid, attachment, .. } => {
-                let Some(session) = self.at_edge(sid, from) else { return };
+                let Some(mut session) = self.at_edge(&sid, from) else { return };
                 if session.state.attachment <= attachment {
                     session.park();
                     self.run(ctx, sid);
@@ -112,60 +129,138 @@ impl Sessions {
         }
     }
 
-    /// The session, if its transport ends at `from`: an older edge has no say any more.
-    fn at_edge(&mut self, sid: SocketSid, from: Address) -> Option<&mut Session> {
-        self.sessions.get_mut(&sid).filter(|s| s.state.edge.is_some_and(|edge| edge.edge == from))
-    }
-
-    /// The same, and it has attached to this owner.
-    fn attached_at(&mut self, sid: SocketSid, from: Address) -> Option<&mut Session> {
-        self.at_edge(sid, from).filter(|s| s.live.attached)
-    }
-
-    fn attach(
+    /// Another holder of sessions.
+    pub(crate) fn on_replication(
         &mut self,
         ctx: &mut Ctx<'_>,
         from: Address,
-        identity: SessionIdentity,
-        edge: EdgeRef,
-        shadow: Shadow,
+        message: MessageOf<SessionState>,
     ) {
+        self.host.handle(ctx, from, message);
+        self.react(ctx);
+    }
+
+    /// The session, if its transport ends at `from`: an older edge has no say any more.
+    fn at_edge<'a>(&'a mut self, sid: &'a SocketSid, from: Address) -> Option<Session<'a>> {
+        self.host.owned(sid).filter(|s| s.state.edge.is_some_and(|edge| edge.edge == from))
+    }
+
+    /// The same, and it has attached to this owner.
+    fn attached_at<'a>(&'a mut self, sid: &'a SocketSid, from: Address) -> Option<Session<'a>> {
+        self.at_edge(sid, from).filter(|s| s.live.attached)
+    }
+
+    fn on_attach(&mut self, ctx: &mut Ctx<'_>, from: Address, attach: Box<Attach>) {
+        let Attach { identity, edge, shadow } = &*attach;
         let sid = identity.sid;
         let placement = self.ids.placement_of(sid);
-        if !ctx.view.owns(placement) || placement != Placement::of_user(&identity.product, &identity.uid) {
+        if placement != Placement::of_user(&identity.product, &identity.uid) {
             return self.bounce(ctx, from, sid);
         }
         // An edge speaks for itself only: what we send goes to the address it names.
         if edge.edge != from || !shadow.is_plausible() {
             return;
         }
-        let unknown = SessionToEdge::Unknown { sid, attachment: edge.attachment };
-        let late = |s: &Session| {
-            let at_least = s.state.attachment + u64::from(s.is_parked());
-            edge.attachment < at_least || (s.is_parked() && s.state.ended)
+        if !self.products.contains_key(&identity.product) {
+            let unknown = SessionToEdge::Unknown { sid, attachment: edge.attachment };
+            return ctx.out.send_to_address(from, placement, Body::SessionToEdge(unknown));
+        }
+        // No owner has heard of it before: nobody needs to be asked.
+        let is_new = shadow.term == Term::NONE && edge.attachment == 1;
+        let open = if is_new && self.host.copy(&sid).is_none() && ctx.view.owns(placement) {
+            Open::Absent
+        } else {
+            self.host.open(ctx, &sid, shadow.term)
         };
-        if !self.products.contains_key(&identity.product) || self.sessions.get(&sid).is_some_and(late) {
+        self.react_to_events(ctx);
+        self.attach_to(ctx, from, attach, open);
+    }
+
+    fn attach_to(&mut self, ctx: &mut Ctx<'_>, from: Address, attach: Box<Attach>, open: Open) {
+        let sid = attach.identity.sid;
+        match open {
+            Open::Yes => {}
+            Open::No => return self.bounce(ctx, from, sid),
+            Open::Wait => {
+                if self.host.wait(&sid, from, attach).is_err() {
+                    self.bounce(ctx, from, sid);
+                }
+                return;
+            }
+            Open::Absent => {
+                let state = SessionState::new(attach.identity.clone());
+                self.host.create(ctx, &sid, state, attach.shadow.term);
+                self.react_to_events(ctx);
+            }
+        }
+        let Attach { edge, shadow, .. } = *attach;
+        let Some(session) = self.host.owned(&sid) else { return };
+        let at_least = session.state.attachment + u64::from(session.is_parked());
+        if edge.attachment < at_least || (session.is_parked() && session.state.ended) {
+            let unknown = SessionToEdge::Unknown { sid, attachment: edge.attachment };
+            let placement = self.ids.placement_of(sid);
             return ctx.out.send_to_address(from, placement, Body::SessionToEdge(unknown));
         }
         // Another owner has had it since: what we hold is the past.
-        if self.sessions.get(&sid).is_some_and(|s| shadow.term > s.term) {
-            self.forget(sid);
+        let is_past = shadow.term > session.term;
+        self.host.begin_above(&sid, shadow.term);
+        if let Some(mut session) = self.host.owned(&sid) {
+            session.attach(edge, &shadow, is_past, &self.limits);
         }
-        if !self.sessions.contains_key(&sid) {
-            let term = self.terms.begin(shadow.term);
-            self.index(&identity);
-            self.sessions.insert(sid, Session::new(term, SessionState::new(identity)));
-        }
-        let session = self.sessions.get_mut(&sid).expect("just made");
-        session.attach(edge, &shadow, &self.limits);
-        let attached =
-            SessionToEdge::Attached { sid, term: session.term, inbound_confirmed: session.live.received };
-        session.send(placement, attached, ctx.out);
         self.dirty.insert(sid);
         self.run(ctx, sid);
     }
 
-    /// Files a new session under its user; one too many ends the oldest.
+    /// Carries out what has become of sessions, and the edges' words that waited for it.
+    fn react(&mut self, ctx: &mut Ctx<'_>) {
+        self.react_to_events(ctx);
+        while let Some((from, _, attach, open)) = self.host.next_ready(ctx) {
+            self.attach_to(ctx, from, attach, open);
+            self.react_to_events(ctx);
+        }
+    }
+
+    fn react_to_events(&mut self, ctx: &mut Ctx<'_>) {
+        while let Some(event) = self.host.next_event() {
+            match event {
+                Event::Began(sid) => self.began(ctx, sid),
+                Event::Confirmed(sid) | Event::Merged(sid) => {
+                    self.dirty.insert(sid);
+                }
+                Event::Lost(sid, _) => {
+                    self.unindex(&sid);
+                    self.dirty.remove(&sid);
+                    self.busy.remove(&sid);
+                    self.bounced.remove(&sid);
+                    // Its edge attaches to the new owner, and repeats what was under way.
+                    let edge = self.host.copy(&sid).and_then(|s| s.edge).map(|edge| edge.edge);
+                    if let Some(edge) = edge.filter(|edge| ctx.view.is_up(edge.node)) {
+                        self.bounce(ctx, edge, sid);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The session is owned here from now on, whoever had it before.
+    fn began(&mut self, ctx: &mut Ctx<'_>, sid: SocketSid) {
+        let Some(session) = self.host.owned(&sid) else { return };
+        let (identity, ended) = (session.state.identity.clone(), session.state.ended);
+        if !ended {
+            self.index(&identity);
+        }
+        self.park_if_edge_is_gone(ctx, sid);
+    }
+
+    fn park_if_edge_is_gone(&mut self, ctx: &mut Ctx<'_>, sid: SocketSid) {
+        let Some(mut session) = self.host.owned(&sid) else { return };
+        if session.state.edge.is_some_and(|edge| !ctx.view.is_up(edge.edge.node)) {
+            session.park();
+        }
+        self.run(ctx, sid);
+    }
+
+    /// Files a session under its user; one too many ends the oldest.
     fn index(&mut self, identity: &SessionIdentity) {
         let key = (identity.product.clone(), identity.uid.clone());
         let sids = self.by_user.entry(key).or_default();
@@ -179,19 +274,18 @@ impl Sessions {
 
     /// Tells the client that its session is over; it is gone here once the edge has detached it.
     fn end(&mut self, sid: SocketSid, code: DisconnectCode, close: bool) {
-        if let Some(session) = self.sessions.get_mut(&sid).filter(|s| !s.state.ended) {
-            session.op(&SessionOp::End { close, code });
-            self.unindex(sid);
+        if let Some(mut session) = self.host.owned(&sid).filter(|s| !s.state.ended) {
+            session.op(SessionOp::End { close, code });
+            self.unindex(&sid);
             self.dirty.insert(sid);
         }
     }
 
-    fn unindex(&mut self, sid: SocketSid) {
-        let Some(session) = self.sessions.get(&sid) else { return };
-        let identity = &session.state.identity;
-        let key = (identity.product.clone(), identity.uid.clone());
+    fn unindex(&mut self, sid: &SocketSid) {
+        let Some(state) = self.host.copy(sid) else { return };
+        let key = (state.identity.product.clone(), state.identity.uid.clone());
         if let Some(sids) = self.by_user.get_mut(&key) {
-            sids.retain(|s| *s != sid);
+            sids.retain(|s| s != sid);
             if sids.is_empty() {
                 self.by_user.remove(&key);
             }
@@ -207,10 +301,8 @@ impl Sessions {
         packets: Vec<Inbound>,
     ) {
         // Unknown, or a hole before `first`: the edge attaches anew and repeats.
-        if self.attached_at(sid, from).is_none_or(|s| first > s.live.received + 1) {
-            return self.bounce(ctx, from, sid);
-        }
-        let session = self.sessions.get_mut(&sid).expect("just seen");
+        let session = self.attached_at(&sid, from).filter(|s| first <= s.live.received + 1);
+        let Some(session) = session else { return self.bounce(ctx, from, sid) };
         for (number, packet) in (first..).zip(packets) {
             if number == session.live.received + 1 {
                 session.live.received = number;
@@ -238,112 +330,129 @@ impl Sessions {
             RoomToPublisher::Refused { room, id, why } => (id, room, Err(why)),
         };
         let PublishId::Session { sid, number, .. } = id else { return };
-        if let Some(session) = self.sessions.get_mut(&sid) {
+        if let Some(mut session) = self.host.owned(&sid) {
             session.published(number, &room, outcome);
             self.run(ctx, sid);
         }
     }
 
-    /// The room is not where we sent it, or not yet: everything under way to it is held until the retry.
+    /// The room is not where we sent it, or not yet: everything under way to it is held until the retry,
+    /// or goes at once to the owner that the ring names by now.
     pub(crate) fn on_room_bounced(&mut self, ctx: &mut Ctx<'_>, from: NodeRef, room: &RoomKey) {
+        if !self.hold_where(|publish, sent_to| publish.room == *room && sent_to == from) {
+            return;
+        }
+        if ctx.view.owner(room.placement()) == Some(from) {
+            ctx.timers.set(ctx.now + RETRY_AFTER, TimerKey::Retry);
+        } else {
+            self.send_bounced(ctx);
+        }
+    }
+
+    /// Takes back publishes under way for which `lost` holds. Returns whether there were any.
+    fn hold_where(&mut self, lost: impl Fn(&Publish, NodeRef) -> bool) -> bool {
         let mut any = false;
         for sid in &self.busy {
-            let Some(session) = self.sessions.get_mut(sid) else { continue };
-            if session.hold(|publish, sent_to| publish.room == *room && sent_to == from) {
+            if let Some(mut session) = self.host.owned(sid)
+                && session.hold(&lost)
+            {
                 self.bounced.insert(*sid);
                 any = true;
             }
         }
-        if any {
-            ctx.timers.set(ctx.now + RETRY_AFTER, TimerKey::Retry);
-        }
+        any
     }
 
     /// What was under way to `peer` is lost.
     pub(crate) fn on_link_reset(&mut self, ctx: &mut Ctx<'_>, peer: NodeRef) {
-        for (sid, session) in &mut self.sessions {
-            if session.hold(|_, sent_to| sent_to == peer) {
-                self.bounced.insert(*sid);
-            }
-            if session.state.edge.is_some_and(|edge| edge.edge.node == peer) {
+        self.host.on_link_reset(ctx, peer);
+        self.react(ctx);
+        self.hold_where(|_, sent_to| sent_to == peer);
+        for (sid, state, _) in self.host.iter() {
+            if let Some(edge) = state.edge.filter(|edge| edge.edge.node == peer) {
                 // An edge that has the session attaches anew; one that has not disowns it.
                 let again = SessionToEdge::Reattach { sid: *sid };
-                session.send(self.ids.placement_of(*sid), again, ctx.out);
+                let placement = self.ids.placement_of(*sid);
+                ctx.out.send_to_address(edge.edge, placement, Body::SessionToEdge(again));
             }
         }
-        self.retry(ctx);
+        self.send_bounced(ctx);
+    }
+
+    /// A while has passed since views differed.
+    pub(crate) fn retry(&mut self, ctx: &mut Ctx<'_>) {
+        self.host.retry(ctx);
+        self.react(ctx);
+        self.send_bounced(ctx);
     }
 
     /// Sends again what was bounced, by the present ring.
-    pub(crate) fn retry(&mut self, ctx: &mut Ctx<'_>) {
+    fn send_bounced(&mut self, ctx: &mut Ctx<'_>) {
         for sid in std::mem::take(&mut self.bounced) {
-            let Some(session) = self.sessions.get_mut(&sid) else { continue };
+            let Some(mut session) = self.host.owned(&sid) else { continue };
             if !session.send_held(ctx) {
                 self.bounced.insert(sid);
             }
         }
     }
 
-    /// The cluster has changed: sessions of others and of dead edges go, publishes follow their rooms.
+    /// The cluster has changed: sessions follow the ring, publishes follow their rooms.
     pub(crate) fn on_view(&mut self, ctx: &mut Ctx<'_>) {
-        let ids = &self.ids;
-        let of_others = self.sessions.keys().filter(|sid| !ctx.view.owns(ids.placement_of(**sid)));
-        for sid in of_others.copied().collect::<Vec<SocketSid>>() {
-            // An edge that has not seen this ring must not wait for us.
-            let edge = self.sessions.get(&sid).and_then(|s| s.state.edge).map(|edge| edge.edge);
-            if let Some(edge) = edge.filter(|edge| ctx.view.is_up(edge.node)) {
-                self.bounce(ctx, edge, sid);
-            }
-            self.forget(sid);
+        self.host.on_view(ctx);
+        self.react(ctx);
+        let view = ctx.view;
+        let at_dead_edge =
+            |s: &SessionState, _: &SessionLive| s.edge.is_some_and(|edge| !view.is_up(edge.edge.node));
+        for sid in self.host.owned_keys(at_dead_edge) {
+            self.park_if_edge_is_gone(ctx, sid);
         }
-        let at_dead_edge = |s: &Session| s.state.edge.is_some_and(|edge| !ctx.view.is_up(edge.edge.node));
-        let parked = self.sessions.iter().filter(|(_, s)| at_dead_edge(s)).map(|(sid, _)| *sid);
-        for sid in parked.collect::<Vec<SocketSid>>() {
-            if let Some(session) = self.sessions.get_mut(&sid) {
-                session.park();
-            }
-            self.run(ctx, sid);
-        }
-        for (sid, session) in &mut self.sessions {
-            if session.hold(|publish, sent_to| ctx.view.owner(publish.room.placement()) != Some(sent_to)) {
-                self.bounced.insert(*sid);
-            }
-        }
-        self.retry(ctx);
+        self.hold_where(|publish, sent_to| view.owner(publish.room.placement()) != Some(sent_to));
+        self.send_bounced(ctx);
+    }
+
+    /// Once a second.
+    pub(crate) fn sweep(&mut self, ctx: &mut Ctx<'_>) {
+        self.host.sweep(ctx);
+        self.react(ctx);
+    }
+
+    pub(crate) fn has_to_sweep(&self) -> bool {
+        self.host.has_to_sweep()
     }
 
     fn forget(&mut self, sid: SocketSid) {
-        self.unindex(sid);
-        self.sessions.remove(&sid);
+        self.unindex(&sid);
+        self.host.end(&sid);
         self.dirty.remove(&sid);
         self.busy.remove(&sid);
         self.bounced.remove(&sid);
     }
 
-    /// Another life of this node: every ownership starts anew.
-    pub(crate) fn on_rebirth(&mut self, me: Address) {
-        self.sessions.clear();
-        self.by_user.clear();
-        self.dirty.clear();
-        self.busy.clear();
-        self.bounced.clear();
-        self.terms = Terms::new(me.node);
+    /// Another life of this node: what it owned is offered to its owner.
+    pub(crate) fn on_rebirth(&mut self, ctx: &mut Ctx<'_>, me: Address) {
+        self.host.on_rebirth(me);
+        self.react(ctx);
     }
 
     /// Sends what this turn has made ready. Returns whether there was anything.
     pub(crate) fn flush(&mut self, ctx: &mut Ctx<'_>) -> bool {
+        let sent = self.host.flush(ctx);
+        self.react(ctx);
         let dirty = std::mem::take(&mut self.dirty);
         for sid in &dirty {
             let placement = self.ids.placement_of(*sid);
-            let Some(session) = self.sessions.get_mut(sid) else { continue };
-            // One copy only for now: every op is as safe as it gets. The backup's confirm goes here.
-            session.live.effects.confirm_all();
+            let Some(mut session) = self.host.owned(sid) else { continue };
+            session.live.effects.confirm(session.confirmed);
             session.release(placement, ctx.out);
             if session.is_over() {
                 self.forget(*sid);
             }
         }
-        !dirty.is_empty()
+        sent || !dirty.is_empty()
+    }
+
+    pub(crate) fn host(&self) -> &Host<SessionState> {
+        &self.host
     }
 
     /// Does with each session of a user what a backend asks. Returns how many there were.
@@ -376,7 +485,7 @@ impl Sessions {
         sid: SocketSid,
         command: &Command,
     ) -> bool {
-        let here = self.sessions.get(&sid).is_some_and(|s| &*s.state.identity.product == product);
+        let here = self.host.peek(&sid).is_some_and(|(state, _)| &*state.identity.product == product);
         here && self.command(ctx, sid, command)
     }
 
@@ -399,22 +508,23 @@ impl Sessions {
 
     pub(crate) fn facts(&self, product: &Arc<str>, uid: &Arc<str>) -> Vec<SessionFacts> {
         let sids = self.by_user.get(&(product.clone(), uid.clone()));
-        let sessions = sids.into_iter().flatten().filter_map(|sid| self.sessions.get(sid));
-        sessions
-            .map(|s| SessionFacts {
-                sid: s.state.identity.sid,
-                namespace: s.state.identity.namespace.clone(),
-                term: s.term,
-                edge: s.state.edge.map(|edge| edge.edge),
-                rooms: u32::try_from(s.state.rooms.len()).unwrap_or(u32::MAX),
-                inbound: s.live.received & ((1 << ATTACHMENT_SHIFT) - 1),
-                own_seq: s.state.own.last(),
+        let facts = |sid: &SocketSid| {
+            let (state, live) = self.host.peek(sid)?;
+            Some(SessionFacts {
+                sid: *sid,
+                namespace: state.identity.namespace.clone(),
+                term: self.host.ownership(sid)?.term,
+                edge: state.edge.map(|edge| edge.edge),
+                rooms: u32::try_from(state.rooms.len()).unwrap_or(u32::MAX),
+                inbound: live.received & ((1 << ATTACHMENT_SHIFT) - 1),
+                own_seq: state.own.last(),
             })
-            .collect()
+        };
+        sids.into_iter().flatten().filter_map(facts).collect()
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.sessions.len()
+        self.host.owned_count()
     }
 
     /// Asserts bounds and order.
@@ -424,17 +534,19 @@ impl Sessions {
             indexed += sids.len();
             assert!(sids.len() <= self.limits.sessions_per_uid_max, "{product} {uid}: too many sessions");
             for sid in sids {
-                let identity = &self.sessions[sid].state.identity;
+                let (state, _) = self.host.peek(sid).expect("filed under its user and owned");
+                let identity = &state.identity;
                 assert!(identity.product == *product && identity.uid == *uid, "{sid:?} filed wrongly");
             }
         }
-        assert!(indexed <= self.sessions.len());
-        let busy = self.sessions.iter().filter(|(_, s)| !s.live.open.is_empty());
-        assert!(busy.map(|(sid, _)| sid).all(|sid| self.busy.contains(sid)), "a busy session is not filed");
-        assert!(self.busy.iter().all(|sid| self.sessions.contains_key(sid)));
-        for session in self.sessions.values() {
-            session.check_invariants(&self.limits);
+        assert!(indexed <= self.len());
+        self.host.check_invariants();
+        for (sid, state, live) in self.host.iter() {
+            assert!(live.open.is_empty() || self.busy.contains(sid), "{sid:?}: busy and not filed");
+            state.check_invariants(&self.limits);
+            live.check_invariants(state, &self.limits);
         }
+        assert!(self.busy.iter().all(|sid| self.host.owns(sid)));
         assert!(self.emitted.len() <= self.limits.dedupe_entries_max);
     }
 }

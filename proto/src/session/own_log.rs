@@ -80,6 +80,16 @@ impl OwnLog {
         self.before = self.before.max(seq);
     }
 
+    /// Drops what is kept: it is another history's.
+    pub(super) fn clear(&mut self) {
+        self.entries.clear();
+        self.bytes = 0;
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// The entries after `sent` up to `upto`: number of the first, and the entries.
     pub(super) fn between(&self, sent: u64, upto: u64) -> Option<(u64, Vec<OwnEntry>)> {
         let skip = usize::try_from(sent.saturating_sub(self.before)).ok()?;

@@ -28,7 +28,7 @@ const OPEN_MAX: usize = 256;
 impl Sessions {
     /// Begins as many packets as may begin.
     pub(super) fn run(&mut self, ctx: &mut Ctx<'_>, sid: SocketSid) {
-        let Some(session) = self.sessions.get_mut(&sid) else { return };
+        let Some(mut session) = self.host.owned(&sid) else { return };
         if !session.live.program.is_empty()
             && let Some(rules) = self.products.get(&session.state.identity.product)
         {
@@ -53,7 +53,7 @@ impl Sessions {
 
     /// What a backend asks of one session. Returns whether it could be taken.
     pub(super) fn command(&mut self, ctx: &mut Ctx<'_>, sid: SocketSid, command: &Command) -> bool {
-        let Some(session) = self.sessions.get_mut(&sid).filter(|s| !s.is_parked()) else { return false };
+        let Some(mut session) = self.host.owned(&sid).filter(|s| !s.is_parked()) else { return false };
         let taken = match command {
             Command::Emit { payload, except_rooms, except_sids, .. } => {
                 let mut rooms = session.state.rooms.iter();
@@ -62,7 +62,7 @@ impl Sessions {
                 // A full own log: the client has stopped taking what it is owed.
                 let taken = !excepted && !session.state.own.is_full(&self.limits);
                 if taken {
-                    session.op(&SessionOp::Emit { payload: payload.clone(), volatile: false });
+                    session.op(SessionOp::Emit { payload: payload.clone(), volatile: false });
                 }
                 taken
             }
@@ -87,7 +87,7 @@ struct Asked {
     ack: Option<u64>,
 }
 
-impl Session {
+impl Session<'_> {
     fn may_begin(&self, limits: &Limits) -> bool {
         let Some(next) = self.live.program.front() else { return false };
         if *next == Inbound::Done {
@@ -252,7 +252,7 @@ impl Session {
     pub(super) fn joined(&mut self, own_seq: u64, at: Cursor) {
         if let Some(asked) = self.state.rooms.iter().find(|m| m.join == Join::Asked(own_seq)) {
             let room = asked.room.clone();
-            self.op(&SessionOp::JoinedAt { room, at });
+            self.op(SessionOp::JoinedAt { room, at });
         }
         let in_force =
             |open: &Open| matches!(open.waits_for, Wait::Join { own_seq: waits } if waits == own_seq);
@@ -294,7 +294,7 @@ impl Session {
                 let message = format!("a session is in at most {} rooms", limits.rooms_per_session_max);
                 return Err(RequestError::new(ErrorCode::RoomLimit, message));
             }
-            self.op(&SessionOp::Join { room: room.clone(), by, number });
+            self.op(SessionOp::Join { room: room.clone(), by, number });
         }
         match self.state.membership(&room).map(|m| m.join) {
             Some(Join::Asked(own_seq)) => Ok(Some(own_seq)),
@@ -307,18 +307,19 @@ impl Session {
         let room = self.state.room_key(name);
         let was_in = self.state.is_member(&room);
         if was_in {
-            self.op(&SessionOp::Leave { room, by, number });
+            self.op(SessionOp::Leave { room, by, number });
         }
         was_in
     }
 
     fn done(&mut self, number: u64, ack: Option<u64>, payload: Payload, after: Option<(RoomKey, Cursor)>) {
         let after = after.filter(|_| ack.is_some());
-        self.live.effects.push(Effect::Done(Done { number, ack: ack.map(|id| (id, payload)), after }));
+        let done = Done { number, ack: ack.map(|id| (id, payload)), after };
+        self.live.effects.push_at(self.applied(), Effect::Done(done));
     }
 
     fn finished(&mut self, number: u64) {
-        self.live.effects.push(Effect::Done(Done { number, ack: None, after: None }));
+        self.live.effects.push_at(self.applied(), Effect::Done(Done { number, ack: None, after: None }));
     }
 }
 
@@ -335,22 +336,33 @@ mod tests {
     use super::*;
     use crate::id::{Address, ClientIx, NodeId, Placement, ShardIx, Term};
     use crate::keys::{ClusterKey, IdKey};
-    use crate::session::state::SessionState;
+    use crate::session::state::{SessionState, SessionsShared};
     use crate::wire::{self, EdgeRef, SessionIdentity, Shadow};
 
     fn shadow(inbound_confirmed: u64, inbound_sent: u64, own_seq: u64) -> Shadow {
         Shadow { term: Term::NONE, inbound_confirmed, inbound_sent, own_seq, rooms: Vec::new() }
     }
 
-    fn attach(session: &mut Session, shadow: &Shadow) {
+    type Alone = crate::host::Alone<SessionState>;
+
+    fn attach(session: &mut Alone, shadow: &Shadow) {
         let edge = Address { node: NodeRef { id: NodeId(1), incarnation: 1 }, shard: ShardIx(0) };
         let edge = EdgeRef { attachment: 1, edge, client: ClientIx(0) };
-        session.attach(edge, shadow, &Limits::default());
+        session.owned().attach(edge, shadow, false, &Limits::default());
     }
 
-    fn session() -> Session {
+    fn alone(state: SessionState) -> Alone {
+        let shared = SessionsShared { ids: ids(), volatile_products: Default::default() };
+        Alone::new(state.identity.sid, state, shared)
+    }
+
+    fn ids() -> IdKey {
+        IdKey::new(&ClusterKey::new([7; 32]))
+    }
+
+    fn session() -> Alone {
         let placement = Placement::of_user("chat", "alice");
-        let ids = IdKey::new(&ClusterKey::new([7; 32]));
+        let ids = ids();
         let identity = SessionIdentity {
             sid: ids.seal_sid(placement, 1),
             pid: ids.seal_pid(placement, 1, [0; 16]),
@@ -358,33 +370,33 @@ mod tests {
             uid: "alice".into(),
             namespace: "/".into(),
         };
-        let mut session = Session::new(Term::NONE, SessionState::new(identity));
+        let mut session = alone(SessionState::new(identity));
         attach(&mut session, &shadow(0, 0, 0));
         session
     }
 
     /// The backup's copy, taken over.
-    fn taken_over(session: &Session) -> Session {
+    fn taken_over(session: &Alone) -> Alone {
         let copy: SessionState = wire::decode(&wire::encode(&session.state)).unwrap();
         assert_eq!(copy, session.state);
-        Session::new(Term::NONE, copy)
+        alone(copy)
     }
 
     #[test]
     fn a_leave_and_a_join_repeated_to_a_backup_are_known() {
         let (mut owner, limits) = (session(), Limits::default());
-        let own_seq = owner.join(&limits, "r", 5).unwrap().unwrap();
+        let own_seq = owner.owned().join(&limits, "r", 5).unwrap().unwrap();
         let at = Cursor { term: Term::NONE, seq: 3 };
-        owner.joined(own_seq, at);
-        owner.leave("r", 6);
-        let again = owner.join(&limits, "r", 7).unwrap();
+        owner.owned().joined(own_seq, at);
+        owner.owned().leave("r", 6);
+        let again = owner.owned().join(&limits, "r", 7).unwrap();
         assert_eq!(again, Some(3));
         // The edge has seen the first join and nothing since.
         let mut backup = taken_over(&owner);
         attach(&mut backup, &shadow(5, 7, 1));
         let before = backup.state.clone();
-        backup.leave("r", 6);
-        assert_eq!(backup.join(&limits, "r", 7).unwrap(), again, "it waits for the same entry");
+        backup.owned().leave("r", 6);
+        assert_eq!(backup.owned().join(&limits, "r", 7).unwrap(), again, "it waits for the same entry");
         assert_eq!(backup.state, before);
         let room = backup.state.room_key("r");
         assert_eq!(
@@ -392,50 +404,50 @@ mod tests {
             Some((2, 2))
         );
         // What the client asks for now is done.
-        backup.leave("r", 8);
+        backup.owned().leave("r", 8);
         assert!(!backup.state.is_member(&room));
-        assert_eq!(backup.join(&limits, "r", 7).unwrap(), None, "a join that is over");
+        assert_eq!(backup.owned().join(&limits, "r", 7).unwrap(), None, "a join that is over");
         assert!(!backup.state.is_member(&room));
-        backup.check_invariants(&limits);
+        backup.state.check_invariants(&limits);
     }
 
     #[test]
     fn a_backends_leave_before_the_edge_has_attached_is_after_all_it_has_sent() {
         let (mut owner, limits) = (session(), Limits::default());
-        owner.join(&limits, "r", 1).unwrap();
+        owner.owned().join(&limits, "r", 1).unwrap();
         let mut backup = taken_over(&owner);
-        let number = backup.next_packet();
-        assert!(backup.remove_room("r", AskedBy::Backend, number));
+        let number = backup.owned().next_packet();
+        assert!(backup.owned().remove_room("r", AskedBy::Backend, number));
         attach(&mut backup, &shadow(1, 9, 1));
         let room = backup.state.room_key("r");
         assert!(backup.state.was_member(&room, 9), "it may have been carried out");
         assert!(!backup.state.was_member(&room, 10));
-        assert_eq!(backup.next_packet(), 10);
+        assert_eq!(backup.owned().next_packet(), 10);
     }
 
     #[test]
     fn an_edge_that_has_carried_out_more_says_what_rooms_there_are() {
         let (mut owner, limits) = (session(), Limits::default());
-        owner.join(&limits, "r", 1).unwrap();
+        owner.owned().join(&limits, "r", 1).unwrap();
         let room = owner.state.room_key("other");
         let at = Cursor { term: Term::NONE, seq: 3 };
         attach(&mut owner, &Shadow { rooms: vec![(room.clone(), at)], ..shadow(4, 4, 6) });
         assert!(owner.state.is_member(&room) && owner.state.rooms.len() == 1);
-        assert_eq!(owner.join(&limits, "r", 5).unwrap(), Some(7));
-        owner.check_invariants(&limits);
+        assert_eq!(owner.owned().join(&limits, "r", 5).unwrap(), Some(7));
+        owner.state.check_invariants(&limits);
     }
 
     #[test]
     fn only_so_many_leaves_are_remembered_and_what_is_forgotten_does_not_join_again() {
         let (mut owner, limits) = (session(), Limits::default());
         for number in 1..=40 {
-            owner.join(&limits, &format!("r{number}"), number).unwrap();
+            owner.owned().join(&limits, &format!("r{number}"), number).unwrap();
         }
         for number in 1..=40 {
-            owner.leave(&format!("r{number}"), 40 + number);
+            owner.owned().leave(&format!("r{number}"), 40 + number);
         }
-        assert_eq!(owner.join(&limits, "r1", 1).unwrap(), None);
+        assert_eq!(owner.owned().join(&limits, "r1", 1).unwrap(), None);
         assert!(owner.state.rooms.is_empty());
-        owner.check_invariants(&limits);
+        owner.state.check_invariants(&limits);
     }
 }

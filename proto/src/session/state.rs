@@ -5,21 +5,27 @@
 //! Invariants: the state depends on its ops only, in their order: no clock, no limits, nothing of the node.
 //! A session is in a room once; at most [`LEFT_MAX`] leaves are remembered.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::Attach;
+use super::live::SessionLive;
 use super::own_log::OwnLog;
-use crate::id::{Cursor, RoomKey};
+use crate::host::{Entity, MessageOf};
+use crate::id::{Cursor, Placement, RoomKey, SocketSid, Term};
+use crate::keys::IdKey;
 use crate::limits::Limits;
-use crate::wire::{AskedBy, EdgeRef, NEXT_PACKET, OwnEntry, SessionIdentity, SessionOp};
+use crate::time::Instant;
+use crate::wire::{AskedBy, Body, EdgeRef, NEXT_PACKET, OwnEntry, SessionIdentity, SessionOp};
 
 /// Leaves remembered, so that a repeated publish is judged by what was so when it was sent.
 const LEFT_MAX: usize = 16;
 
 /// A session as owner and backup hold it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct SessionState {
+pub struct SessionState {
     pub(super) identity: SessionIdentity,
     /// Where the transport ends; `None`: parked.
     pub(super) edge: Option<EdgeRef>,
@@ -67,8 +73,9 @@ impl SessionState {
     }
 
     /// Carries out one change. Any op may be given to any state: what makes no sense changes nothing.
-    pub(crate) fn apply(&mut self, op: &SessionOp) {
+    fn carry_out(&mut self, op: &SessionOp) {
         match op {
+            SessionOp::Replace(other) => *self = SessionState::clone(other),
             SessionOp::Attach { edge, own_seq, inbound_sent } => {
                 self.edge = Some(*edge);
                 self.attachment = edge.attachment;
@@ -81,6 +88,7 @@ impl SessionState {
                 let in_force =
                     |(room, at): &(RoomKey, Cursor)| Membership { room: room.clone(), join: Join::At(*at) };
                 self.rooms = rooms.iter().map(in_force).collect();
+                self.own.clear();
             }
             SessionOp::Park => self.edge = None,
             SessionOp::Join { room, by, number } => {
@@ -161,5 +169,81 @@ impl SessionState {
             }
         }
         self.own.check_invariants(limits);
+    }
+}
+
+/// Bookkeeping over all sessions of a shard.
+#[derive(Debug)]
+pub(crate) struct SessionsShared {
+    pub(super) ids: IdKey,
+    /// Products whose sessions are held in one copy.
+    pub(super) volatile_products: BTreeSet<Arc<str>>,
+}
+
+/// Bytes of a session without rooms and own log, roughly.
+const COPY_BYTES: usize = 256;
+
+impl Entity for SessionState {
+    type Key = SocketSid;
+    type Op = SessionOp;
+    type Copy = Box<SessionState>;
+    type Live = SessionLive;
+    type Input = Box<Attach>;
+    type Shared = SessionsShared;
+
+    fn placement(shared: &SessionsShared, key: &SocketSid) -> Placement {
+        shared.ids.placement_of(*key)
+    }
+
+    fn is_durable(&self, shared: &SessionsShared) -> bool {
+        !shared.volatile_products.contains(&self.identity.product)
+    }
+
+    /// A session begins with its edge's word for it.
+    fn new(_: &mut SessionsShared, _: &SocketSid, _: Instant, _: Term) -> Option<Self> {
+        None
+    }
+
+    fn apply(&mut self, _: &mut SessionsShared, _: &SocketSid, _: Instant, op: &SessionOp) {
+        self.carry_out(op);
+    }
+
+    fn to_copy(&self) -> Box<SessionState> {
+        Box::new(self.clone())
+    }
+
+    fn from_copy(_: &mut SessionsShared, _: &SocketSid, _: Instant, copy: Box<SessionState>) -> Self {
+        *copy
+    }
+
+    fn released(self, _: &mut SessionsShared) {}
+
+    /// The transports it has had stand in for the places of a log.
+    fn last(&self) -> Cursor {
+        Cursor { seq: self.attachment, ..Cursor::NONE }
+    }
+
+    fn covers(&self, last: Cursor) -> bool {
+        self.attachment >= last.seq
+    }
+
+    fn missing(&self, _: Term, other: &Box<SessionState>) -> Vec<SessionOp> {
+        if other.attachment > self.attachment { vec![SessionOp::Replace(other.clone())] } else { Vec::new() }
+    }
+
+    fn is_more_than(&self, copy: &Box<SessionState>) -> bool {
+        self.attachment > copy.attachment
+    }
+
+    fn copy_bytes(&self) -> usize {
+        COPY_BYTES + 64 * self.rooms.len() + self.own.bytes()
+    }
+
+    fn digest(&self) -> u64 {
+        xxhash_rust::xxh3::xxh3_64(&crate::wire::encode(self))
+    }
+
+    fn body(message: MessageOf<Self>) -> Body {
+        Body::Sessions(message)
     }
 }

@@ -108,7 +108,7 @@ impl Shard {
             self.me.node = self.view.me;
             self.out.me = self.me;
             self.rooms.on_rebirth(&mut context!(self), self.me);
-            self.sessions.on_rebirth(self.me);
+            self.sessions.on_rebirth(&mut context!(self), self.me);
             self.calls.on_rebirth(self.me);
             self.edge.on_rebirth(&mut context!(self), self.me);
         }
@@ -139,6 +139,7 @@ impl Shard {
                     self.sweep_at = None;
                     self.edge.sweep(&mut ctx);
                     self.rooms.sweep(&mut ctx);
+                    self.sessions.sweep(&mut ctx);
                 }
                 TimerKey::Calls => self.calls.expire(&mut ctx),
             }
@@ -184,6 +185,7 @@ impl Shard {
                 }
             },
             Body::Rooms(message) => self.rooms.on_replication(&mut ctx, from, message),
+            Body::Sessions(message) => self.sessions.on_replication(&mut ctx, from, message),
             Body::Query { call, query } => self.on_query(from, call, query),
             Body::Answer { call, answer } => self.calls.on_answer(&mut ctx, from, call, answer),
         }
@@ -258,7 +260,7 @@ impl Shard {
             }
         }
         self.unsettled = false;
-        let to_sweep = self.rooms.has_to_sweep() || self.edge.has_to_sweep();
+        let to_sweep = self.rooms.has_to_sweep() || self.sessions.has_to_sweep() || self.edge.has_to_sweep();
         if to_sweep && self.sweep_at.is_none() {
             let at = self.now + SWEEP_INTERVAL;
             self.sweep_at = Some(at);
@@ -278,6 +280,7 @@ impl Shard {
     /// Counts so far.
     #[must_use]
     pub fn stats(&self) -> ShardStats {
+        let (rooms, sessions) = (self.rooms.host(), self.sessions.host());
         ShardStats {
             clients: self.edge.client_count() as u64,
             sessions: self.sessions.len() as u64,
@@ -285,10 +288,10 @@ impl Shard {
             tails: self.edge.tail_count() as u64,
             log_bytes: self.rooms.log_bytes() as u64,
             tail_bytes: self.edge.tail_bytes() as u64,
-            copies: self.rooms.host().copy_count() as u64,
-            copies_pending: self.rooms.host().copies_pending() as u64,
-            to_hand_over: self.rooms.host().to_hand_over(&self.view) as u64,
-            backups_silent: self.rooms.host().silent_backups(self.now) as u64,
+            copies: (rooms.copy_count() + sessions.copy_count()) as u64,
+            copies_pending: (rooms.copies_pending() + sessions.copies_pending()) as u64,
+            to_hand_over: (rooms.to_hand_over(&self.view) + sessions.to_hand_over(&self.view)) as u64,
+            backups_silent: rooms.silent_backups(self.now).max(sessions.silent_backups(self.now)) as u64,
             ..self.stats
         }
     }
@@ -303,7 +306,14 @@ impl Shard {
             version,
             digest,
         });
-        rooms.collect()
+        let sessions = self.sessions.host().holdings().map(|(sid, owned, version, digest)| Holding {
+            name: format!("{sid:?}"),
+            placement: self.ids.placement_of(*sid),
+            owned,
+            version,
+            digest,
+        });
+        rooms.chain(sessions).collect()
     }
 
     /// Asserts every invariant this machine promises; for tests and simulations.

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Answer, CommandFailed, NotOwner, Query, RoomReplication, RoomToEdge, RoomToPublisher, SessionToEdge,
-    ToRoom, ToSession,
+    Answer, CommandFailed, NotOwner, Query, RoomReplication, RoomToEdge, RoomToPublisher, SessionReplication,
+    SessionToEdge, ToRoom, ToSession,
 };
 use crate::id::{Address, Placement, ShardIx};
 
@@ -63,6 +63,8 @@ pub enum Body {
     },
     /// Between holders of rooms.
     Rooms(RoomReplication),
+    /// Between holders of sessions.
+    Sessions(SessionReplication),
 }
 
 /// The ordered stream of a link an envelope travels on. Everything of one placement is on one lane.

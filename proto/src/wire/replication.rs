@@ -5,8 +5,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{DedupeKey, RoomEntry};
-use crate::id::{Cursor, NodeRef, PublishId, PublishNumber, Publisher, RoomKey, Term};
+use super::{DedupeKey, RoomEntry, SessionOp};
+use crate::id::{Cursor, NodeRef, PublishId, PublishNumber, Publisher, RoomKey, SocketSid, Term};
+pub use crate::session::SessionState;
 
 /// How far a copy of an entity is: ops applied to it since it began, the last of them under this term.
 /// Two copies of one version are equal: a term has one owner, which numbers its ops once.
@@ -154,6 +155,9 @@ pub struct RoomCopy {
     /// Idempotency keys, and where their events are; oldest first.
     pub keys: Vec<(DedupeKey, Cursor)>,
 }
+
+/// Replication of sessions.
+pub type SessionReplication = Replication<SocketSid, SessionOp, Box<SessionState>>;
 
 /// Replication of rooms.
 pub type RoomReplication = Replication<RoomKey, RoomOp, RoomCopy>;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{AskedBy, DisconnectCode, EdgeRef, Payload};
+use super::{AskedBy, DisconnectCode, EdgeRef, Payload, SessionState};
 use crate::id::{Cursor, RoomKey};
 
 /// Stands for the next packet of an edge that has not said yet how far it is.
@@ -20,8 +20,11 @@ pub enum SessionOp {
         /// The last packet it has sent to any owner.
         inbound_sent: u64,
     },
-    /// The rooms of a session that its edge knows better than its owner: all of them.
+    /// The rooms of a session that its edge knows better than its owner: all of them. What its own log
+    /// held for the edge is the past.
     Rooms(Vec<(RoomKey, Cursor)>),
+    /// Another copy has a later transport: it takes the place of this one.
+    Replace(Box<SessionState>),
     /// The transport is gone.
     Park,
     /// It is in a room; the edge is asked to put that in force.
