@@ -16,6 +16,7 @@
 //! | [`membership`], [`view`], [`ring`] | who is there, who owns what |
 //! | [`engineio`], [`socketio`], [`plain`], [`wire`] | bytes |
 //! | [`id`], [`time`], [`keys`], [`collections`], [`limits`] | words |
+//! | [`mutant`] | planted bugs that the simulator must find |
 
 pub mod collections;
 mod edge;
@@ -29,6 +30,7 @@ pub mod keys;
 pub mod limits;
 pub mod link;
 pub mod membership;
+pub mod mutant;
 pub mod plain;
 pub mod product;
 pub mod ring;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use mesh_proto::shard::{ClientProtocol, Packet};
 use mesh_proto::time::Instant;
 
-use crate::checks::{Checks, Delivery, EventId, SessionId};
+use crate::checks::{Acked, Checks, Delivery, EventId, SessionId};
 use crate::random::Random;
 use crate::speech::{self, Heard, Request};
 
@@ -20,6 +20,9 @@ const PENDING_MAX: usize = 32;
 
 /// An answer to one's own publish may overtake the event when the edge has waited this long.
 const OWN_ORDER_HELD: Duration = Duration::from_secs(1);
+
+/// A request without an answer for this long is forgotten by somebody.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(20);
 
 /// Codes of refusals that a cluster in trouble may give.
 const REFUSALS_IN_TROUBLE: [&str; 3] = ["timeout", "overloaded", "rate"];
@@ -45,6 +48,8 @@ struct Session {
     generations: BTreeMap<u64, u64>,
     requests: u64,
     published: u32,
+    /// Own events that are not to come back.
+    not_to_self: BTreeSet<EventId>,
     /// Own events answered early, before they came back.
     answered_unseen: BTreeSet<EventId>,
     seen: BTreeSet<EventId>,
@@ -63,6 +68,8 @@ pub struct Client {
     pub uid: String,
     /// Whether its reading is slow.
     pub slow: bool,
+    /// Neither leaves a room nor closes its transport of its own accord: it is owed everything.
+    pub loyal: bool,
     rooms: Vec<u16>,
     sessions: u32,
     generation: u64,
@@ -96,6 +103,7 @@ impl Client {
             product,
             uid,
             slow: false,
+            loyal: false,
             rooms,
             sessions: 0,
             generation: 0,
@@ -160,6 +168,7 @@ impl Client {
             generations: BTreeMap::new(),
             requests: 0,
             published: 0,
+            not_to_self: BTreeSet::new(),
             answered_unseen: BTreeSet::new(),
             seen: BTreeSet::new(),
         });
@@ -168,6 +177,14 @@ impl Client {
     /// Its transport is gone.
     pub fn closed(&mut self) {
         self.session = None;
+    }
+
+    /// A request that somebody has forgotten.
+    #[must_use]
+    pub fn unanswered(&self, now: Instant) -> Option<Request> {
+        let session = self.session.as_ref()?;
+        let old = session.pending.values().find(|(_, asked)| now.since(*asked) > ANSWERED_WITHIN);
+        old.map(|(request, _)| *request)
     }
 
     /// The present generation of the cluster, before it asks anything.
@@ -187,6 +204,7 @@ impl Client {
             requests.extend(missing.map(|room| Request::Join(*room)));
         } else {
             match self.random.below(100) {
+                0..=9 if self.loyal => requests.extend(missing.map(|room| Request::Join(*room))),
                 0..=1 => return vec![Action::Close],
                 2..=9 => {
                     let room =
@@ -249,6 +267,7 @@ impl Client {
                 *session.stays.entry(room).or_default() += 1;
             }
             Request::Leave(room) => drop(session.places.insert(room, Place::Leaving)),
+            Request::Publish { event, to_self: false, .. } => drop(session.not_to_self.insert(event)),
             Request::Publish { .. } => {}
         }
         speech::request(self.protocol, id, request)
@@ -262,11 +281,14 @@ impl Client {
             Heard::Open => return Some(speech::connect()),
             Heard::Ping => return Some(speech::pong(self.protocol)),
             Heard::Connected => session.connected = true,
-            Heard::Answer { id, refused } => Self::answered(session, me, now, id, refused, checks),
+            Heard::Answer { id, refused } => {
+                Self::answered(session, (self.product, me), now, id, refused, checks)
+            }
             Heard::Event { event, product, room, position, room_told } => {
                 let in_room = session.places.contains_key(&room);
+                let not_asked_for = session.not_to_self.contains(&event);
                 let told_right = room_told.is_none_or(|told| told == speech::room_name(room));
-                if product != self.product || !in_room || !told_right {
+                if product != self.product || !in_room || !told_right || not_asked_for {
                     let what = format!(
                         "client {}.{} got {event} of product {product} room {room}",
                         me.client, me.session
@@ -298,7 +320,7 @@ impl Client {
 
     fn answered(
         session: &mut Session,
-        me: SessionId,
+        (product, me): (u8, SessionId),
         now: Instant,
         id: u64,
         refused: Option<String>,
@@ -312,6 +334,10 @@ impl Client {
             return checks.violated("protocol", now, what);
         };
         let sent_in = session.generations.remove(&id);
+        if let (Request::Publish { room, event, to_self, .. }, None) = (request, &refused) {
+            let except = (!to_self).then_some(me);
+            checks.kept.acked(Acked { event, room: (product, room), asked, except });
+        }
         if let (Request::Publish { event, .. }, None) = (request, &refused)
             && sent_in == Some(checks.generation)
             && !checks.split
@@ -328,7 +354,10 @@ impl Client {
             );
         }
         match request {
-            Request::Join(room) if refused.is_none() => drop(session.places.insert(room, Place::In)),
+            Request::Join(room) if refused.is_none() => {
+                session.places.insert(room, Place::In);
+                checks.kept.joined(now, (product, room), me);
+            }
             Request::Leave(room) if refused.is_some() => drop(session.places.insert(room, Place::In)),
             Request::Join(room) | Request::Leave(room) => drop(session.places.remove(&room)),
             Request::Publish { event, to_self, .. } => {

@@ -28,6 +28,8 @@ enum Command {
     Drill(drill::Drill),
     /// Tell the story of one seed.
     Replay(scenarios::Replay),
+    /// Plant bugs, one at a time, and see how many seeds it takes to find each.
+    Mutants(scenarios::Mutants),
 }
 
 fn main() -> ExitCode {
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
         Command::Churn(churn) => churn::run(&churn),
         Command::Drill(drill) => drill::run(&drill),
         Command::Replay(replay) => scenarios::replay(&replay),
+        Command::Mutants(mutants) => scenarios::mutants(&mutants),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

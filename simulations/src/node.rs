@@ -85,6 +85,8 @@ pub struct Life {
     pub paused: bool,
     /// Takes no new clients.
     pub draining: bool,
+    /// Another life follows a drain.
+    pub returns: bool,
     /// Draws for this life.
     pub random: Random,
 }
@@ -187,6 +189,7 @@ impl Life {
             shards,
             paused: false,
             draining: false,
+            returns: false,
             random,
         }
     }

@@ -3,27 +3,19 @@
 //! More: `cargo run --release -p mesh-simulations -- chaos --nodes 9 --seeds 200`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use mesh_simulations::cluster::Size;
-use mesh_simulations::scenarios::run;
+use mesh_simulations::scenarios::{hunt, huntable, run};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Seeds of one test run; `MESH_SIM_SEEDS` sets another number.
-const SEEDS: u64 = 500;
+const SEEDS: u64 = 800;
 
-/// A room's new owner that had begun below a term heard elsewhere stayed there, and was asked in vain.
-#[test]
-fn an_owner_begins_above_a_term_whose_owner_never_sent_an_entry() {
-    for seed in [257, 324] {
-        assert_eq!(run(seed, small(seed), None).violations.first().map(ToString::to_string), None, "{seed}");
-    }
-}
+/// Planted bugs that one test run hunts.
+const HUNTS: usize = 4;
 
-fn small(seed: u64) -> Size {
-    let nodes = 3 + usize::try_from(seed % 3).unwrap_or(0);
-    Size { nodes, clients: 10, trouble: Duration::from_secs(8) }
-}
+/// Each of them must be found within so many seeds.
+const HUNT_SEEDS: u64 = 2_000;
 
 /// Runs the seeds on all cores; the sentence about the first that broke a promise.
 fn first_failure(seeds: std::ops::Range<u64>) -> Option<String> {
@@ -36,7 +28,7 @@ fn first_failure(seeds: std::ops::Range<u64>) -> Option<String> {
                 if seed >= seeds.end {
                     return None;
                 }
-                let size = small(seed);
+                let size = Size::small(seed);
                 if let Some(violation) = run(seed, size, None).violations.first() {
                     next.store(seeds.end, Ordering::Relaxed);
                     return Some(failure(seed, size, &violation.to_string()));
@@ -75,13 +67,30 @@ fn the_seeds_of_this_commit_keep_their_promises() {
     assert_eq!(first_failure(seed..seed + 20), None);
 }
 
+/// Which planted bugs are hunted, and on which seeds, changes with the commit. All of them:
+/// `cargo run --release -p mesh-simulations --features mutants -- mutants`.
+#[test]
+fn planted_bugs_are_found() {
+    let commit = std::env::var("MESH_COMMIT").unwrap_or_default();
+    let draw = xxh3_64(commit.as_bytes());
+    let from = draw >> 32;
+    println!("seed={from}..{}", from + HUNT_SEEDS);
+    let all = huntable();
+    let first = usize::try_from(draw % all.len() as u64).unwrap_or(0);
+    for at in first..first + HUNTS {
+        let mutant = all[at % all.len()];
+        let found = hunt(mutant, from..from + HUNT_SEEDS, 2);
+        assert!(found.is_some(), "{mutant:?} is not found: {}", mutant.what());
+    }
+}
+
 #[test]
 fn the_same_seed_tells_the_same_story_twice() {
     for seed in 1..6 {
-        let [one, other] = [0, 1].map(|_| run(seed, small(seed), None));
+        let [one, other] = [0, 1].map(|_| run(seed, Size::small(seed), None));
         assert_eq!((one.trace, one.events), (other.trace, other.events), "seed={seed}");
         assert!(one.events > 100, "seed={seed}: nothing happened");
     }
-    let [one, other] = [1, 4].map(|seed| run(seed, small(1), None));
+    let [one, other] = [1, 4].map(|seed| run(seed, Size::small(1), None));
     assert_ne!(one.trace, other.trace);
 }

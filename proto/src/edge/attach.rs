@@ -11,6 +11,7 @@ use super::Edge;
 use super::session::{EdgeSession, Membership};
 use super::tail::Tail;
 use crate::id::{Address, ClientIx, Cursor, NodeRef, Placement, RoomKey, SocketSid};
+use crate::mutant::{Mutant, is_planted};
 use crate::plain::{self, Welcome};
 use crate::room;
 use crate::session::RETRY_AFTER;
@@ -60,6 +61,7 @@ impl Edge {
             .map(|m| (tails[m.tail as usize].key.clone(), m))
             .filter(|(key, m)| *key != everyone && m.slot.is_some() && !session.leaves_soon(key))
             .map(|(key, m)| (key, m.joined))
+            .skip(usize::from(is_planted(Mutant::ShadowLosesRoom)))
             .collect();
         let attach = ToSession::Attach {
             identity: session.identity.clone(),
@@ -224,9 +226,11 @@ impl Edge {
             let t = &mut self.tails[tail as usize];
             t.asked(ctx.view.owner(t.key.placement()));
             if let Some(owner) = t.owner {
+                let mut after = t.last;
+                after.seq += u64::from(is_planted(Mutant::CursorOffByOne));
                 let subscription = Subscription {
                     room: t.key.clone(),
-                    after: t.last,
+                    after,
                     term: t.term.max(t.last.term),
                     at_head: t.fresh,
                 };

@@ -12,6 +12,7 @@ use super::Edge;
 use super::session::Owed;
 use super::tail::Frames;
 use crate::id::{Address, ClientIx, Cursor, RoomKey, SocketSid, Term};
+use crate::mutant::{Mutant, is_planted};
 use crate::plain;
 use crate::shard::{ClientProtocol, CloseCode, Ctx, Output, Packet, TimerKey};
 use crate::socketio;
@@ -179,6 +180,7 @@ impl Edge {
         let tails = &self.tails;
         for m in &mut self.sessions[session as usize].rooms {
             let index = first.filter(|(tail, _)| *tail == m.tail).map(|(_, index)| index);
+            let index = index.map(|index| index + u64::from(is_planted(Mutant::BehindByOne)));
             m.next = index.unwrap_or_else(|| tails[m.tail as usize].end());
         }
     }
@@ -331,7 +333,8 @@ impl Edge {
         let limits = &self.limits;
         let session = &mut self.sessions[index as usize];
         for (seq, entry) in (first..).zip(entries) {
-            if seq == session.own_seq + 1 {
+            let again = seq <= session.own_seq && is_planted(Mutant::OwnLogRepeatTaken);
+            if seq == session.own_seq + 1 || again {
                 session.take_own(entry);
             }
         }
@@ -367,6 +370,7 @@ impl Edge {
             let Some(owed) = session.owed.front() else { break };
             let held_too_long = session.held_since.is_some_and(|since| ctx.now.since(since) >= HELD_MAX);
             let waits_for = owed.after().and_then(|(room, at)| self.not_yet_served(index, room, *at));
+            let held_too_long = held_too_long || is_planted(Mutant::HoldIgnored);
             if let Some(tail) = waits_for.filter(|_| !held_too_long) {
                 return self.hold_own(ctx, index, tail);
             }
@@ -518,7 +522,8 @@ impl Served {
 }
 
 fn is_excepted(event: &RoomEvent, sid: SocketSid, in_any: impl FnOnce(&[Arc<str>]) -> bool) -> bool {
-    event.except_sids.contains(&sid) || (!event.except_rooms.is_empty() && in_any(&event.except_rooms))
+    let named = event.except_sids.contains(&sid) && !is_planted(Mutant::ExceptIgnored);
+    named || (!event.except_rooms.is_empty() && in_any(&event.except_rooms))
 }
 
 fn frames_len(frames: &[Packet]) -> usize {

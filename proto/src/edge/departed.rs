@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crate::collections::FixedMap;
 use crate::id::{Cursor, PublishNumber, Publisher, RoomKey, Term};
+use crate::mutant::{Mutant, is_planted};
 use crate::time::Instant;
 
 /// Rooms remembered.
@@ -40,7 +41,8 @@ impl Departed {
     }
 
     pub(super) fn recall(&mut self, room: &RoomKey) -> Memory {
-        self.rooms.remove(room).map_or_else(Memory::default, |(memory, _)| memory)
+        let known = self.rooms.remove(room).filter(|_| !is_planted(Mutant::DepartedForgotten));
+        known.map_or_else(Memory::default, |(memory, _)| memory)
     }
 
     pub(super) fn expire(&mut self, now: Instant, window: Duration) {

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 
 use crate::id::{ClientIx, Cursor, NodeRef, Placement, RoomKey, Term};
 use crate::limits::Limits;
+use crate::mutant::{Mutant, is_planted};
 use crate::shard::ClientProtocol;
 use crate::time::Instant;
 use crate::wire::{Done, Inbound, OwnEntry, Payload, SessionIdentity, before_first_packet};
@@ -174,7 +175,8 @@ impl EdgeSession {
     pub(super) fn done(&mut self, done: Done) {
         let place = done.number.checked_sub(self.confirmed + 1).and_then(|n| usize::try_from(n).ok());
         let packet = place.and_then(|place| self.unconfirmed.get_mut(place));
-        let Some(packet) = packet.filter(|packet| **packet != Inbound::Done) else { return };
+        let fresh = |packet: &Inbound| *packet != Inbound::Done || is_planted(Mutant::AnsweredTwice);
+        let Some(packet) = packet.filter(|packet| fresh(packet)) else { return };
         self.unconfirmed_bytes -= packet_bytes(packet);
         *packet = Inbound::Done;
         self.unconfirmed_bytes += packet_bytes(packet);
@@ -213,6 +215,11 @@ impl EdgeSession {
         // is attached to anew.
         let oldest = self.confirmed.saturating_sub(2 * limits.inbound_packets_max as u64);
         self.sent = shown.clamp(oldest, self.confirmed);
+        if is_planted(Mutant::InboundNotRepeated) {
+            for number in self.confirmed + 1..=self.sent_ever {
+                self.done(Done { number, ack: None, after: None });
+            }
+        }
     }
 
     /// What the owner has not been sent: number of the first, and the packets.

@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::mutant::{Mutant, is_planted};
 use crate::time::Instant;
 use crate::wire::{ENVELOPE_BYTES_MAX, Lane};
 pub use frame::{FRAME_BYTES_MAX, FrameError, PerLane, Resume};
@@ -383,7 +384,9 @@ impl Link {
         }
         self.nothing_to_confirm();
         self.stats.resets_total += 1;
-        self.outputs.push_back(Output::Reset);
+        if !is_planted(Mutant::LinkResetUntold) {
+            self.outputs.push_back(Output::Reset);
+        }
     }
 
     /// Begins the next epoch if everything was given up and it is time.

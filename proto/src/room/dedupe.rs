@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use crate::collections::FixedMap;
 use crate::id::{Cursor, PublishId, PublishNumber, Publisher};
 use crate::limits::Limits;
+use crate::mutant::{Mutant, is_planted};
 use crate::time::Instant;
 use crate::wire::DedupeKey;
 
@@ -41,10 +42,12 @@ impl Dedupe {
         let highest = self.highest.get(&publisher);
         if let Some((seen, at, _)) = highest
             && number <= *seen
+            && !is_planted(Mutant::DedupeSkipped)
         {
             return Verdict::Seen(*at);
         }
-        if after.is_some_and(|after| highest.is_none_or(|(seen, ..)| *seen < after)) {
+        let in_order = is_planted(Mutant::AfterIgnored);
+        if !in_order && after.is_some_and(|after| highest.is_none_or(|(seen, ..)| *seen < after)) {
             return Verdict::OutOfOrder;
         }
         match key.and_then(|key| self.keys.get(key)) {

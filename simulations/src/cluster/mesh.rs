@@ -384,6 +384,7 @@ impl Cluster {
     /// A ring, a life or a link has changed: what was under way may be repeated, perhaps elsewhere.
     pub(super) fn generation_ends(&mut self) {
         self.checks.generation += 1;
+        self.unsteady_at = self.clock.now();
         let rings =
             || self.slots.iter().filter_map(|slot| slot.life.as_ref()).map(|life| life.view.ring.digest());
         self.checks.split = rings().any(|ring| Some(ring) != rings().next());

@@ -8,8 +8,10 @@
 //! | `mesh` | memberships, links, connections |
 //! | `shards` | turns of shards: inputs in, outputs out |
 //! | `transports` | clients and the streams to them |
-//! | `trouble` | faults, and their end |
+//! | `crashes` | nodes that come and go |
+//! | `trouble` | pauses, cuts, weather, and the end of all faults |
 
+mod crashes;
 mod mesh;
 mod shards;
 mod transports;
@@ -20,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use mesh_proto::id::NodeRef;
+use mesh_proto::id::{NodeRef, RoomKey};
 use mesh_proto::keys::ClusterKey;
 use mesh_proto::limits::Limits;
 use mesh_proto::link::Resume;
@@ -29,10 +31,10 @@ use mesh_proto::shard::{ClientProtocol, Packet, ProductRules};
 use mesh_proto::time::Instant;
 use mesh_proto::wire::Lane;
 
-use crate::checks::Checks;
+use crate::checks::{Acked, Checks, HELD_TWICE, Room, SessionId};
 use crate::client::Client;
 use crate::clock::Clock;
-use crate::faults;
+use crate::faults::{self, Regime};
 use crate::network::{ConnectionId, Network};
 use crate::node::{Common, Life};
 use crate::random::Random;
@@ -49,6 +51,15 @@ pub struct Size {
     pub clients: usize,
     /// How long faults strike.
     pub trouble: Duration,
+}
+
+impl Size {
+    /// A small and short run, for many seeds; three to five nodes.
+    #[must_use]
+    pub fn small(seed: u64) -> Self {
+        let nodes = 3 + usize::try_from(seed % 3).unwrap_or(0);
+        Self { nodes, clients: 10, trouble: Duration::from_secs(8) }
+    }
 }
 
 /// What can happen.
@@ -68,6 +79,8 @@ enum Event {
     Strike(faults::Kind),
     /// Part of a fault ends.
     Relief(trouble::Relief),
+    /// A fault goes on.
+    Next(crashes::Next),
 }
 
 /// What can happen to a node.
@@ -174,8 +187,14 @@ pub struct Cluster {
     lives_changed: Instant,
     opened: u64,
     queries: u64,
+    /// Publishes of backends without an answer.
+    asked_by_backends: BTreeMap<u64, Acked>,
     /// No more faults; clients only get where they want to be.
     calm: bool,
+    /// What may strike together.
+    pub regime: Regime,
+    /// When a ring or a life has changed last.
+    unsteady_at: Instant,
     trouble_ends: Instant,
     random: Random,
     /// Shards' machines with nothing in them yet are not worth checking at each turn.
@@ -188,18 +207,32 @@ const SETTLING: Duration = Duration::from_secs(4);
 /// Slots for nodes that join later.
 const SPARE_SLOTS: usize = 2;
 
+/// Bounds that a short run can reach, in some seeds.
+fn limits(random: &mut Random) -> Limits {
+    let defaults = Limits::default();
+    let narrow = |random: &mut Random, bound: usize, tight: usize| {
+        if random.per_mille(300) { tight } else { bound }
+    };
+    Limits {
+        room_log_entries_max: narrow(random, 1_000, 200),
+        client_queue_bytes_max: narrow(random, defaults.client_queue_bytes_max, 1 << 10),
+        tail_bytes_max: narrow(random, defaults.tail_bytes_max, 16 << 10),
+        inbound_packets_max: narrow(random, defaults.inbound_packets_max, 8),
+        ..defaults
+    }
+}
+
 impl Cluster {
     /// A cluster of that size; its nodes start within the first second.
     #[must_use]
     pub fn new(seed: u64, size: Size, story: Option<Instant>) -> Self {
         let mut random = Random::new(seed);
         let seeds = (0..size.nodes.min(3)).collect();
-        let limits = Limits { room_log_entries_max: 200, ..Limits::default() };
+        let limits = limits(&mut random);
         let key = ClusterKey::new([7; 32]);
         let products = ["alpha", "beta"].map(|name| Arc::new(ProductRules::open(name))).to_vec();
         let common = Common { products, key, limits, timing: Timing::lan(), seeds };
         let trouble_begins = Instant::ZERO + SETTLING;
-        let trouble_ends = trouble_begins + size.trouble;
         let mut cluster = Self {
             clock: Clock::new(),
             trace: Trace::new(story.is_some(), story.unwrap_or_default()),
@@ -215,8 +248,11 @@ impl Cluster {
             lives_changed: Instant::ZERO,
             opened: 0,
             queries: 0,
+            asked_by_backends: BTreeMap::new(),
             calm: false,
-            trouble_ends,
+            regime: Regime::default(),
+            unsteady_at: Instant::ZERO,
+            trouble_ends: trouble_begins,
             random: random.fork(),
             turns: 0,
         };
@@ -228,10 +264,13 @@ impl Cluster {
             }
         }
         cluster.add_clients(&mut random, size.clients);
-        for (at, kind) in faults::Plan::draw(&mut random, trouble_begins, trouble_ends).strikes {
+        let plan = faults::Plan::draw(&mut random, size.nodes, trouble_begins, trouble_begins + size.trouble);
+        cluster.regime = plan.regime;
+        cluster.trouble_ends = plan.ends;
+        for (at, kind) in plan.strikes {
             cluster.clock.at(at, Event::Strike(kind));
         }
-        cluster.clock.at(trouble_ends, Event::Relief(trouble::Relief::All));
+        cluster.clock.at(plan.ends, Event::Relief(trouble::Relief::All));
         cluster
     }
 
@@ -248,7 +287,9 @@ impl Cluster {
             wanted.sort_unstable();
             wanted.dedup();
             let id = u32::try_from(id).unwrap_or(u32::MAX);
-            self.clients.push(Client::new(id, protocol, product, uid, wanted, random.fork()));
+            let mut client = Client::new(id, protocol, product, uid, wanted, random.fork());
+            client.loyal = random.per_mille(500);
+            self.clients.push(client);
             let first = random.millis(1_500, 3_500);
             self.clock.after(first, Event::ClientActs { client: self.clients.len() - 1 });
         }
@@ -297,6 +338,7 @@ impl Cluster {
             Event::ClientReads { transport } => self.client_reads(transport),
             Event::Strike(kind) => self.strike(kind),
             Event::Relief(relief) => self.relieve(relief),
+            Event::Next(next) => self.follow(next),
         }
     }
 
@@ -400,5 +442,27 @@ impl Cluster {
         self.check_machines();
         let now = self.clock.now();
         self.checks.check_orders(now);
+        for client in &self.clients {
+            if let Some(request) = client.unanswered(now) {
+                let what = format!("client {} never got an answer to {request:?}", client.id);
+                self.checks.violated("I3", now, what);
+            }
+        }
+        if HELD_TWICE {
+            let (clients, transports, slots) = (&self.clients, &self.transports, &self.slots);
+            let edge_of = |(product, room): Room, session: SessionId| {
+                let client = clients.iter().find(|client| client.session_id() == session)?;
+                let transport =
+                    client.transport().filter(|_| client.product == product && client.is_in(room))?;
+                slots[transports.get(&transport)?.slot].life.as_ref().map(|life| life.view.me)
+            };
+            self.checks.check_kept(now, self.regime == Regime::AnythingGoes, edge_of);
+        }
+    }
+
+    /// A room as the account of deliveries names it.
+    fn room_of(&self, key: &RoomKey) -> Option<Room> {
+        let product = self.common.products.iter().position(|rules| rules.name == *key.product())?;
+        Some((u8::try_from(product).ok()?, key.room().strip_prefix('r')?.parse().ok()?))
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use mesh_proto::id::NodeRef;
 use mesh_proto::link;
 use mesh_proto::shard::{Input, Output};
-use mesh_proto::wire::{self, Body, Envelope, Lane, RoomToEdge};
+use mesh_proto::wire::{self, Answer, Body, Envelope, Lane, RoomToEdge};
 
 use super::{Cluster, NodeEvent};
 
@@ -153,6 +153,10 @@ impl Cluster {
                 self.trace.note(now, &[5, slot as u64, token], || {
                     format!("n{slot} answers the backend's call {token}: {answer:?}")
                 });
+                let asked = self.asked_by_backends.remove(&token);
+                if let (Some(acked), Ok(Answer::Published { .. })) = (asked, &answer) {
+                    self.checks.kept.acked(acked);
+                }
             }
         }
     }
@@ -171,6 +175,11 @@ impl Cluster {
                 let event = crate::speech::logged_event(&entry.event.payload.json);
                 self.checks.logged(now, room, entry.term, number, entry.id, event);
             }
+        }
+        if let Body::RoomToEdge(RoomToEdge::Subscribed { room, gap: true, .. }) = &envelope.body
+            && let Some(room) = self.room_of(room)
+        {
+            self.checks.kept.gap(now, room, to);
         }
         let Some(life) = &mut self.slots[slot].life else { return };
         let me = life.view.me;

@@ -1,26 +1,22 @@
-//! Faults, carried out; and their end.
+//! Faults of time and network, carried out; and the end of all faults.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use mesh_proto::id::{Address, PublishId, RoomKey, ShardIx};
-use mesh_proto::membership;
 use mesh_proto::shard::Input;
 use mesh_proto::view::NodeState;
 use mesh_proto::wire::{Payload, Publish, Query, RoomEvent};
 
-use super::mesh::LEAVE_TIMEOUT;
 use super::{Cluster, Event, NodeEvent};
-use crate::faults::{Kind, span};
+use crate::checks::{Acked, EventId, SessionId};
+use crate::faults::{Kind, Regime, short_pause, span};
 use crate::network::Weather;
 use crate::node::Life;
 use crate::speech::room_name;
 
 /// After a cut or a pause others may still act on what they saw in it.
 const AFTERMATH: Duration = Duration::from_secs(3);
-
-/// Clients closed per step of a drain.
-const CLOSED_PER_STEP: usize = 3;
 
 /// Publishers above this number are backends.
 const BACKENDS_FROM: u32 = 1_000_000;
@@ -48,13 +44,19 @@ impl Cluster {
         if now >= self.trouble_ends {
             return;
         }
+        if self.must_wait(kind) {
+            return self.strike_later(kind);
+        }
         let struck = match kind {
-            Kind::Crash | Kind::QuickRestart => self.crash(kind),
+            Kind::Crash | Kind::QuickRestart | Kind::DoubleCrash => self.crash(kind),
+            Kind::Flap => self.flap(),
+            Kind::RollingRestart => self.rolling_restart(),
             Kind::Pause => self.pause(),
-            Kind::Partition | Kind::OneWay | Kind::Pair => self.cut(kind),
+            Kind::Partition | Kind::EarlyPartition | Kind::OneWay | Kind::Pair => self.cut(kind),
             Kind::LinkBreak => self.break_link(),
-            Kind::Join => self.join(),
-            Kind::Drain => self.drain(),
+            Kind::Join => self.join(false),
+            Kind::Joins => self.join(true),
+            Kind::Drain | Kind::DrainCrash => self.drain(kind),
             Kind::SlowClient => self.slow_client(),
             Kind::Weather => self.storm(),
             Kind::Backend => self.backend_publishes(),
@@ -115,25 +117,6 @@ impl Cluster {
         self.drain_membership(slot);
     }
 
-    fn living(&self, wanted: impl Fn(&Life) -> bool) -> Vec<usize> {
-        let is = |slot: &usize| self.slots[*slot].life.as_ref().is_some_and(&wanted);
-        (0..self.slots.len()).filter(is).collect()
-    }
-
-    fn crash(&mut self, kind: Kind) -> bool {
-        let living = self.living(|_| true);
-        let Some(slot) = self.random.pick(&living).filter(|_| living.len() > 1) else { return false };
-        self.end_life(slot, false);
-        if kind == Kind::QuickRestart {
-            let delay = self.random.millis(1, 100);
-            self.clock.after(delay, Event::Relief(Relief::Start(slot)));
-        } else if self.random.per_mille(800) {
-            let delay = self.random.millis(200, 6_000);
-            self.clock.after(delay, Event::Relief(Relief::Start(slot)));
-        }
-        true
-    }
-
     /// The process is gone, and all it held.
     pub(super) fn end_life(&mut self, slot: usize, left: bool) {
         let now = self.clock.now();
@@ -155,7 +138,10 @@ impl Cluster {
     fn pause(&mut self) -> bool {
         let living = self.living(|life| !life.paused);
         let Some(slot) = self.random.pick(&living).filter(|_| living.len() > 1) else { return false };
-        let span = span(&mut self.random);
+        let span = match self.regime {
+            Regime::OneAtATime => short_pause(&mut self.random),
+            Regime::AnythingGoes => span(&mut self.random),
+        };
         let now = self.clock.now();
         let Some(life) = &mut self.slots[slot].life else { return false };
         life.paused = true;
@@ -186,7 +172,7 @@ impl Cluster {
 
     fn cut(&mut self, kind: Kind) -> bool {
         let living = self.living(|_| true);
-        if living.len() < 2 {
+        if living.len() < 2 && kind != Kind::EarlyPartition {
             return false;
         }
         let all = 0..self.slots.len();
@@ -252,47 +238,6 @@ impl Cluster {
         true
     }
 
-    fn join(&mut self) -> bool {
-        let free: Vec<usize> =
-            (0..self.slots.len()).filter(|slot| self.slots[*slot].life.is_none()).collect();
-        let Some(slot) = self.random.pick(&free) else { return false };
-        self.start(slot);
-        true
-    }
-
-    fn drain(&mut self) -> bool {
-        let active = self.living(|life| !life.draining && !life.paused && life.state() == NodeState::Active);
-        let Some(slot) = self.random.pick(&active).filter(|_| active.len() > 2) else { return false };
-        let now = self.clock.now();
-        self.trace.note(now, &[28, slot as u64], || format!("n{slot} drains"));
-        let Some(life) = &mut self.slots[slot].life else { return false };
-        life.draining = true;
-        self.membership(slot, membership::Input::Drain);
-        let delay = self.random.millis(200, 3_000);
-        self.node_after(slot, delay, NodeEvent::DrainStep { closing: true });
-        true
-    }
-
-    /// Closes a few clients; when none is left, leaves.
-    pub(super) fn drain_step(&mut self, slot: usize, closing: bool) {
-        let Some(life) = &self.slots[slot].life else { return };
-        let (number, shards) = (life.number, life.shards.len());
-        let clients: usize = life.shards.iter().map(|shard| shard.clients.len()).sum();
-        if closing && clients > 0 {
-            for shard in 0..shards {
-                self.feed(slot, shard, Input::CloseClients(CLOSED_PER_STEP));
-            }
-            self.node_after(slot, Duration::from_millis(100), NodeEvent::DrainStep { closing });
-            return;
-        }
-        self.membership(slot, membership::Input::Leave);
-        self.clock.after(LEAVE_TIMEOUT, Event::Relief(Relief::End(slot, number)));
-        if self.random.per_mille(600) {
-            let delay = self.random.millis(200, 8_000);
-            self.clock.after(delay, Event::Relief(Relief::Start(slot)));
-        }
-    }
-
     fn slow_client(&mut self) -> bool {
         let index = self.random.index(self.clients.len());
         if self.clients.is_empty() {
@@ -331,6 +276,15 @@ impl Cluster {
         let shard = self.random.index(life.shards.len());
         let via = Address { node: life.view.me, shard: ShardIx(u16::try_from(shard).unwrap_or(0)) };
         let json = format!(r#"["m",{{"by":[{BACKENDS_FROM},{number},1],"to":[{product},{room}]}}]"#);
+        let publisher =
+            SessionId { client: BACKENDS_FROM, session: u32::try_from(number).unwrap_or(u32::MAX) };
+        let acked = Acked {
+            event: EventId { publisher, number: 1 },
+            room: (u8::try_from(product).unwrap_or(0), room),
+            asked: now,
+            except: None,
+        };
+        self.asked_by_backends.insert(number, acked);
         let publish = Publish {
             room: RoomKey::new(&self.common.products[product].name, &"/".into(), &room_name(room)),
             id: PublishId::Api { via, number },

@@ -1,18 +1,29 @@
-//! Runs: one seed, many seeds, one seed as a story.
+//! Runs: one seed, many seeds, one seed as a story, planted bugs.
 //!
-//! Belongs here: what a run is made of (trouble, then calm), its verdict, the table of many.
+//! Belongs here: what a run is made of (trouble, then calm), its verdict.
 //! Stays out: what can happen (`cluster`), what may not (`checks`).
+//!
+//! | part | does |
+//! |---|---|
+//! | `chaos` | runs many seeds and tells of them in a table |
+//! | `hunt` | looks for the first seeds that find planted bugs |
+
+mod chaos;
+mod hunt;
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use clap::Args;
+use mesh_proto::mutant::{self, Mutant};
 use mesh_proto::time::Instant;
 
 use crate::checks::{EventId, SessionId, Violation};
 use crate::cluster::{Cluster, Size};
-use crate::faults;
+use crate::faults::{self, Regime};
+pub use chaos::{Chaos, chaos};
+pub use hunt::{Found, Mutants, hunt, huntable, mutants};
 
 /// When all faults are mended, ring digests are equal within this time (I10).
 const RINGS_EQUAL_WITHIN: Duration = Duration::from_secs(10);
@@ -22,32 +33,6 @@ const CLIENTS_WELL_WITHIN: Duration = Duration::from_secs(30);
 
 /// A round of probes is judged after this time.
 const PROBE_ROUND: Duration = Duration::from_secs(2);
-
-/// `chaos`.
-#[derive(Args, Clone, Debug)]
-pub struct Chaos {
-    /// Nodes at the start; two more may join.
-    #[arg(long, default_value_t = 5)]
-    nodes: usize,
-    /// Seeds to run.
-    #[arg(long, default_value_t = 100)]
-    seeds: u64,
-    /// The first seed.
-    #[arg(long, default_value_t = 1)]
-    from: u64,
-    /// Only this seed.
-    #[arg(long)]
-    seed: Option<u64>,
-    /// Clients; default: four per node.
-    #[arg(long)]
-    clients: Option<usize>,
-    /// Seconds during which faults strike.
-    #[arg(long, default_value_t = 30)]
-    trouble: u64,
-    /// Failures after which to stop.
-    #[arg(long, default_value_t = 10)]
-    failures: usize,
-}
 
 /// `replay`.
 #[derive(Args, Clone, Debug)]
@@ -67,6 +52,9 @@ pub struct Replay {
     /// The story begins at this second.
     #[arg(long, default_value_t = 0.0)]
     after: f64,
+    /// With this bug planted.
+    #[arg(long)]
+    mutant: Option<Mutant>,
 }
 
 /// What a run has shown.
@@ -76,12 +64,16 @@ pub struct Verdict {
     pub trace: u64,
     /// Events of the trace.
     pub events: u64,
+    /// What it was held to.
+    pub regime: Regime,
     /// Virtual time.
     pub lasted: Duration,
     /// Faults that struck.
     pub faults: faults::Counts,
     /// Events that clients got.
     pub deliveries: u64,
+    /// Holes that edges were told of.
+    pub gaps: u64,
     /// Empty for a clean run.
     pub violations: Vec<Violation>,
 }
@@ -99,6 +91,17 @@ fn quiet_assertions() {
     }));
 }
 
+/// Runs one seed with a bug planted in every machine.
+///
+/// # Errors
+/// In builds without planted bugs.
+pub fn run_planted(seed: u64, size: Size, mutant: Mutant) -> anyhow::Result<Verdict> {
+    mutant::plant(Some(mutant)).map_err(anyhow::Error::msg)?;
+    let verdict = run(seed, size, None);
+    mutant::plant(None).map_err(anyhow::Error::msg)?;
+    Ok(verdict)
+}
+
 /// Runs one seed. With `story`, every event from then on is printed.
 #[must_use]
 pub fn run(seed: u64, size: Size, story: Option<Instant>) -> Verdict {
@@ -114,9 +117,11 @@ pub fn run(seed: u64, size: Size, story: Option<Instant>) -> Verdict {
     Verdict {
         trace: cluster.trace.hash(),
         events: cluster.trace.events(),
+        regime: cluster.regime,
         lasted: cluster.now().since(Instant::ZERO),
         faults: cluster.faults.clone(),
         deliveries: cluster.checks.deliveries,
+        gaps: cluster.checks.kept.gaps_told,
         violations: cluster.checks.violations,
     }
 }
@@ -157,48 +162,22 @@ pub struct Probes {
     pub(crate) expected: Vec<(u8, u16, SessionId, EventId)>,
 }
 
+/// What finds this again.
+fn replay_line(seed: u64, size: Size, mutant: Option<Mutant>) -> String {
+    let Size { nodes, clients, trouble } = size;
+    let trouble = trouble.as_secs();
+    let (features, mutant) = match mutant {
+        Some(mutant) => (" --features mutants", format!(" --mutant {mutant:?}")),
+        None => ("", String::new()),
+    };
+    format!(
+        "cargo run --release -p mesh-simulations{features} -- replay --seed {seed} --nodes {nodes} --clients \
+         {clients} --trouble {trouble}{mutant}"
+    )
+}
+
 fn size(nodes: usize, clients: Option<usize>, trouble: u64) -> Size {
     Size { nodes, clients: clients.unwrap_or(nodes * 4), trouble: Duration::from_secs(trouble) }
-}
-
-/// Runs many seeds and prints a table.
-///
-/// # Errors
-/// When a promise was broken.
-pub fn chaos(chaos: &Chaos) -> anyhow::Result<()> {
-    let seeds = match chaos.seed {
-        Some(seed) => seed..seed + 1,
-        None => chaos.from..chaos.from + chaos.seeds,
-    };
-    println!("seed={}..{}", seeds.start, seeds.end);
-    let size = size(chaos.nodes, chaos.clients, chaos.trouble);
-    quiet_assertions();
-    let cpu = cpu_seconds();
-    let mut table = Table::default();
-    for seed in seeds {
-        let verdict = run(seed, size, None);
-        table.add(&verdict);
-        for violation in verdict.violations.iter().take(1) {
-            println!("seed {seed}: {violation}");
-            println!("  {}", replay_line(seed, chaos));
-        }
-        if table.failed >= chaos.failures {
-            println!("stopped after {} failures", table.failed);
-            break;
-        }
-    }
-    table.print(cpu_seconds() - cpu);
-    anyhow::ensure!(table.failed == 0, "{} of {} seeds broke a promise", table.failed, table.seeds);
-    Ok(())
-}
-
-fn replay_line(seed: u64, chaos: &Chaos) -> String {
-    let clients = chaos.clients.map(|clients| format!(" --clients {clients}")).unwrap_or_default();
-    let trouble = if chaos.trouble == 30 { String::new() } else { format!(" --trouble {}", chaos.trouble) };
-    let nodes = chaos.nodes;
-    format!(
-        "cargo run --release -p mesh-simulations -- replay --seed {seed} --nodes {nodes}{clients}{trouble}"
-    )
 }
 
 /// Tells the story of one seed.
@@ -208,6 +187,7 @@ fn replay_line(seed: u64, chaos: &Chaos) -> String {
 pub fn replay(replay: &Replay) -> anyhow::Result<()> {
     println!("seed={}", replay.seed);
     let from = Instant::ZERO + Duration::from_secs_f64(replay.after.max(0.0));
+    mutant::plant(replay.mutant).map_err(anyhow::Error::msg)?;
     let verdict = run(replay.seed, size(replay.nodes, replay.clients, replay.trouble), Some(from));
     println!("{} events, {} deliveries, trace {:016x}", verdict.events, verdict.deliveries, verdict.trace);
     for violation in &verdict.violations {
@@ -215,51 +195,4 @@ pub fn replay(replay: &Replay) -> anyhow::Result<()> {
     }
     anyhow::ensure!(verdict.violations.is_empty(), "seed {} broke a promise", replay.seed);
     Ok(())
-}
-
-#[derive(Default)]
-struct Table {
-    seeds: u64,
-    failed: usize,
-    lasted: Duration,
-    deliveries: u64,
-    faults: faults::Counts,
-    broken: std::collections::BTreeMap<&'static str, u64>,
-}
-
-impl Table {
-    fn add(&mut self, verdict: &Verdict) {
-        self.seeds += 1;
-        self.failed += usize::from(!verdict.violations.is_empty());
-        self.lasted += verdict.lasted;
-        self.deliveries += verdict.deliveries;
-        for (kind, count) in &verdict.faults {
-            *self.faults.entry(*kind).or_default() += count;
-        }
-        for violation in verdict.violations.iter().take(1) {
-            *self.broken.entry(violation.invariant).or_default() += 1;
-        }
-    }
-
-    fn print(&self, cpu_seconds: f64) {
-        let hours = self.lasted.as_secs_f64() / 3_600.0;
-        println!("seeds                          {:>10}", self.seeds);
-        println!("virtual hours                  {hours:>10.2}");
-        println!("virtual hours per CPU minute   {:>10.2}", hours / (cpu_seconds / 60.0).max(1e-9));
-        println!("deliveries                     {:>10}", self.deliveries);
-        for (kind, count) in &self.faults {
-            println!("fault {:<24} {count:>10}", format!("{kind:?}"));
-        }
-        println!("seeds with violations          {:>10}", self.failed);
-        for (invariant, count) in &self.broken {
-            println!("  {invariant:<28} {count:>10}");
-        }
-    }
-}
-
-/// CPU this process has used, from `/proc`; 0 where there is none.
-fn cpu_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/schedstat").unwrap_or_default();
-    let nanos = stat.split(' ').next().and_then(|nanos| nanos.parse::<u64>().ok()).unwrap_or(0);
-    Duration::from_nanos(nanos).as_secs_f64()
 }

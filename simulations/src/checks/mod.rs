@@ -3,13 +3,21 @@
 //! Belongs here: the account of every session's deliveries; what two histories may not show.
 //! Stays out: who delivers (`cluster`), what clients wanted (`client`).
 //! In this version a room and a session are held in one copy: what a dead owner held may be lost
-//! (I3, I6 and I8 are not checked), never doubled or reordered.
+//! (I3, I6 and I8 are not checked: [`HELD_TWICE`]), never doubled or reordered.
+
+mod kept;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use mesh_proto::id::{PublishId, RoomKey, Term};
+use mesh_proto::id::{NodeRef, PublishId, RoomKey, Term};
 use mesh_proto::time::Instant;
+
+pub use kept::{Acked, Kept, Room};
+
+/// Whether sessions and rooms have a backup. While they have not, nothing is promised about what a dead
+/// owner held, nor about a session that leaves a room and comes back.
+pub const HELD_TWICE: bool = false;
 
 /// A broken promise.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,8 +73,9 @@ pub struct Delivery {
     pub product: u8,
     /// The room it was published to.
     pub room: u16,
-    /// The receiver's joins of that room so far. With one copy, an edge and an owner that are gone take
-    /// along what a session had been sent before it left and came back: promises hold within a stay.
+    /// The receiver's joins of that room so far. While there is one copy, an edge and an owner that are
+    /// gone take along what a session had been sent before it left and came back: promises hold within a
+    /// stay.
     pub stay: u32,
     /// Which.
     pub event: EventId,
@@ -99,6 +108,8 @@ pub struct Checks {
     places: BTreeMap<(RoomKey, EventId), (Term, u64)>,
     /// Taken over from another history: those who had it there keep it where it was.
     appended_again: BTreeSet<EventId>,
+    /// What was acknowledged, and to whom it is owed.
+    pub kept: Kept,
     /// Deliveries counted.
     pub deliveries: u64,
     /// What is broken, the first first.
@@ -115,6 +126,7 @@ impl Checks {
     pub fn delivered(&mut self, now: Instant, delivery: &Delivery) {
         self.deliveries += 1;
         let Delivery { to, product, room, stay, event, position } = *delivery;
+        let stay = if HELD_TWICE { 0 } else { stay };
         let heard = self.heard.entry((product, room, to, stay)).or_default();
         let mut broken = Vec::new();
         if !heard.seen.insert(event) {
@@ -191,6 +203,25 @@ impl Checks {
         }
     }
 
+    /// Whether everything acknowledged has reached whom it is owed (I3). `edge_of` tells where a session
+    /// that is in a room now has its transport.
+    pub fn check_kept(
+        &mut self,
+        now: Instant,
+        gaps_excuse: bool,
+        edge_of: impl Fn(Room, SessionId) -> Option<NodeRef>,
+    ) {
+        let has = |(product, room): Room, member, event| self.has(product, room, member, event);
+        let lost: Vec<_> = self.kept.lost(gaps_excuse, has, edge_of).take(3).collect();
+        for lost in lost {
+            let SessionId { client, session } = lost.member;
+            let (event, room) = (lost.event, lost.room.1);
+            let what =
+                format!("client {client}.{session} never got {event} of room {room}, which was acknowledged");
+            self.violated("I3", now, what);
+        }
+    }
+
     /// Whether a session has been sent an event.
     #[must_use]
     pub fn has(&self, product: u8, room: u16, session: SessionId, event: EventId) -> bool {
@@ -243,7 +274,7 @@ fn clash(orders: &[Vec<EventId>]) -> Option<(EventId, EventId)> {
 
 #[cfg(test)]
 mod tests {
-    use mesh_proto::id::{NodeId, NodeRef, SocketSid};
+    use mesh_proto::id::{NodeId, SocketSid};
 
     use super::*;
 

@@ -1,0 +1,154 @@
+//! Planted bugs: what a tired author might have written, each of them silent.
+//!
+//! Why: a checker that has never found anything proves nothing. The simulator is run with one of these
+//! planted and must find it (`docs/simulation.md`).
+//! Belongs here: their names, which one is planted. Stays out: what they do: that stands at the one line each
+//! of them spoils.
+//! Cost: in a release build without the feature `mutants`, [`is_planted`] is `false` at compile time.
+//! The one planted is a property of the thread, as a run of the simulator is: machines that would have to be
+//! handed it are spared a field that means nothing in production.
+
+macro_rules! mutants {
+    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+        /// A planted bug.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Mutant {
+            $($(#[doc = $doc])+ $name,)+
+        }
+
+        impl Mutant {
+            /// Every one.
+            pub const ALL: &[Self] = &[$(Self::$name,)+];
+
+            /// Whether it shows only as the loss of something acknowledged, or after a room was left: while
+            /// sessions and rooms are held in one copy, nothing is promised about either.
+            #[must_use]
+            pub fn needs_backups(self) -> bool {
+                use Mutant::{AfterIgnored, BehindByOne, CursorOffByOne, DepartedForgotten, LinkResetUntold};
+                matches!(
+                    self,
+                    AfterIgnored | BehindByOne | CursorOffByOne | DepartedForgotten | LinkResetUntold
+                )
+            }
+
+            /// What it does, in a sentence or two.
+            #[must_use]
+            pub fn what(self) -> &'static str {
+                match self {
+                    $(Self::$name => concat!($($doc,)+).trim_ascii_start(),)+
+                }
+            }
+        }
+    };
+}
+
+mutants! {
+    /// A room takes a repeated publish for a new one.
+    DedupeSkipped,
+    /// A room takes a publish before the one that its sender names as the one before it.
+    AfterIgnored,
+    /// An edge forgets what earlier owners of a room have served it.
+    CarriesNothing,
+    /// An edge forgets a room as soon as its last member has left.
+    DepartedForgotten,
+    /// An edge asks a new owner for what follows the entry after the last one it has served.
+    CursorOffByOne,
+    /// An edge takes an entry of a session's own log that it has had.
+    OwnLogRepeatTaken,
+    /// An edge passes on an answer that the client has had from an earlier owner.
+    AnsweredTwice,
+    /// An edge does not hold an answer until the client has been served its own event.
+    HoldIgnored,
+    /// An edge that attaches a session again does not repeat what the last owner had not confirmed.
+    InboundNotRepeated,
+    /// An edge leaves a room out of the shadow of a session that it attaches again.
+    ShadowLosesRoom,
+    /// An edge serves members whom an event names as excepted.
+    ExceptIgnored,
+    /// A member that is behind misses the first entry it was to read from the tail.
+    BehindByOne,
+    /// A link that starts over does not say so: nobody repeats what was under way.
+    LinkResetUntold,
+}
+
+impl std::str::FromStr for Mutant {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let named = Self::ALL.iter().find(|mutant| format!("{mutant:?}").eq_ignore_ascii_case(name));
+        named.copied().ok_or_else(|| {
+            let names: Vec<String> = Self::ALL.iter().map(|mutant| format!("{mutant:?}")).collect();
+            format!("no such mutant; there are {}", names.join(", "))
+        })
+    }
+}
+
+#[cfg(any(debug_assertions, feature = "mutants"))]
+mod planted {
+    use std::cell::Cell;
+
+    use super::Mutant;
+
+    thread_local! {
+        static PLANTED: Cell<Option<Mutant>> = const { Cell::new(None) };
+    }
+
+    /// Plants a bug in every machine of this thread, or with `None` takes it out again.
+    ///
+    /// # Errors
+    /// Never in this build.
+    pub fn plant(mutant: Option<Mutant>) -> Result<(), &'static str> {
+        PLANTED.set(mutant);
+        Ok(())
+    }
+
+    /// Whether this bug is planted.
+    pub(crate) fn is_planted(mutant: Mutant) -> bool {
+        PLANTED.get() == Some(mutant)
+    }
+}
+
+#[cfg(not(any(debug_assertions, feature = "mutants")))]
+mod planted {
+    use super::Mutant;
+
+    /// Plants a bug in every machine of this thread, or with `None` takes it out again.
+    ///
+    /// # Errors
+    /// For any bug: this build cannot.
+    pub fn plant(mutant: Option<Mutant>) -> Result<(), &'static str> {
+        match mutant {
+            None => Ok(()),
+            Some(_) => Err("this build has no planted bugs: build with `--features mutants`"),
+        }
+    }
+
+    /// Whether this bug is planted: never.
+    pub(crate) const fn is_planted(_: Mutant) -> bool {
+        false
+    }
+}
+
+pub(crate) use planted::is_planted;
+pub use planted::plant;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_planted_until_it_is_taken_out() {
+        assert!(Mutant::ALL.iter().all(|mutant| !is_planted(*mutant)));
+        plant(Some(Mutant::HoldIgnored)).unwrap();
+        assert!(Mutant::ALL.iter().all(|mutant| is_planted(*mutant) == (*mutant == Mutant::HoldIgnored)));
+        plant(None).unwrap();
+        assert!(!is_planted(Mutant::HoldIgnored));
+    }
+
+    #[test]
+    fn names_and_sentences_are_there() {
+        assert_eq!("dedupeskipped".parse(), Ok(Mutant::DedupeSkipped));
+        assert!("nothing".parse::<Mutant>().unwrap_err().contains("AfterIgnored"));
+        assert_eq!(Mutant::DedupeSkipped.what(), "A room takes a repeated publish for a new one.");
+    }
+}
