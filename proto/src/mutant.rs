@@ -24,10 +24,14 @@ macro_rules! mutants {
             /// sessions and rooms are held in one copy, nothing is promised about either.
             #[must_use]
             pub fn needs_backups(self) -> bool {
-                use Mutant::{AfterIgnored, BehindByOne, CursorOffByOne, DepartedForgotten, LinkResetUntold};
                 matches!(
                     self,
-                    AfterIgnored | BehindByOne | CursorOffByOne | DepartedForgotten | LinkResetUntold
+                    Self::AfterIgnored
+                        | Self::BehindByOne
+                        | Self::CursorOffByOne
+                        | Self::DepartedForgotten
+                        | Self::LinkResetUntold
+                        | Self::OwnLogRepeatTaken
                 )
             }
 
@@ -55,8 +59,6 @@ mutants! {
     CursorOffByOne,
     /// An edge takes an entry of a session's own log that it has had.
     OwnLogRepeatTaken,
-    /// An edge passes on an answer that the client has had from an earlier owner.
-    AnsweredTwice,
     /// An edge does not hold an answer until the client has been served its own event.
     HoldIgnored,
     /// An edge that attaches a session again does not repeat what the last owner had not confirmed.

@@ -175,8 +175,7 @@ impl EdgeSession {
     pub(super) fn done(&mut self, done: Done) {
         let place = done.number.checked_sub(self.confirmed + 1).and_then(|n| usize::try_from(n).ok());
         let packet = place.and_then(|place| self.unconfirmed.get_mut(place));
-        let fresh = |packet: &Inbound| *packet != Inbound::Done || is_planted(Mutant::AnsweredTwice);
-        let Some(packet) = packet.filter(|packet| fresh(packet)) else { return };
+        let Some(packet) = packet.filter(|packet| **packet != Inbound::Done) else { return };
         self.unconfirmed_bytes -= packet_bytes(packet);
         *packet = Inbound::Done;
         self.unconfirmed_bytes += packet_bytes(packet);
