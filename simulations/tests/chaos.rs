@@ -9,7 +9,7 @@ use mesh_simulations::scenarios::{hunt, huntable, run};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Seeds of one test run; `MESH_SIM_SEEDS` sets another number.
-const SEEDS: u64 = 800;
+const SEEDS: u64 = 500;
 
 /// Planted bugs that one test run hunts.
 const HUNTS: usize = 4;

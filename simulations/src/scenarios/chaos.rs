@@ -94,6 +94,7 @@ pub(super) fn run_all(
     jobs: usize,
     mut go_on: impl FnMut(u64, Verdict) -> bool,
 ) -> f64 {
+    let loud = std::panic::take_hook();
     quiet_assertions();
     let next = AtomicU64::new(seeds.start);
     let (verdicts, arrived) = mpsc::sync_channel(jobs.max(1));
@@ -115,7 +116,7 @@ pub(super) fn run_all(
         cpu_seconds() - began
     };
     let work = &work;
-    std::thread::scope(|scope| {
+    let cpu_seconds = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..jobs.max(1))
             .map(|_| {
                 let verdicts = verdicts.clone();
@@ -132,7 +133,9 @@ pub(super) fn run_all(
             }
         }
         threads.into_iter().map(|thread| thread.join().unwrap_or(0.0)).sum()
-    })
+    });
+    std::panic::set_hook(loud);
+    cpu_seconds
 }
 
 #[derive(Default)]
