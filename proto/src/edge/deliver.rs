@@ -297,14 +297,17 @@ impl Edge {
                 self.dirty.insert(index);
                 self.welcome(ctx, index);
             }
+            // Its owner may go on under a higher term without a new beginning.
             SessionToEdge::Done { term, packets, .. } => {
-                if term == session.term {
+                if term >= session.term {
+                    session.term = term;
                     self.take_done(ctx, index, packets);
                 }
             }
             SessionToEdge::Reattach { .. } => self.attach(ctx, index),
             SessionToEdge::Own { term, first, entries, .. } => {
-                if term == session.term {
+                if term >= session.term {
+                    session.term = term;
                     self.take_own(ctx, index, first, entries);
                 }
             }

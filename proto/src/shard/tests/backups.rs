@@ -199,3 +199,20 @@ fn a_room_that_ends_leaves_no_copy() {
     assert!(copies(&mesh, &room).is_empty());
     assert_eq!(mesh.stats(|s| s.copies), 0);
 }
+
+#[test]
+fn a_client_goes_on_when_its_owner_begins_above_another() {
+    let mut mesh = Mesh::new(2, 1);
+    let (uid, room) = (mesh.user_at(0), mesh.room_at(0));
+    let a = mesh.client((0, 0), &uid);
+    // The other side believes this one dead for a while, and takes over.
+    mesh.alive[0] = false;
+    mesh.view_at(1);
+    mesh.alive[0] = true;
+    mesh.queue.clear();
+    mesh.views();
+    mesh.wait(3 * second());
+    let got = mesh.ask(a, &format!("421[\"join\",\"{room}\"]"));
+    assert_eq!(got, ["431[{\"ok\":true}]"]);
+    assert_eq!(mesh.closed(a), None);
+}
