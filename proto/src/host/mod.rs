@@ -23,8 +23,6 @@ mod backup;
 mod copies;
 mod offers;
 mod opening;
-#[cfg(test)]
-mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Debug;
@@ -539,9 +537,8 @@ impl<E: Entity> Host<E> {
     }
 
     /// Once a second: what was offered and not taken is offered again.
-    pub(crate) fn sweep(&mut self, ctx: &mut Ctx<'_>) {
+    pub(crate) fn sweep(&mut self) {
         self.offers.repeat();
-        self.open_own_copies(ctx);
     }
 
     /// Whether there is anything to look after without a message.

@@ -16,6 +16,8 @@ use crate::wire::{Offered, Replication, To};
 
 /// Keys offered to one peer and not answered.
 const OFFERED_MAX: usize = 64;
+/// Keys looked for at a time because this node holds a copy; those that somebody wants come on top.
+const OPENINGS_MAX: usize = 256;
 
 /// Copies that are to be offered.
 #[derive(Debug)]
@@ -73,10 +75,6 @@ impl<E: Entity> Offers<E> {
     pub(super) fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
-
-    pub(super) fn keys(&self) -> Vec<E::Key> {
-        self.keys.iter().cloned().collect()
-    }
 }
 
 impl<E: Entity> Host<E> {
@@ -97,6 +95,10 @@ impl<E: Entity> Host<E> {
             if owner == self.me.node {
                 if held.owning.is_some() {
                     self.offers.keys.remove(&key);
+                } else if self.openings.len() < OPENINGS_MAX {
+                    self.open(ctx, &key, Term::NONE);
+                } else {
+                    later.insert(key);
                 }
                 continue;
             }

@@ -381,15 +381,6 @@ impl<E: Entity> Host<E> {
         keys.iter().for_each(|key| self.cancel_opening(key));
     }
 
-    /// Copies of keys that the ring gives to this node, and that nobody has asked for.
-    pub(super) fn open_own_copies(&mut self, ctx: &mut Ctx<'_>) {
-        for key in self.offers.keys() {
-            if self.held.contains_key(&key) && ctx.view.owns(E::placement(&self.shared, &key)) {
-                self.open(ctx, &key, Term::NONE);
-            }
-        }
-    }
-
     /// The lane of everything this shard's host says: two things it says to one place keep their order.
     pub(super) fn lane(&self) -> crate::wire::Lane {
         let lanes = u16::from(crate::wire::Lane::DATA_LANES);

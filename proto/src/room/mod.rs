@@ -412,7 +412,7 @@ impl Rooms {
         for key in idle {
             self.host.end(&key);
         }
-        self.host.sweep(ctx);
+        self.host.sweep();
         self.react(ctx);
     }
 

@@ -412,7 +412,7 @@ impl Sessions {
 
     /// Once a second.
     pub(crate) fn sweep(&mut self, ctx: &mut Ctx<'_>) {
-        self.host.sweep(ctx);
+        self.host.sweep();
         self.react(ctx);
     }
 

@@ -4,6 +4,7 @@
 mod backends;
 mod backups;
 mod clients;
+mod crashes;
 mod owners;
 mod repeats;
 mod slow;
@@ -38,6 +39,8 @@ struct Mesh {
     nodes: Vec<NodeRef>,
     shards: BTreeMap<At, Shard>,
     alive: Vec<bool>,
+    /// Up, and not on the ring.
+    draining: Option<usize>,
     queue: VecDeque<(NodeRef, Envelope)>,
     /// Envelopes on this way are held back: (from, to).
     cut: Option<(usize, usize)>,
@@ -78,6 +81,7 @@ impl Mesh {
         let mut mesh = Self {
             now: Instant::from_micros(1_000_000),
             alive: vec![true; count],
+            draining: None,
             nodes,
             shards,
             queue: VecDeque::new(),
@@ -106,7 +110,7 @@ impl Mesh {
                 node: self.nodes[n],
                 version: 1,
                 name: format!("n{n}"),
-                state: NodeState::Active,
+                state: if self.draining == Some(n) { NodeState::Draining } else { NodeState::Active },
                 client_addr: String::new(),
                 admin_addr: String::new(),
                 api_addr: String::new(),

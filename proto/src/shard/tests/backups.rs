@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn history(mesh: &mut Mesh, n: usize, room: &str) -> Vec<String> {
+pub(super) fn history(mesh: &mut Mesh, n: usize, room: &str) -> Vec<String> {
     let answer = mesh.query(n, Query::History { room: room_key(room), count: 1_000 });
     let Ok(Answer::History(entries)) = answer else { panic!("{answer:?}") };
     entries.iter().map(|(_, payload)| String::from_utf8(payload.json.to_vec()).unwrap()).collect()
@@ -20,7 +20,7 @@ fn copies(mesh: &Mesh, room: &str) -> Vec<(usize, bool, u64, u64)> {
 }
 
 /// The room's owner by the ring, one equal copy at its backup, and nobody else.
-fn assert_settled(mesh: &Mesh, room: &str) {
+pub(super) fn assert_settled(mesh: &Mesh, room: &str) {
     let found = copies(mesh, room);
     let [one, other] = found[..] else { panic!("{room}: {found:?}") };
     let (owner, backup) = if one.1 { (one, other) } else { (other, one) };

@@ -1,1 +1,0 @@
-//! Hosts of counters: instant, ordered delivery between them, views changed by hand.
