@@ -39,6 +39,8 @@ struct Mesh {
     nodes: Vec<NodeRef>,
     shards: BTreeMap<At, Shard>,
     alive: Vec<bool>,
+    /// The way of a dead node's last words: (from, to) still arrives.
+    last_words: Option<(usize, usize)>,
     /// Up, and not on the ring.
     draining: Option<usize>,
     queue: VecDeque<(NodeRef, Envelope)>,
@@ -81,6 +83,7 @@ impl Mesh {
         let mut mesh = Self {
             now: Instant::from_micros(1_000_000),
             alive: vec![true; count],
+            last_words: None,
             draining: None,
             nodes,
             shards,
@@ -210,7 +213,8 @@ impl Mesh {
     fn deliver(&mut self, to: NodeRef, envelope: Envelope) {
         let from = self.nodes.iter().position(|n| *n == envelope.from.node);
         let Some(n) = self.nodes.iter().position(|n| *n == to).filter(|n| self.alive[*n]) else { return };
-        let Some(from) = from.filter(|from| self.alive[*from]) else { return };
+        let speaks = |from: &usize| self.alive[*from] || self.last_words == Some((*from, n));
+        let Some(from) = from.filter(speaks) else { return };
         if self.cut == Some((from, n)) {
             self.kept_back.push((to, envelope));
             return;

@@ -1,4 +1,5 @@
-//! Every crash of one party between any two messages of a small story, and what must hold after it.
+//! Every crash of one party between any two messages of a small story, with the last words to any one
+//! other arriving, and what must hold after it.
 
 use super::backups::{assert_settled, history};
 use super::*;
@@ -17,9 +18,18 @@ enum Story {
 /// Events published while messages are under way.
 const EVENTS: usize = 6;
 
-/// Plays a story; `crash` is after how many deliveries which node crashes. Returns how many deliveries
-/// there were.
-fn play(story: Story, crash: Option<(usize, usize)>) -> usize {
+/// A node dies.
+#[derive(Clone, Copy, Debug)]
+struct Crash {
+    /// After so many deliveries.
+    step: usize,
+    who: usize,
+    /// What it has said to this one still arrives; everything else under way is lost.
+    heard_by: usize,
+}
+
+/// Plays a story. Returns how many deliveries there were.
+fn play(story: Story, crash: Option<Crash>) -> usize {
     let mut mesh = Mesh::new(4, 1);
     let (room, owner) = (mesh.room_at(3), 3);
     if story == Story::Join {
@@ -27,7 +37,7 @@ fn play(story: Story, crash: Option<(usize, usize)>) -> usize {
         mesh.views();
     }
     // Where the client and the backend are, nothing crashes.
-    let here = usize::from(crash.is_some_and(|(_, who)| who == 0));
+    let here = usize::from(crash.is_some_and(|crash| crash.who == 0));
     let client = mesh.client((here, 0), "bob");
     mesh.say(client, &format!("421[\"join\",\"{room}\"]"));
     mesh.take(client);
@@ -51,8 +61,9 @@ fn play(story: Story, crash: Option<(usize, usize)>) -> usize {
     let mut steps = 0;
     let mut published = 0;
     loop {
-        if crash.is_some_and(|(step, _)| step == steps) {
-            mesh.alive[crash.unwrap().1] = false;
+        if let Some(crash) = crash.filter(|crash| crash.step == steps) {
+            mesh.alive[crash.who] = false;
+            mesh.last_words = Some((crash.who, crash.heard_by));
         }
         if published < EVENTS && steps % 4 == 0 {
             let json = format!("[\"during\",{published}]");
@@ -92,7 +103,9 @@ fn play_all(story: Story) {
     assert!(steps > 20, "{steps} messages are no story");
     for step in 0..=steps {
         for who in 0..4 {
-            play(story, Some((step, who)));
+            for heard_by in (0..4).filter(|heard_by| *heard_by != who) {
+                play(story, Some(Crash { step, who, heard_by }));
+            }
         }
     }
 }
