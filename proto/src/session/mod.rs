@@ -60,6 +60,8 @@ pub(crate) struct Sessions {
     busy: BTreeSet<SocketSid>,
     /// Sessions with publishes to be sent again.
     bounced: BTreeSet<SocketSid>,
+    /// Sessions taken over whose edges have not attached: since this sweep, and since an earlier one.
+    expected: [BTreeSet<SocketSid>; 2],
 }
 
 type UserKey = (Arc<str>, Arc<str>);
@@ -94,6 +96,7 @@ impl Sessions {
             dirty: BTreeSet::new(),
             busy: BTreeSet::new(),
             bounced: BTreeSet::new(),
+            expected: Default::default(),
         }
     }
 
@@ -249,6 +252,7 @@ impl Sessions {
         if !ended {
             self.index(&identity);
         }
+        self.expected[0].insert(sid);
         self.park_if_edge_is_gone(ctx, sid);
     }
 
@@ -410,14 +414,24 @@ impl Sessions {
         self.send_bounced(ctx);
     }
 
-    /// Once a second.
+    /// Once a second: an edge that has not attached to this owner may have let the session go while
+    /// nobody heard it.
     pub(crate) fn sweep(&mut self, ctx: &mut Ctx<'_>) {
         self.host.sweep();
-        self.react(ctx);
+        let [new, mut old] = std::mem::take(&mut self.expected);
+        old.retain(|sid| {
+            let unattached = self.host.peek(sid).filter(|(_, live)| !live.attached);
+            let Some(edge) = unattached.and_then(|(state, _)| state.edge) else { return false };
+            let again = Body::SessionToEdge(SessionToEdge::Reattach { sid: *sid });
+            ctx.out.send_to_address(edge.edge, self.ids.placement_of(*sid), again);
+            true
+        });
+        old.extend(new);
+        self.expected[1] = old;
     }
 
     pub(crate) fn has_to_sweep(&self) -> bool {
-        self.host.has_to_sweep()
+        self.host.has_to_sweep() || self.expected.iter().any(|sids| !sids.is_empty())
     }
 
     fn forget(&mut self, sid: SocketSid) {

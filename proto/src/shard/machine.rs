@@ -102,8 +102,13 @@ impl Shard {
     }
 
     fn on_view(&mut self, view: Arc<View>) {
+        let same_nodes = self.view.is_same_mesh(&view);
         self.view = view;
         self.pace.on_view(self.now, &self.view);
+        if same_nodes {
+            // A suspicion, or a record: nobody came, went or owns anything else.
+            return;
+        }
         if self.view.me != self.me.node {
             self.me.node = self.view.me;
             self.out.me = self.me;

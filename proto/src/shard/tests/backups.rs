@@ -216,3 +216,19 @@ fn a_client_goes_on_when_its_owner_begins_above_another() {
     assert_eq!(got, ["431[{\"ok\":true}]"]);
     assert_eq!(mesh.closed(a), None);
 }
+
+#[test]
+fn a_client_that_goes_while_its_owner_dies_leaves_no_session() {
+    let mut mesh = Mesh::new(3, 1);
+    let uid = mesh.user_at(2);
+    let a = mesh.client((0, 0), &uid);
+    // The owner is dead, and nobody knows: the edge's word for the end of the session is lost.
+    mesh.alive[2] = false;
+    mesh.gone(a);
+    mesh.views();
+    mesh.wait(5 * second());
+    assert_eq!(mesh.stats(|s| s.sessions) - mesh.shards[&(2, 0)].stats().sessions, 0);
+    let held = |n: usize| mesh.shards[&(n, 0)].holdings().len();
+    let rooms = |n: usize| mesh.shards[&(n, 0)].holdings().iter().filter(|h| h.name.contains('#')).count();
+    assert_eq!([held(0), held(1)], [rooms(0), rooms(1)], "a session is still held");
+}
