@@ -6,6 +6,7 @@
 //! Exit codes: 0 fine, 1 problems found or something went wrong, 2 wrong usage.
 
 mod client;
+mod follow;
 mod show;
 mod svg;
 
@@ -55,6 +56,10 @@ enum Command {
     },
     /// Who owns a user or a room, and what the owner knows of it
     Explain(Explain),
+    /// Hand over what a node owns, close its clients so that they come back elsewhere, and end it
+    Drain(Drain),
+    /// Follow what happens, one line each: nodes, the ring, drains, moves, takeovers
+    Watch,
     /// Every setting of the node, with what set it
     Config,
     /// Make a key: for mesh.key_file, api.key_file or admin.token_file
@@ -74,6 +79,21 @@ struct Explain {
     /// The room's namespace, if not the main one
     #[arg(long, value_name = "NAME", conflicts_with = "uid")]
     namespace: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct Drain {
+    /// The node's name; the node that is asked if left out
+    node: Option<String>,
+    /// Take the drain back: the node is on the ring and ready again
+    #[arg(long, conflicts_with_all = ["force", "no_wait"])]
+    cancel: bool,
+    /// Also the last active node: its rooms and sessions end with it
+    #[arg(long)]
+    force: bool,
+    /// Return at once instead of following until the node is gone
+    #[arg(long)]
+    no_wait: bool,
 }
 
 fn main() -> ExitCode {
@@ -112,6 +132,8 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
             let explained: Explained = client.ask(&explain.path()?)?;
             print(cli, &explained, show::explained)?;
         }
+        Command::Drain(drain) => return follow::drain(&client, drain, cli.json),
+        Command::Watch => follow::watch(&client, cli.json)?,
         Command::Config => {
             let config: ConfigAnswer = client.ask("/v1/config")?;
             print(cli, &config, show::config)?;
@@ -141,12 +163,26 @@ struct Key<'a> {
     key: &'a str,
 }
 
-/// Prints an answer as asked for. A reader that has gone (`| head`) is no error.
+/// Prints an answer as asked for.
 fn print<T: Serialize>(cli: &Cli, answer: &T, text: impl FnOnce(&T) -> String) -> anyhow::Result<()> {
     let text = if cli.json { serde_json::to_string_pretty(answer)? + "\n" } else { text(answer) };
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("cannot write to the terminal"),
+    write_out(&text).map(drop)
+}
+
+/// What became of a text.
+enum Written {
+    All,
+    /// Whoever read has gone (`| head`): that is no error.
+    NobodyReads,
+}
+
+/// Writes to standard output, at once.
+fn write_out(text: &str) -> anyhow::Result<Written> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(Written::All),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(Written::NobodyReads),
+        Err(error) => Err(error).context("cannot write to the terminal"),
     }
 }
 
@@ -179,6 +215,9 @@ mod tests {
             "meshctl explain chat alice --room lobby",
             "meshctl explain chat alice --namespace /x",
             "meshctl ring --svg",
+            "meshctl drain --cancel --force",
+            "meshctl drain --cancel --no-wait",
+            "meshctl drain n1 n2",
         ] {
             assert_eq!(parse(line).map(drop), Err(2), "{line}");
         }

@@ -5,7 +5,8 @@
 use std::fmt::Write as _;
 
 use meshd::admin::answers::{
-    ConfigAnswer, Explained, Facts, NodeLine, Problem, RingAnswer, RoomLine, SessionLine, Status,
+    ConfigAnswer, Counts, DrainLine, Event, Explained, Facts, NodeLine, OwnershipLine, Problem, RingAnswer,
+    RoomLine, SessionLine, Status,
 };
 
 /// Width of the bar of a node that owns the whole ring.
@@ -19,6 +20,9 @@ pub(crate) fn status(status: &Status) -> String {
             let _ = writeln!(out, "problems: {}", problems.len());
             for problem in problems {
                 let _ = writeln!(out, "  {}", problem_line(problem));
+            }
+            if status.problems_untold > 0 {
+                let _ = writeln!(out, "  and {} more: ask the nodes themselves", status.problems_untold);
             }
         }
     }
@@ -42,13 +46,78 @@ pub(crate) fn status(status: &Status) -> String {
     let head =
         ["NODE", "STATE", "INCARNATION", "ADDRESS", "SHARE", "CLIENTS", "SESSIONS", "ROOMS", "UP", "RING"];
     let rows = status.nodes.iter().map(node_row);
-    out + &table(&head, rows, &[4, 5, 6, 7])
+    out.push_str(&table(&head, rows, &[4, 5, 6, 7]));
+    out.push('\n');
+    for line in status.nodes.iter().filter_map(|node| node.drain.as_ref()) {
+        let _ = write!(out, "drains: {}", drain_step(line));
+    }
+    for (name, counts) in answered(status).filter(|(_, counts)| counts.copies_pending > 0) {
+        let Counts { copies_pending, replication_lag_ops, .. } = counts;
+        let _ = writeln!(
+            out,
+            "re-replication: {name} has {copies_pending} copies to fill, {replication_lag_ops} ops unconfirmed"
+        );
+    }
+    let sum = |count: fn(&Counts) -> u64| answered(status).map(|(_, counts)| count(counts)).sum::<u64>();
+    let _ = writeln!(
+        out,
+        "copies to fill {}, ops unconfirmed {}, history kept {}, parked sessions {}",
+        sum(|c| c.copies_pending),
+        sum(|c| c.replication_lag_ops),
+        size(sum(|c| c.history_bytes)),
+        sum(|c| c.parked_sessions),
+    );
+    out
+}
+
+/// The nodes that said something of themselves.
+fn answered(status: &Status) -> impl Iterator<Item = (&str, &Counts)> {
+    status.nodes.iter().filter_map(|node| Some((node.name.as_str(), node.counts.as_ref()?)))
+}
+
+/// One line of a drain's progress.
+pub(crate) fn drain_step(line: &DrainLine) -> String {
+    let DrainLine { node, phase, clients, to_hand_over, elapsed_ms, .. } = line;
+    let left = match phase.as_str() {
+        "serving" => "does not drain".to_owned(),
+        "gone" => "ended".to_owned(),
+        _ => format!("{clients} clients left, {to_hand_over} entities left"),
+    };
+    let time = if *elapsed_ms == 0 { String::new() } else { format!(", {}", tenths(*elapsed_ms)) };
+    format!("{node}  {phase:<9}  {left}{time}\n")
+}
+
+/// One line of `watch`: the time of day in UTC, the kind, what happened.
+pub(crate) fn event(event: &Event) -> String {
+    let Event { at_ms, kind, text, .. } = event;
+    let (secs, millis) = (at_ms / 1_000 % 86_400, at_ms % 1_000);
+    let (hours, minutes) = (secs / 3_600, secs / 60 % 60);
+    format!("{hours:02}:{minutes:02}:{:02}.{millis:03}  {kind:<9}  {text}\n", secs % 60)
+}
+
+/// Seconds with one decimal.
+fn tenths(millis: u64) -> String {
+    format!("{}.{} s", millis / 1_000, millis % 1_000 / 100)
+}
+
+/// Bytes in the largest unit that leaves a whole number to show.
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..10_240 => format!("{bytes} B"),
+        10_240..10_485_760 => format!("{} KiB", bytes >> 10),
+        _ => format!("{} MiB", bytes >> 20),
+    }
 }
 
 fn problem_line(problem: &Problem) -> String {
-    let Problem { what, since_secs, hurts, advice } = problem;
+    let Problem { what, since_secs, hurts, advice, said_by } = problem;
     let since = if *since_secs == 0 { "now".to_owned() } else { format!("for {}", span(*since_secs)) };
-    format!("{what} ({since}); hurts: {hurts}; do: {advice}")
+    let says = match said_by.as_slice() {
+        [] => String::new(),
+        [one] => format!(", says {one}"),
+        several => format!(", say {}", several.join(", ")),
+    };
+    format!("{what} ({since}{says}); hurts: {hurts}; do: {advice}")
 }
 
 fn node_row(node: &NodeLine) -> Vec<String> {
@@ -123,21 +192,27 @@ pub(crate) fn explained(explained: &Explained) -> String {
 }
 
 fn sessions_table(sessions: &[SessionLine]) -> String {
-    let head = ["SESSION", "NAMESPACE", "EDGE", "ROOMS", "INBOUND", "OWN LOG", "TERM"];
+    let head = ["SESSION", "NAMESPACE", "EDGE", "ROOMS", "INBOUND", "OWN LOG", "TERM", "SINCE", "BACKUP"];
     let rows = sessions.iter().map(|session| {
         let edge = session.edge.clone().unwrap_or_else(|| "none: waiting for its client".into());
         let numbers = [session.rooms.to_string(), session.inbound.to_string(), session.own_seq.to_string()];
         let names = vec![session.sid.clone(), session.namespace.clone(), edge];
-        [names, numbers.to_vec(), vec![session.term.clone()]].concat()
+        let held = [session.term.clone(), came(&session.ownership), backup(&session.ownership)];
+        [names, numbers.to_vec(), held.to_vec()].concat()
     });
     table(&head, rows, &[3, 4, 5])
 }
 
 fn room_table(room: &RoomLine) -> String {
-    let RoomLine { term, seq, entries, bytes, seconds_kept, subscribers } = room;
+    let RoomLine { term, seq, entries, bytes, seconds_kept, subscribers, ownership } = room;
     let log = format!("{entries} entries, {bytes} bytes, the oldest {} old", span(*seconds_kept));
-    let rows =
-        [vec!["log".into(), log], vec!["newest".into(), format!("{seq}")], vec!["term".into(), term.clone()]];
+    let rows = [
+        vec!["log".into(), log],
+        vec!["newest".into(), format!("{seq}")],
+        vec!["term".into(), term.clone()],
+        vec!["since".into(), came(ownership)],
+        vec!["backup".into(), backup(ownership)],
+    ];
     let mut out = table(&[], rows.into_iter(), &[]);
     if subscribers.is_empty() {
         out.push_str("\nNo node has members.\n");
@@ -147,6 +222,27 @@ fn room_table(room: &RoomLine) -> String {
         out.push_str(&table(&["EDGE", "HAS TAKEN"], rows, &[1]));
     }
     out
+}
+
+/// The last move of an entity and why: `12 s, taken over from n2`.
+fn came(ownership: &OwnershipLine) -> String {
+    let OwnershipLine { began, from, since_secs, .. } = ownership;
+    let from = from.as_deref().unwrap_or("a node that is gone");
+    let why = match began.as_str() {
+        "new" => "began here".to_owned(),
+        "take-over" => format!("taken over from {from}, which went"),
+        "hand-over" => format!("handed over by {from}"),
+        other => other.to_owned(),
+    };
+    format!("{}, {why}", span(*since_secs))
+}
+
+fn backup(ownership: &OwnershipLine) -> String {
+    match (&ownership.backup, ownership.lag_ops) {
+        (None, _) => "none".into(),
+        (Some(backup), 0) => format!("{backup}, has all"),
+        (Some(backup), lag) => format!("{backup}, {lag} ops behind"),
+    }
 }
 
 pub(crate) fn config(config: &ConfigAnswer) -> String {

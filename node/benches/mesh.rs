@@ -18,7 +18,7 @@ use mesh_proto::keys::ClusterKey;
 use mesh_proto::link::LinkLimits;
 use mesh_proto::membership::MembershipConfig;
 use mesh_proto::wire::{
-    self, Body, Envelope, Lane, NodeStatus, Payload, RoomEntry, RoomEvent, RoomToEdge, To,
+    self, Answer, Body, Envelope, Lane, NodeStatus, Payload, RoomEntry, RoomEvent, RoomToEdge, To,
 };
 use meshd::handles::{ShardHandle, Shards, ToShard};
 use meshd::mesh::{EndpointConfig, Mesh, MeshConfig, NodeStatusSource};
@@ -174,7 +174,8 @@ fn start(name: &str, seeds: &[String], mtu_max: u16) -> Started {
     let config = MeshConfig { endpoint, seeds: seeds.to_vec(), membership, limits: LinkLimits::default() };
     let (tx, rx) = mpsc::channel(meshd::handles::SHARD_QUEUE_LEN);
     let shards = Shards(vec![ShardHandle { shard: ShardIx(0), tx: tx.clone() }].into());
-    let status: NodeStatusSource = Arc::new(|| Box::pin(async { NodeStatus::default() }));
+    let status: NodeStatusSource =
+        Arc::new(|_| Box::pin(async { Ok(Answer::NodeStatus(NodeStatus::default())) }));
     (Mesh::start(config, shards, status).unwrap(), tx, rx)
 }
 

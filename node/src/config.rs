@@ -43,6 +43,8 @@ pub const PORTS: [u16; 4] = [4080, 4081, 4082, 4083];
 pub struct Config {
     /// `[node]`
     pub node: NodeConfig,
+    /// `[drain]`
+    pub drain: DrainConfig,
     /// `[mesh]`
     pub mesh: MeshConfig,
     /// `[client]`
@@ -90,13 +92,22 @@ section! {
         /// Threads that hold clients, sessions and rooms. Default 0: one per core. More than the
         /// cores cost memory and gain nothing.
         shards: u16 = 0, Kind::Count(0..=64);
-        /// How long a stop may take, from SIGTERM to exit. Default 30s: 5s in which balancers
-        /// notice, 25s for clients to be closed at a bearable pace. Raise it with more than 10,000
-        /// clients a node, together with the supervisor's own limit (systemd, Kubernetes: 30s too).
-        stop_within: Duration = Duration::from_secs(30), Kind::Time(Duration::from_secs(1)..=Duration::from_secs(3600));
-        /// How long a stopping node stays up, not ready and refusing, before it closes clients:
-        /// the time balancers need to notice. Default 5s; less than `node.stop_within`.
-        stop_notice: Duration = Duration::from_secs(5), Kind::Time(Duration::ZERO..=Duration::from_secs(600));
+    }
+}
+
+section! {
+    /// The end of a node, by `meshctl drain` or SIGTERM: announce, hand-over, closing, leaving.
+    /// `drain.announce` and `drain.deadline` together must fit into the supervisor's own limit
+    /// (systemd 90s, Kubernetes 30s).
+    pub struct DrainConfig {
+        /// How long a draining node stays as it is, only not ready and refusing new clients: the time
+        /// balancers need to notice. Default 5s. Left out when the node has no client: then nobody
+        /// would be sent elsewhere too early. Longer than the balancer's period of health checks.
+        announce: Duration = Duration::from_secs(5), Kind::Time(Duration::ZERO..=Duration::from_secs(600));
+        /// How long everything after that may take: half of it at most for handing over users and
+        /// rooms, the rest for closing clients (500 a second, faster where time is short) and leaving.
+        /// Default 25s: clients come back at a bearable pace up to 10,000 a node; raise it with more.
+        deadline: Duration = Duration::from_secs(25), Kind::Time(Duration::from_secs(1)..=Duration::from_secs(3600));
     }
 }
 
@@ -353,7 +364,7 @@ section! {
 }
 
 /// The fixed sections by name, in order of documentation.
-pub(crate) const SECTIONS: [&str; 7] = ["node", "mesh", "client", "api", "admin", "log", "limits"];
+pub(crate) const SECTIONS: [&str; 8] = ["node", "drain", "mesh", "client", "api", "admin", "log", "limits"];
 
 impl Config {
     /// A fixed section by its name.
@@ -361,6 +372,7 @@ impl Config {
     pub fn section(&self, name: &str) -> Option<&dyn Section> {
         Some(match name {
             "node" => &self.node,
+            "drain" => &self.drain,
             "mesh" => &self.mesh,
             "client" => &self.client,
             "api" => &self.api,
@@ -374,6 +386,7 @@ impl Config {
     fn section_mut(&mut self, name: &str) -> Option<&mut dyn Section> {
         Some(match name {
             "node" => &mut self.node,
+            "drain" => &mut self.drain,
             "mesh" => &mut self.mesh,
             "client" => &mut self.client,
             "api" => &mut self.api,

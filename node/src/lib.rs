@@ -8,6 +8,7 @@ pub mod api;
 pub mod clock;
 pub mod config;
 pub mod demo;
+pub mod drain;
 pub mod fd_limit;
 pub mod handles;
 pub mod identity;

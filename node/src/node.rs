@@ -211,18 +211,25 @@ impl Running {
         Ok(())
     }
 
-    /// Runs until the node is told to stop or cannot go on, then stops it in phases.
+    /// Runs until the node is told to stop, has been drained or cannot go on, then ends it in phases.
     #[must_use]
     pub fn wait(self) -> Ended {
         let Self { runtime, parts, stopper, impatient } = self;
         let ended = runtime.block_on(async {
-            let ended = tokio::select! {
-                () = stopper.cancelled() => Ended::Stopped,
-                cause = parts.cannot_go_on() => cause,
+            let all = async {
+                let ended = tokio::select! {
+                    () = stop::until_drained(&parts, &stopper) => Ended::Stopped,
+                    cause = parts.cannot_go_on() => cause,
+                };
+                // Whatever the cause, the others are told as much as still works.
+                if ended != Ended::Stopped {
+                    stop::give_up(&parts).await;
+                }
+                stop::leave(parts, &ended).await;
+                ended
             };
-            // Whatever the cause, the others are told as much as still works.
             tokio::select! {
-                () = stop::stop(parts, &ended) => ended,
+                ended = all => ended,
                 () = impatient.cancelled() => Ended::Impatient,
             }
         });

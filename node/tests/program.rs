@@ -43,7 +43,7 @@ fn free_ports(command: &mut Command) -> &mut Command {
     for (flag, address) in FREE_PORTS {
         command.args([flag, address]);
     }
-    command.args(["--set", "node.shards=1", "--set", "node.stop_notice=0s"])
+    command.args(["--set", "node.shards=1", "--set", "drain.announce=0s"])
 }
 
 /// A node of its own process and where it listens.
@@ -60,7 +60,7 @@ fn supervised(key: &str, name: &str) -> (Child, Addresses) {
 /// A node in this process.
 fn embedded(key: &str, name: &str, seeds: &[&Running]) -> Running {
     let flag = |key: &str, value: &str| Flag { flag: "test".into(), key: key.into(), value: value.into() };
-    let mut flags = vec![flag("node.name", name), flag("node.shards", "1"), flag("node.stop_notice", "0s")];
+    let mut flags = vec![flag("node.name", name), flag("node.shards", "1"), flag("drain.announce", "0s")];
     for listener in ["client.listen", "api.listen", "admin.listen", "mesh.listen"] {
         flags.push(flag(listener, "127.0.0.1:0"));
     }

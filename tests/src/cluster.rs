@@ -130,7 +130,7 @@ pub fn settings(name: &str, key: &str, seeds: &[SocketAddr]) -> Settings {
     [
         ("NODE__NAME", name),
         ("NODE__SHARDS", "2"),
-        ("NODE__STOP_NOTICE", "0s"),
+        ("DRAIN__ANNOUNCE", "0s"),
         ("MESH__KEY", key),
         ("MESH__SEEDS", &seeds.join(",")),
         ("MESH__LISTEN", "127.0.0.1:0"),

@@ -17,12 +17,15 @@ fn node(name: &str, share: f64, counts: Option<Counts>) -> NodeLine {
 fn counts(clients: u64, agrees: bool) -> Option<Counts> {
     let ring_digest = if agrees { "c69eaadc96e1d0f4" } else { "0000000000000007" };
     let ring_digest = ring_digest.into();
-    Some(Counts { clients, sessions: 2, rooms: 1, ring_digest, agrees, uptime_secs: 125 })
+    let counts =
+        Counts { clients, sessions: 2, rooms: 1, ring_digest, agrees, uptime_secs: 125, ..Counts::default() };
+    Some(Counts { history_bytes: 6_000, ..counts })
 }
 
 fn healthy() -> Status {
     Status {
         problems: Vec::new(),
+        problems_untold: 0,
         node: "a".into(),
         software: "0.1.0".into(),
         uptime_secs: 125,
@@ -45,6 +48,8 @@ problems: none
 NODE         STATE   INCARNATION  ADDRESS          SHARE  CLIENTS  SESSIONS  ROOMS  UP         RING
 a *          active  17           127.0.0.1:4083  33.4 %     1200         2      1  2 min 5 s  c69eaadc96e1d0f4 agrees
 b-long-name  active  17           127.0.0.1:4083  66.6 %        7         2      1  2 min 5 s  c69eaadc96e1d0f4 agrees
+
+copies to fill 0, ops unconfirmed 0, history kept 11 KiB, parked sessions 0
 ";
     assert_eq!(status(&healthy()), expected);
 }
@@ -58,22 +63,43 @@ fn a_status_with_problems_begins_with_them() {
             since_secs: 75,
             hurts: "users it owns may pause".into(),
             advice: "look at its CPU".into(),
+            said_by: vec!["a".into(), "c".into()],
         },
-        Problem { what: "c is gone".into(), hurts: "nobody".into(), advice: "wait".into(), since_secs: 0 },
+        Problem {
+            what: "c is gone".into(),
+            hurts: "nobody".into(),
+            advice: "wait".into(),
+            ..Problem::default()
+        },
     ];
+    sick.problems_untold = 3;
     sick.ring_agreed = Some(false);
-    sick.nodes[0].counts = counts(3, false);
-    sick.nodes[1] = NodeLine { state: "suspect".into(), ..node("b", 0.5, None) };
+    let pending = |counts: Counts| Counts { copies_pending: 40, replication_lag_ops: 7, ..counts };
+    sick.nodes[0].counts = counts(3, false).map(pending);
+    let drain = DrainLine {
+        node: "b".into(),
+        phase: "closing".into(),
+        clients: 120,
+        to_hand_over: 5,
+        elapsed_ms: 14_250,
+        ..DrainLine::default()
+    };
+    sick.nodes[1] = NodeLine { state: "suspect".into(), drain: Some(drain), ..node("b", 0.5, None) };
     let expected = "\
 problems: 2
-  b does not answer probes (for 1 min 15 s); hurts: users it owns may pause; do: look at its CPU
+  b does not answer probes (for 1 min 15 s, say a, c); hurts: users it owns may pause; do: look at its CPU
   c is gone (now); hurts: nobody; do: wait
+  and 3 more: ask the nodes themselves
 
 2 nodes, ring c69eaadc96e1d0f4 NOT AGREED (seen from a, 0.1.0, up 2 min 5 s)
 
 NODE  STATE    INCARNATION  ADDRESS          SHARE  CLIENTS  SESSIONS  ROOMS  UP         RING
 a *   active   17           127.0.0.1:4083  33.4 %        3         2      1  2 min 5 s  0000000000000007 DIFFERS
 b     suspect  17           127.0.0.1:4083  50.0 %        -         -      -  -          no answer
+
+drains: b  closing    120 clients left, 5 entities left, 14.2 s
+re-replication: a has 40 copies to fill, 7 ops unconfirmed
+copies to fill 40, ops unconfirmed 7, history kept 6000 B, parked sessions 0
 ";
     assert_eq!(status(&sick), expected);
 }
@@ -127,6 +153,13 @@ fn an_explained_user() {
         rooms: 2,
         inbound: 10,
         own_seq: 4,
+        ownership: OwnershipLine {
+            backup: Some("c".into()),
+            lag_ops: 2,
+            began: "take-over".into(),
+            from: Some("d".into()),
+            since_secs: 61,
+        },
     };
     let expected = "\
 key     user \"alice\" of product \"chat\"
@@ -136,9 +169,9 @@ backup  c
 then    a
 ring    c69eaadc96e1d0f4 (seen from a)
 
-SESSION                 NAMESPACE  EDGE                          ROOMS  INBOUND  OWN LOG  TERM
-BwcHBwcHBwcHBwcHBwcHBw  /          a shard 0                         2       10        4  3 by b
-BwcHBwcHBwcHBwcHBwcHBw  /          none: waiting for its client      2       10        4  3 by b
+SESSION                 NAMESPACE  EDGE                          ROOMS  INBOUND  OWN LOG  TERM    SINCE                                     BACKUP
+BwcHBwcHBwcHBwcHBwcHBw  /          a shard 0                         2       10        4  3 by b  1 min 1 s, taken over from d, which went  c, 2 ops behind
+BwcHBwcHBwcHBwcHBwcHBw  /          none: waiting for its client      2       10        4  3 by b  1 min 1 s, taken over from d, which went  c, 2 ops behind
 ";
     assert_eq!(explained_as(Facts::User(vec![session(Some("a shard 0")), session(None)])), expected);
 }
@@ -152,12 +185,19 @@ fn an_explained_room_and_keys_nobody_knows() {
         bytes: 900,
         seconds_kept: 30,
         subscribers: vec![SubscriberLine { edge: "a shard 0".into(), seq: 8 }],
+        ownership: OwnershipLine {
+            began: "hand-over".into(),
+            from: Some("a".into()),
+            ..OwnershipLine::default()
+        },
     };
     let text = explained_as(Facts::Room(room));
     let expected = "\
 log     9 entries, 900 bytes, the oldest 30 s old
 newest  9
 term    3 by b
+since   0 s, handed over by a
+backup  none
 
 EDGE       HAS TAKEN
 a shard 0          8
@@ -190,4 +230,18 @@ node.name  \"\"     default              restart
 #[test]
 fn spans_read_well() {
     assert_eq!([0, 59, 61, 3_600, 90_000].map(span), ["0 s", "59 s", "1 min 1 s", "1 h 0 min", "1 d 1 h"]);
+}
+
+#[test]
+fn what_happens_is_one_line_each() {
+    let happened = Event {
+        at_ms: 1_800_000_000_123,
+        kind: "up".into(),
+        node: "b".into(),
+        text: "b is up".into(),
+        ..Event::default()
+    };
+    assert_eq!(event(&happened), "08:00:00.123  up         b is up\n");
+    let gone = DrainLine { node: "b".into(), phase: "gone".into(), elapsed_ms: 900, ..DrainLine::default() };
+    assert_eq!(drain_step(&gone), "b  gone       ended, 0.9 s\n");
 }

@@ -12,8 +12,10 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Status {
-    /// What is wrong, oldest first; empty when nothing is.
+    /// What is wrong by the word of any node, oldest first; empty when nothing is.
     pub problems: Vec<Problem>,
+    /// Problems that nodes have only counted, having more than they told.
+    pub problems_untold: u64,
     /// The node that answers.
     pub node: String,
     /// Its program's version.
@@ -40,6 +42,8 @@ pub struct Problem {
     pub hurts: String,
     /// What to do.
     pub advice: String,
+    /// The nodes that say so, ordered by name.
+    pub said_by: Vec<String>,
 }
 
 /// One node in [`Status`].
@@ -76,6 +80,8 @@ pub struct NodeLine {
     pub is_me: bool,
     /// What it says of itself; `None` when it did not answer in time.
     pub counts: Option<Counts>,
+    /// How far its drain is; `None` while it does not drain.
+    pub drain: Option<DrainLine>,
 }
 
 /// What a node says of itself.
@@ -94,6 +100,57 @@ pub struct Counts {
     pub agrees: bool,
     /// Seconds since its start.
     pub uptime_secs: u64,
+    /// Entities whose backup does not have all of them yet: re-replication under way.
+    pub copies_pending: u64,
+    /// Ops that backups have not confirmed.
+    pub replication_lag_ops: u64,
+    /// Entities it holds as owner that the ring gives to others.
+    pub to_hand_over: u64,
+    /// Copies it holds for other owners.
+    pub copies: u64,
+    /// Backups that have owed it an answer for 250 ms or more: what waits for them is held back.
+    pub backups_silent: u64,
+    /// Sessions without a transport, kept for their clients to come back.
+    pub parked_sessions: u64,
+    /// Bytes in the logs of rooms it owns: the history kept.
+    pub history_bytes: u64,
+}
+
+/// A drain, in [`NodeLine`] and as the answer to `/v1/drain`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DrainLine {
+    /// The node.
+    pub node: String,
+    /// Which life of it.
+    pub incarnation: u64,
+    /// Whether it is the node that answers: then it stops answering in the end.
+    pub is_me: bool,
+    /// `serving`, `announce`, `hand-over`, `closing`, `leaving`; `gone` once it is not in the cluster.
+    pub phase: String,
+    /// Clients whose transport still ends there.
+    pub clients: u64,
+    /// Entities still to be handed over.
+    pub to_hand_over: u64,
+    /// Milliseconds since the drain began.
+    pub elapsed_ms: u64,
+}
+
+/// One line of `/v1/watch`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Event {
+    /// When it was seen, in milliseconds since 1970 by the clock of the node that answers.
+    pub at_ms: u64,
+    /// What kind it is: `hello`, `up`, `down`, `left`, `restarted`, `suspect`, `trusted`, `state`,
+    /// `ring`, `drain`, `moves`, `takeovers`, `fences`, `gaps`, `missed`.
+    pub kind: String,
+    /// The node it is about; empty when it is about all of them.
+    pub node: String,
+    /// How many, where something is counted.
+    pub count: u64,
+    /// The same in words.
+    pub text: String,
 }
 
 /// To `/v1/ring`.
@@ -197,6 +254,8 @@ pub struct SessionLine {
     pub inbound: u64,
     /// Entries of its own log so far.
     pub own_seq: u64,
+    /// How its owner came to it, and who holds its copy.
+    pub ownership: OwnershipLine,
 }
 
 /// The room in [`Facts`].
@@ -215,6 +274,24 @@ pub struct RoomLine {
     pub seconds_kept: u64,
     /// Shards with members, and how far each has taken the log.
     pub subscribers: Vec<SubscriberLine>,
+    /// How its owner came to it, and who holds its copy.
+    pub ownership: OwnershipLine,
+}
+
+/// How an owner came to a session or a room, the last move and why; and who holds its copy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OwnershipLine {
+    /// The node that holds its copy; `None` without one.
+    pub backup: Option<String>,
+    /// Ops that the backup has not confirmed.
+    pub lag_ops: u64,
+    /// `new`, `take-over` or `hand-over`.
+    pub began: String,
+    /// The owner before, after a take-over or a hand-over.
+    pub from: Option<String>,
+    /// Seconds since then.
+    pub since_secs: u64,
 }
 
 /// One subscriber of a room.

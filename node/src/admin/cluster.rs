@@ -11,9 +11,12 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use mesh_proto::id::{NodeId, NodeRef, ShardIx};
 use mesh_proto::membership::Stats;
-use mesh_proto::wire::{Answer, NodeStatus, Query};
+use mesh_proto::shard::ShardStats;
+use mesh_proto::wire::{Answer, CommandFailed, DrainCommand, DrainStatus, NodeStatus, Query, Safety};
 use tokio::sync::oneshot;
 
+use super::board::Board;
+use crate::drain::DrainControl;
 use crate::handles::{ShardReport, Shards, ToShard, ViewWatch};
 use crate::mesh::MeshHandle;
 
@@ -27,6 +30,12 @@ pub type Answering<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub trait Cluster: Send + Sync {
     /// The counts of a node, this one included; `None` when it does not answer.
     fn node_status(&self, node: NodeRef) -> Answering<'_, Option<NodeStatus>>;
+    /// Has a node, this one included, do something about its drain, or say how far it is.
+    fn drain(
+        &self,
+        node: NodeRef,
+        command: DrainCommand,
+    ) -> Answering<'_, Result<DrainStatus, CommandFailed>>;
     /// What gossip and links know; `None` before gossip has started.
     fn facts(&self) -> Answering<'_, Option<MeshFacts>>;
 }
@@ -77,6 +86,19 @@ impl Cluster for MeshHandle {
         })
     }
 
+    fn drain(
+        &self,
+        node: NodeRef,
+        command: DrainCommand,
+    ) -> Answering<'_, Result<DrainStatus, CommandFailed>> {
+        Box::pin(async move {
+            match self.ask_node(node, Query::Drain(command)).await? {
+                Answer::Drain(status) => Ok(status),
+                _ => Err(CommandFailed::Refused("an answer of the wrong kind".into())),
+            }
+        })
+    }
+
     fn facts(&self) -> Answering<'_, Option<MeshFacts>> {
         Box::pin(async move {
             let gossip = self.gossip().await?;
@@ -111,16 +133,75 @@ pub(super) async fn shard_reports(shards: &Shards) -> Vec<(ShardIx, Option<Shard
     join_all(asked).await
 }
 
-/// The counts of this node, as it tells them its peers.
-pub async fn own_status(shards: &Shards, view: &ViewWatch, uptime: Duration) -> NodeStatus {
+/// Entities that this node holds as owner and the ring gives to others; `None` when a shard does not
+/// say.
+pub(crate) async fn to_hand_over(shards: &Shards) -> Option<u64> {
     let reports = shard_reports(shards).await;
-    let sum =
-        |count: fn(&ShardReport) -> u64| reports.iter().filter_map(|(_, r)| r.as_ref()).map(count).sum();
-    NodeStatus {
-        clients: sum(|r| r.machine.clients),
-        sessions: sum(|r| r.machine.sessions),
-        rooms: sum(|r| r.machine.rooms),
-        ring_digest: view.borrow().ring.digest(),
-        uptime_secs: uptime.as_secs(),
+    reports.iter().map(|(_, report)| report.as_ref().map(|report| report.machine.to_hand_over)).sum()
+}
+
+/// Answers questions to this node itself: from operators, by way of any node of the mesh.
+#[derive(Clone, Debug)]
+pub struct OwnAnswers {
+    /// The shards.
+    pub shards: Shards,
+    /// The newest view.
+    pub view: ViewWatch,
+    /// Its problems.
+    pub board: Board,
+    /// Its drain.
+    pub drain: DrainControl,
+}
+
+impl OwnAnswers {
+    /// Answers one question, of a node that has been up for `uptime`.
+    ///
+    /// # Errors
+    /// [`CommandFailed::Refused`] for what is no question to a node, or may not be done.
+    pub async fn answer(self, query: Query, uptime: Duration) -> Result<Answer, CommandFailed> {
+        match query {
+            Query::NodeStatus => Ok(Answer::NodeStatus(self.status(uptime).await)),
+            Query::Drain(command) => {
+                let view = self.view.borrow().clone();
+                self.drain.command(command, &view).await.map(Answer::Drain)
+            }
+            _ => Err(CommandFailed::Refused("not a question to a node".into())),
+        }
+    }
+
+    /// The counts of this node, as it tells them its peers.
+    pub async fn status(&self, uptime: Duration) -> NodeStatus {
+        let reports = shard_reports(&self.shards).await;
+        let sum = |count: fn(&ShardStats) -> u64| {
+            reports
+                .iter()
+                .filter_map(|(_, report)| report.as_ref())
+                .map(|report| count(&report.machine))
+                .sum()
+        };
+        let (problem_count, problems) = self.board.told();
+        NodeStatus {
+            clients: sum(|s| s.clients),
+            sessions: sum(|s| s.sessions),
+            rooms: sum(|s| s.rooms),
+            ring_digest: self.view.borrow().ring.digest(),
+            uptime_secs: uptime.as_secs(),
+            problem_count,
+            problems,
+            drain: self.drain.status(),
+            safety: Safety {
+                copies_pending: sum(|s| s.copies_pending),
+                replication_lag_ops: sum(|s| s.replication_lag_ops),
+                to_hand_over: sum(|s| s.to_hand_over),
+                copies: sum(|s| s.copies),
+                backups_silent: sum(|s| s.backups_silent),
+                parked_sessions: sum(|s| s.parked_sessions),
+                history_bytes: sum(|s| s.log_bytes),
+                moves_total: sum(|s| s.moves_total),
+                takeovers_total: sum(|s| s.takeovers_total),
+                fences_total: sum(|s| s.fences_total),
+                gaps_total: sum(|s| s.gaps_total),
+            },
+        }
     }
 }

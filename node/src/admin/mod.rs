@@ -3,8 +3,8 @@
 //! Belongs here: paths, who may ask, the task that watches the node.
 //! Stays out: commands to rooms and users (`api`); the runtime, which is not the shards', so that
 //! this answers while the data plane is overloaded.
-//! Invariants: every answer comes within about a second, with what is silent named in it; nothing
-//! here changes the node; secrets show as `***`.
+//! Invariants: every answer comes within about two seconds, with what is silent named in it; nothing
+//! here changes a node but `POST /v1/drain`; secrets show as `***`.
 //!
 //! | path | answers |
 //! |---|---|
@@ -13,9 +13,15 @@
 //! | `/metrics` | Prometheus text (no key asked) |
 //! | `/v1/status` `/v1/ring[?arcs=false]` `/v1/config` | [`answers`] |
 //! | `/v1/explain?product=&uid=`, `…&room=[&namespace=]` | [`answers::Explained`] |
+//! | `/v1/watch` | [`answers::Event`], one a line, until the other side goes |
+//! | `/v1/drain[?node=]` | [`answers::DrainLine`] of that node, this one if none is named |
+//! | `POST /v1/drain[?node=][&force=true \| &cancel=true]` | the same, after having that node drain, or serve again |
 
 pub mod answers;
+mod board;
 mod cluster;
+mod drain;
+mod events;
 mod numbers;
 mod problems;
 mod status;
@@ -28,21 +34,24 @@ use http::{Method, StatusCode};
 use hyper::body::Incoming;
 use mesh_proto::limits::Limits;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
-pub use cluster::{Answering, Cluster, LinkFact, MeshFacts, own_status};
+pub use board::Board;
+pub(crate) use cluster::to_hand_over;
+pub use cluster::{Answering, Cluster, LinkFact, MeshFacts, OwnAnswers};
 
 use crate::admission::Admission;
+use crate::drain::DrainControl;
 use crate::handles::{Shards, ViewWatch};
 use crate::metrics::{self, Source};
 use crate::tasks::{OnPanic, Tasks};
-use crate::web::{self, Access, Failure, Guard, Handler, Reply};
+use crate::web::{self, Access, Answer, Failure, Guard, Handler, Lines, Reply};
 
 use answers::{ConfigAnswer, ConfigValue};
+use board::Snapshot;
+use events::Events;
 use problems::Descriptors;
 use status::Key;
-use watcher::Snapshot;
 
 /// What the admin listener needs of its node.
 pub struct AdminState {
@@ -58,6 +67,10 @@ pub struct AdminState {
     pub view: ViewWatch,
     /// The mesh.
     pub cluster: Arc<dyn Cluster>,
+    /// What the last look at the node has found.
+    pub board: Board,
+    /// The node's drain.
+    pub drain: DrainControl,
     /// Counts of the client port.
     pub admission: Arc<Admission>,
     /// Clients there may be.
@@ -92,78 +105,119 @@ impl std::fmt::Debug for AdminState {
 struct Admin {
     state: Arc<AdminState>,
     guard: Guard,
-    snapshot: watch::Receiver<Arc<Snapshot>>,
+    events: Events,
+    tasks: Tasks,
 }
 
 /// Serves the admin listener until `tasks` is told to stop. `access` from [`Access::at`].
 pub async fn serve(listener: TcpListener, state: AdminState, access: Access, tasks: Tasks) {
-    let (snapshots, snapshot) = watch::channel(Arc::default());
-    let state = Arc::new(state);
-    let (watched, stopping) = (state.clone(), tasks.stopping());
-    tasks.spawn("admin-watcher", OnPanic::EndTask, async move {
-        tokio::select! {
-            () = stopping.cancelled() => {}
-            () = watcher::watch_node(watched, snapshots) => {}
-        }
-    });
-    let admin = Admin { state, guard: Guard::new(access), snapshot };
-    web::serve(listener, Arc::new(admin), "admin", tasks).await;
+    let admin = Arc::new(Admin::new(state, access, tasks.clone()));
+    admin.start();
+    web::serve(listener, admin, "admin", tasks).await;
 }
 
 impl Handler for Admin {
-    async fn handle(self: Arc<Self>, peer: SocketAddr, request: http::Request<Incoming>) -> Reply {
-        self.answer(peer, &request).await.unwrap_or_else(Reply::from)
+    type Answer = Answer;
+
+    async fn handle(self: Arc<Self>, peer: SocketAddr, request: http::Request<Incoming>) -> Answer {
+        self.answer(peer, &request).await.unwrap_or_else(|failure| Reply::from(failure).into())
     }
 }
 
+/// What is served, by which methods.
+const PATHS: [(&str, bool); 9] = [
+    ("/healthz", false),
+    ("/readyz", false),
+    ("/metrics", false),
+    ("/v1/status", false),
+    ("/v1/ring", false),
+    ("/v1/config", false),
+    ("/v1/explain", false),
+    ("/v1/watch", false),
+    ("/v1/drain", true),
+];
+
 impl Admin {
-    async fn answer(&self, peer: SocketAddr, request: &http::Request<Incoming>) -> Result<Reply, Failure> {
-        let path = request.uri().path();
+    fn new(state: AdminState, access: Access, tasks: Tasks) -> Self {
+        Self { state: Arc::new(state), guard: Guard::new(access), events: Events::new(), tasks }
+    }
+
+    /// Starts to look at the node, and to tell what happens.
+    fn start(&self) {
+        let watch = watcher::watch_node(self.state.clone());
+        let tell = events::tell_all(self.state.clone(), self.events.clone());
+        let stopping = self.tasks.stopping();
+        self.tasks.spawn("admin-watcher", OnPanic::EndTask, async move {
+            tokio::select! {
+                () = stopping.cancelled() => {}
+                () = watch => {}
+            }
+        });
+        let stopping = self.tasks.stopping();
+        self.tasks.spawn("admin-events", OnPanic::EndTask, async move {
+            tokio::select! {
+                () = stopping.cancelled() => {}
+                () = tell => {}
+            }
+        });
+    }
+
+    async fn answer(&self, peer: SocketAddr, request: &http::Request<Incoming>) -> Result<Answer, Failure> {
+        let (path, query) = (request.uri().path(), request.uri().query());
         if matches!(path, "/healthz" | "/readyz" | "/metrics") {
             self.guard.check_page(request.headers())?;
         } else {
             self.guard.check(peer, request.headers())?;
         }
-        if !matches!(
-            path,
-            "/healthz" | "/readyz" | "/metrics" | "/v1/status" | "/v1/ring" | "/v1/config" | "/v1/explain"
-        ) {
-            return Err(Failure::no_such_path());
+        let known = PATHS.iter().find(|(known, _)| *known == path);
+        let (_, acts) = known.ok_or_else(Failure::no_such_path)?;
+        match (request.method(), acts) {
+            (&Method::GET | &Method::HEAD, _) | (&Method::POST, true) => {}
+            (_, true) => return Err(Failure::wrong_method("GET, HEAD, POST")),
+            (_, false) => return Err(Failure::wrong_method("GET, HEAD")),
         }
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return Err(Failure::wrong_method("GET, HEAD"));
-        }
-        let key = match path {
-            "/v1/explain" => Some(explain_key(&self.state.limits, request.uri().query())?),
-            _ => None,
-        };
-        let snapshot = self.snapshot.borrow().clone();
-        Ok(match path {
+        let reply = match path {
             "/healthz" => Reply::text(StatusCode::OK, "text/plain; charset=utf-8", "ok\n"),
-            "/readyz" => self.ready(&snapshot),
+            "/readyz" => self.ready(&self.state.board.latest()),
             "/metrics" => {
-                let text = numbers::exposition(&self.state, &snapshot).await;
+                let text = numbers::exposition(&self.state, &self.state.board.latest()).await;
                 Reply::text(StatusCode::OK, metrics::CONTENT_TYPE, text)
             }
-            "/v1/status" => Reply::json(StatusCode::OK, &status::status(&self.state, &self.snapshot).await),
-            "/v1/ring" => {
-                let with_arcs = wants_arcs(request.uri().query())?;
-                Reply::json(StatusCode::OK, &status::ring(&self.state, with_arcs))
-            }
+            "/v1/status" => Reply::json(StatusCode::OK, &status::status(&self.state).await),
+            "/v1/ring" => Reply::json(StatusCode::OK, &status::ring(&self.state, wants_arcs(query)?)),
             "/v1/config" => {
                 let answer =
                     ConfigAnswer { node: self.state.name.clone(), values: self.state.config.clone() };
                 Reply::json(StatusCode::OK, &answer)
             }
-            _ => match key {
-                Some(key) => Reply::json(StatusCode::OK, &status::explain(&self.state, key).await),
-                None => return Err(Failure::no_such_path()),
-            },
-        })
+            "/v1/explain" => {
+                let key = explain_key(&self.state.limits, query)?;
+                Reply::json(StatusCode::OK, &status::explain(&self.state, key).await)
+            }
+            "/v1/drain" => {
+                let asked = drain::asked(request.method(), query)?;
+                Reply::json(StatusCode::OK, &drain::answer(&self.state, asked).await?)
+            }
+            "/v1/watch" => return Ok(Answer::Lines(self.watch(request.method() == Method::HEAD))),
+            _ => return Err(Failure::no_such_path()),
+        };
+        Ok(reply.into())
+    }
+
+    /// What happens from now on, as lines.
+    fn watch(&self, head_only: bool) -> Lines {
+        let (writer, lines) = Lines::new("application/x-ndjson");
+        if !head_only {
+            let heard = self.events.listen();
+            let write = events::write(self.state.clone(), heard, writer, self.tasks.stopping());
+            self.tasks.spawn("admin-watch", OnPanic::EndTask, write);
+        }
+        lines
     }
 
     fn ready(&self, snapshot: &Snapshot) -> Reply {
-        let ready = status::ready(&self.state.view.borrow(), snapshot);
+        let phase = self.state.drain.status().phase;
+        let ready = status::ready(&self.state.view.borrow(), snapshot, phase);
         let status = if ready.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         Reply::json(status, &ready)
     }

@@ -8,14 +8,14 @@ use crate::handles::{ShardReport, ToShard};
 use crate::metrics::{Exposition, Kind};
 use mesh_proto::view::{NodeInfo, NodeState};
 
+use super::board::Snapshot;
 use super::cluster::{LinkFact, MeshFacts, shard_reports};
 use super::status::{ready, shares};
-use super::watcher::Snapshot;
 
 type Read = fn(&ShardReport) -> u64;
 
 /// Per shard: name, kind, help, where it is read.
-const SHARD_FAMILIES: [(&str, Kind, &str, Read); 25] = [
+const SHARD_FAMILIES: [(&str, Kind, &str, Read); 34] = [
     (
         "meshd_clients",
         Kind::Gauge,
@@ -98,6 +98,57 @@ const SHARD_FAMILIES: [(&str, Kind, &str, Read); 25] = [
     ("meshd_reattached_total", Kind::Counter, "Sessions attached anew after their owner changed.", |r| {
         r.machine.reattached_total
     }),
+    (
+        "meshd_to_hand_over",
+        Kind::Gauge,
+        "Sessions and rooms held as owner that the ring gives to others: not 0 for moments after a ring change, and while draining.",
+        |r| r.machine.to_hand_over,
+    ),
+    (
+        "meshd_copies_pending",
+        Kind::Gauge,
+        "Sessions and rooms owned whose backup does not have all of them yet. Not counted: those without a backup because there is no other node.",
+        |r| r.machine.copies_pending,
+    ),
+    ("meshd_copies", Kind::Gauge, "Sessions and rooms held as backup for other owners.", |r| {
+        r.machine.copies
+    }),
+    (
+        "meshd_backups_silent",
+        Kind::Gauge,
+        "Backups that have owed an answer for 250 ms or more: what waits for them is held back.",
+        |r| r.machine.backups_silent,
+    ),
+    (
+        "meshd_replication_lag_ops",
+        Kind::Gauge,
+        "Operations applied that backups have not confirmed: their effects wait.",
+        |r| r.machine.replication_lag_ops,
+    ),
+    (
+        "meshd_parked_sessions",
+        Kind::Gauge,
+        "Sessions owned without a transport, kept for their clients to come back.",
+        |r| r.machine.parked_sessions,
+    ),
+    (
+        "meshd_moves_total",
+        Kind::Counter,
+        "Sessions and rooms taken over from their owner by hand-over. Not counted: those begun after an owner's death.",
+        |r| r.machine.moves_total,
+    ),
+    (
+        "meshd_takeovers_total",
+        Kind::Counter,
+        "Sessions and rooms carried on from a copy after their owner's death. Not counted: those rebuilt without a copy.",
+        |r| r.machine.takeovers_total,
+    ),
+    (
+        "meshd_fences_total",
+        Kind::Counter,
+        "Messages of owners refused here because a higher term was known.",
+        |r| r.machine.fences_total,
+    ),
     ("meshd_shard_turns_total", Kind::Counter, "Turns of the shard's loop.", |r| r.driver.turns_total),
     (
         "meshd_client_read_bytes_total",
@@ -217,7 +268,7 @@ fn cluster(state: &AdminState, snapshot: &Snapshot, out: &mut Exposition) {
     out.single("meshd_ring_share", Kind::Gauge, "This node's part of the ring, 0 to 1.", share);
     let help = "Peers whose ring differs from this node's, or is not known, at the last look.";
     out.single("meshd_ring_disagreeing_nodes", Kind::Gauge, help, snapshot.disagreeing.len());
-    let is_ready = u8::from(ready(&view, snapshot).ready);
+    let is_ready = u8::from(ready(&view, snapshot, state.drain.status().phase).ready);
     out.single("meshd_ready", Kind::Gauge, "What /readyz says: 1 if clients may be sent here.", is_ready);
     let help = "Problems that `meshctl status` lists. Not counted: nodes silent to that very question.";
     out.single("meshd_problems", Kind::Gauge, help, snapshot.problems.len());

@@ -68,11 +68,39 @@ struct Rising {
     rose_at: Option<Instant>,
 }
 
+/// A problem, and since when it is one.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    pub(super) since: Instant,
+    pub(super) severity: Severity,
+    pub(super) problem: Problem,
+}
+
+/// Which problems a peer is told of when there are too many for all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Severity {
+    /// Somebody waits or is refused now.
+    Hurts,
+    /// It has cost something, or may soon.
+    Threatens,
+}
+
+impl Severity {
+    fn of(kind: &str) -> Self {
+        match kind {
+            "joining" | "suspect" | "silent_shard" | "link" | "connections" | "descriptors" | "backlog" => {
+                Self::Hurts
+            }
+            _ => Self::Threatens,
+        }
+    }
+}
+
 /// Remembers since when each condition holds.
 #[derive(Debug, Default)]
 pub(super) struct Problems {
     since: BTreeMap<(&'static str, String), Instant>,
-    shown: Vec<(Instant, Problem)>,
+    shown: Vec<Found>,
     late: Rising,
     mismatched: Rising,
     /// Nodes at the last look: name, and whether draining.
@@ -98,7 +126,7 @@ impl Problems {
     }
 
     /// The problems there are, and since when.
-    pub(super) fn shown(&self) -> &[(Instant, Problem)] {
+    pub(super) fn shown(&self) -> &[Found] {
         &self.shown
     }
 
@@ -107,10 +135,12 @@ impl Problems {
         self.since.retain(|key, _| holding.contains(key));
         self.shown.clear();
         for Condition { key, lasting, what, hurts, advice } in conditions {
+            let severity = Severity::of(key.0);
             let since = *self.since.entry(key).or_insert(now);
             if now.duration_since(since) >= lasting {
-                let problem = Problem { what, since_secs: 0, hurts: hurts.into(), advice: advice.into() };
-                self.shown.push((since, problem));
+                let (hurts, advice) = (hurts.into(), advice.into());
+                let problem = Problem { what, hurts, advice, ..Problem::default() };
+                self.shown.push(Found { since, severity, problem });
             }
         }
     }

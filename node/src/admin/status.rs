@@ -3,27 +3,31 @@
 //! Belongs here: facts into [`answers`]. Stays out: HTTP, how it is shown.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use futures_util::future::join_all;
 use mesh_proto::id::{Address, NodeRef, Placement, RoomKey, ShardIx, Term};
 use mesh_proto::view::{NodeInfo, NodeState, View};
-use mesh_proto::wire::{Answer, CommandFailed, NodeStatus, Query, RoomFacts, SessionFacts};
-use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use mesh_proto::wire::{
+    Answer, Began, CommandFailed, DrainPhase, DrainStatus, NodeStatus, OwnershipFacts, PROBLEMS_TOLD_MAX,
+    ProblemTold, Query, RoomFacts, SessionFacts,
+};
+use tokio::time::timeout;
 
 use super::AdminState;
 use super::answers::{
-    self, Counts, Explained, Facts, NodeLine, Problem, Ready, RingAnswer, RingNodeLine, RoomLine,
-    SessionLine, Status, SubscriberLine,
+    self, Counts, DrainLine, Explained, Facts, NodeLine, OwnershipLine, Problem, Ready, RingAnswer,
+    RingNodeLine, RoomLine, SessionLine, Status, SubscriberLine,
 };
+use super::board::Snapshot;
 use super::cluster::ANSWER_WITHIN;
-use super::watcher::Snapshot;
 
 /// Nodes named in an explanation beyond owner and backup.
 const NEXT_NAMED: usize = 2;
 
-pub(super) async fn status(state: &AdminState, snapshots: &watch::Receiver<Arc<Snapshot>>) -> Status {
+/// The phase of a node that does not drain.
+const SERVING: &str = "serving";
+
+pub(super) async fn status(state: &AdminState) -> Status {
     let asked: Vec<NodeRef> = state.view.borrow().nodes.iter().map(|node| node.node).collect();
     let answers = join_all(asked.iter().map(|&node| async move {
         let answer = timeout(ANSWER_WITHIN, state.cluster.node_status(node)).await.ok().flatten();
@@ -33,23 +37,35 @@ pub(super) async fn status(state: &AdminState, snapshots: &watch::Receiver<Arc<S
     let answers: BTreeMap<NodeRef, Option<NodeStatus>> = answers.into_iter().collect();
     // Read after the wait: a second is long enough for a node to go.
     let view = state.view.borrow().clone();
-    let mut problems = problems(&snapshots.borrow(), Instant::now());
+    let mut problems = Told::default();
+    for problem in state.board.problems() {
+        problems.add(&state.name, problem);
+    }
     let shares = shares(&view);
     let mut nodes = Vec::with_capacity(view.nodes.len());
     let mut agreed = None;
     for node in &view.nodes {
         let answer = answers.get(&node.node);
-        let counts = answer.and_then(Option::as_ref).map(|status| counts(&view, status));
+        let status = answer.and_then(Option::as_ref);
+        let counts = status.map(|status| counts(&view, status));
+        if let Some(status) = status.filter(|_| node.node != view.me) {
+            problems.add_all(&node.name(), status);
+        }
         match &counts {
             Some(counts) if node.node != view.me => agreed = Some(agreed.unwrap_or(true) && counts.agrees),
-            None if answer.is_some() && !node.suspect => problems.push(silent(node)),
+            None if answer.is_some() && !node.suspect => problems.add(&state.name, silent(node)),
             _ => {}
         }
-        nodes.push(node_line(&view, node, shares.get(&node.node).copied().unwrap_or(0.0), counts));
+        let share = shares.get(&node.node).copied().unwrap_or(0.0);
+        let drain =
+            status.map(|status| drain_line(&view, node, &status.drain)).filter(|line| line.phase != SERVING);
+        nodes.push(NodeLine { drain, counts, ..node_line(&view, node, share) });
     }
     nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    let (problems, problems_untold) = problems.by_age();
     Status {
         problems,
+        problems_untold,
         node: state.name.clone(),
         software: state.software.clone(),
         uptime_secs: state.started.elapsed().as_secs(),
@@ -59,18 +75,57 @@ pub(super) async fn status(state: &AdminState, snapshots: &watch::Receiver<Arc<S
     }
 }
 
-/// Those of the last look, oldest first.
-fn problems(snapshot: &Snapshot, now: Instant) -> Vec<Problem> {
-    let mut problems: Vec<Problem> = snapshot
-        .problems
-        .iter()
-        .map(|(since, problem)| Problem {
-            since_secs: now.duration_since(*since).as_secs(),
-            ..problem.clone()
-        })
-        .collect();
-    problems.sort_by_key(|problem| std::cmp::Reverse(problem.since_secs));
-    problems
+/// Problems as several nodes tell them: what they agree on is told once.
+#[derive(Default)]
+struct Told {
+    problems: Vec<Problem>,
+    untold: u64,
+}
+
+impl Told {
+    fn add(&mut self, by: &str, problem: Problem) {
+        let same = |known: &&mut Problem| known.what == problem.what && known.advice == problem.advice;
+        match self.problems.iter_mut().find(same) {
+            Some(known) => {
+                known.since_secs = known.since_secs.max(problem.since_secs);
+                known.said_by.push(by.to_owned());
+            }
+            None => self.problems.push(Problem { said_by: vec![by.to_owned()], ..problem }),
+        }
+    }
+
+    /// What a peer says of itself; bounded here too, whatever it sends.
+    fn add_all(&mut self, by: &str, status: &NodeStatus) {
+        for told in status.problems.iter().take(PROBLEMS_TOLD_MAX) {
+            let ProblemTold { what, since_secs, hurts, advice } = told.clone();
+            self.add(by, Problem { what, since_secs, hurts, advice, said_by: Vec::new() });
+        }
+        let told = status.problems.len().min(PROBLEMS_TOLD_MAX) as u64;
+        self.untold += u64::from(status.problem_count).saturating_sub(told);
+    }
+
+    /// Oldest first, and how many were only counted.
+    fn by_age(mut self) -> (Vec<Problem>, u64) {
+        self.problems.sort_by_key(|problem| std::cmp::Reverse(problem.since_secs));
+        for problem in &mut self.problems {
+            problem.said_by.sort_unstable();
+            problem.said_by.dedup();
+        }
+        (self.problems, self.untold)
+    }
+}
+
+/// The drain of a node of the view.
+pub(super) fn drain_line(view: &View, node: &NodeInfo, status: &DrainStatus) -> DrainLine {
+    DrainLine {
+        is_me: node.node == view.me,
+        node: node.name(),
+        incarnation: node.node.incarnation,
+        phase: status.phase.as_str().into(),
+        clients: status.clients,
+        to_hand_over: status.to_hand_over,
+        elapsed_ms: status.elapsed_ms,
+    }
 }
 
 fn silent(node: &NodeInfo) -> Problem {
@@ -79,10 +134,11 @@ fn silent(node: &NodeInfo) -> Problem {
         since_secs: 0,
         hurts: "its counts are missing here; if it stays so, what is sent to it waits".into(),
         advice: "ask again; look at its CPU and at the link to it".into(),
+        said_by: Vec::new(),
     }
 }
 
-fn node_line(view: &View, node: &NodeInfo, share: f64, counts: Option<Counts>) -> NodeLine {
+fn node_line(view: &View, node: &NodeInfo, share: f64) -> NodeLine {
     let record = node.record.as_deref();
     let text =
         |field: fn(&mesh_proto::view::NodeRecord) -> &String| record.map(field).cloned().unwrap_or_default();
@@ -101,7 +157,8 @@ fn node_line(view: &View, node: &NodeInfo, share: f64, counts: Option<Counts>) -
         shards: record.map_or(0, |r| r.shards),
         software: text(|r| &r.software),
         is_me: node.node == view.me,
-        counts,
+        counts: None,
+        drain: None,
     }
 }
 
@@ -113,10 +170,17 @@ fn counts(view: &View, status: &NodeStatus) -> Counts {
         ring_digest: hex(status.ring_digest),
         agrees: status.ring_digest == view.ring.digest(),
         uptime_secs: status.uptime_secs,
+        copies_pending: status.safety.copies_pending,
+        replication_lag_ops: status.safety.replication_lag_ops,
+        to_hand_over: status.safety.to_hand_over,
+        copies: status.safety.copies,
+        backups_silent: status.safety.backups_silent,
+        parked_sessions: status.safety.parked_sessions,
+        history_bytes: status.safety.history_bytes,
     }
 }
 
-fn state_word(state: NodeState) -> &'static str {
+pub(super) fn state_word(state: NodeState) -> &'static str {
     match state {
         NodeState::Joining => "joining",
         NodeState::Active => "active",
@@ -128,11 +192,12 @@ pub(super) fn shares(view: &View) -> BTreeMap<NodeRef, f64> {
     view.ring.nodes().iter().map(|node| node.node).zip(view.ring.shares()).collect()
 }
 
-pub(super) fn ready(view: &View, snapshot: &Snapshot) -> Ready {
+pub(super) fn ready(view: &View, snapshot: &Snapshot, drain: DrainPhase) -> Ready {
     let mut reasons = Vec::new();
     match view.node(view.me).map_or(NodeState::Joining, NodeInfo::state) {
         NodeState::Joining => reasons.push("joining: no seed has given the membership yet".to_owned()),
         NodeState::Draining => reasons.push("draining".to_owned()),
+        NodeState::Active if drain != DrainPhase::Serving => reasons.push("draining".to_owned()),
         NodeState::Active if !snapshot.ring_settled => {
             reasons.push(format!("ring not agreed with: {}", snapshot.disagreeing.join(", ")));
         }
@@ -254,6 +319,7 @@ fn session_line(view: &View, session: &SessionFacts) -> SessionLine {
         rooms: session.rooms,
         inbound: session.inbound,
         own_seq: session.own_seq,
+        ownership: ownership_line(view, &session.ownership),
     }
 }
 
@@ -269,6 +335,22 @@ fn room_line(view: &View, room: &RoomFacts) -> RoomLine {
         bytes: room.bytes,
         seconds_kept: room.seconds_kept,
         subscribers: subscribers.collect(),
+        ownership: ownership_line(view, &room.ownership),
+    }
+}
+
+fn ownership_line(view: &View, ownership: &OwnershipFacts) -> OwnershipLine {
+    let (began, from) = match ownership.began {
+        Began::New => ("new", None),
+        Began::TakeOver { from } => ("take-over", Some(from)),
+        Began::HandOver { from } => ("hand-over", Some(from)),
+    };
+    OwnershipLine {
+        backup: ownership.backup.map(|node| name_of(view, node)),
+        lag_ops: ownership.lag_ops,
+        began: began.into(),
+        from: from.map(|node| name_of(view, node)),
+        since_secs: ownership.since_secs,
     }
 }
 

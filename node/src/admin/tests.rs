@@ -4,9 +4,13 @@ use std::time::Duration;
 use mesh_proto::id::{Address, Cursor, NodeId, NodeRef, ShardIx, SocketSid, Term};
 use mesh_proto::shard::ShardStats;
 use mesh_proto::view::{NodeInfo, NodeRecord, NodeState, View};
-use mesh_proto::wire::{Answer, CommandFailed, NodeStatus, Query, RoomFacts, SessionFacts};
+use mesh_proto::wire;
+use mesh_proto::wire::{
+    Began, CommandFailed, DrainCommand, DrainPhase, DrainStatus, NodeStatus, OwnershipFacts, ProblemTold,
+    Query, RoomFacts, SessionFacts,
+};
 use serde_json::Value;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::answers::{Explained, Facts, RingAnswer, Status};
 use super::*;
@@ -62,6 +66,20 @@ impl Cluster for FakeCluster {
         })
     }
 
+    fn drain(
+        &self,
+        node: NodeRef,
+        command: DrainCommand,
+    ) -> Answering<'_, Result<DrainStatus, CommandFailed>> {
+        Box::pin(async move {
+            let status = self.statuses.get(&node).ok_or(CommandFailed::Timeout)?;
+            match command {
+                DrainCommand::Cancel => Err(CommandFailed::Refused("it does not drain".into())),
+                _ => Ok(DrainStatus { phase: DrainPhase::Announce, clients: status.clients, ..status.drain }),
+            }
+        })
+    }
+
     fn facts(&self) -> Answering<'_, Option<MeshFacts>> {
         Box::pin(async { Some(MeshFacts { digests: self.digests.clone(), ..MeshFacts::default() }) })
     }
@@ -74,7 +92,13 @@ fn shard(shard: u16, answers: bool) -> ShardHandle {
         while let Some(input) = rx.recv().await {
             match input {
                 ToShard::Stats(reply) if answers => {
-                    let machine = ShardStats { clients: 5, sessions: 4, rooms: 3, ..ShardStats::default() };
+                    let machine = ShardStats {
+                        clients: 5,
+                        sessions: 4,
+                        rooms: 3,
+                        to_hand_over: 3,
+                        ..ShardStats::default()
+                    };
                     let _ = reply.send(ShardReport { machine, ..ShardReport::default() });
                 }
                 ToShard::Query(query, reply) if answers => drop(reply.send(explained(&query))),
@@ -85,12 +109,12 @@ fn shard(shard: u16, answers: bool) -> ShardHandle {
     ShardHandle { shard: ShardIx(shard), tx }
 }
 
-fn explained(query: &Query) -> Result<Answer, CommandFailed> {
+fn explained(query: &Query) -> Result<wire::Answer, CommandFailed> {
     let a = NodeRef { id: NodeId::of_name("a"), incarnation: 1 };
     let edge = Address { node: a, shard: ShardIx(1) };
     let term = Term { number: 3, owner: a };
     match query {
-        Query::ExplainUser { uid, .. } if &**uid == "alice" => Ok(Answer::User(vec![SessionFacts {
+        Query::ExplainUser { uid, .. } if &**uid == "alice" => Ok(wire::Answer::User(vec![SessionFacts {
             sid: SocketSid([7; 16]),
             namespace: "/".into(),
             term,
@@ -98,20 +122,27 @@ fn explained(query: &Query) -> Result<Answer, CommandFailed> {
             rooms: 2,
             inbound: 10,
             own_seq: 4,
+            ownership: OwnershipFacts {
+                backup: Some(a),
+                lag_ops: 2,
+                began: Began::TakeOver { from: a },
+                since_secs: 6,
+            },
         }])),
-        Query::ExplainRoom(room) if room.room() == "lobby" => Ok(Answer::Room(RoomFacts {
+        Query::ExplainRoom(room) if room.room() == "lobby" => Ok(wire::Answer::Room(RoomFacts {
             head: Cursor { term, seq: 9 },
             entries: 9,
             bytes: 900,
             seconds_kept: 30,
             subscribers: vec![(edge, Cursor { term, seq: 8 })],
+            ownership: OwnershipFacts { backup: None, lag_ops: 0, began: Began::New, since_secs: 0 },
         })),
         _ => Err(CommandFailed::NotFound),
     }
 }
 
 /// Node `a` of `nodes`. `silent` does not answer; `astray` has another ring.
-fn state(nodes: &[NodeInfo], silent: &str, astray: &str, shards_answer: bool) -> AdminState {
+pub(super) fn state(nodes: &[NodeInfo], silent: &str, astray: &str, shards_answer: bool) -> AdminState {
     let view = view_of(nodes);
     let digest_of = |name: &str| if name == astray { 7 } else { view.ring.digest() };
     let status =
@@ -120,6 +151,7 @@ fn state(nodes: &[NodeInfo], silent: &str, astray: &str, shards_answer: bool) ->
         statuses: nodes.iter().filter(|n| n.name() != silent).map(|n| (n.node, status(n))).collect(),
         digests: nodes.iter().skip(1).map(|n| (n.node.id, digest_of(&n.name()))).collect(),
     };
+    let admission = Admission::new(AdmissionLimits::default(), 2);
     AdminState {
         name: "a".into(),
         software: "0.1.0".into(),
@@ -127,7 +159,9 @@ fn state(nodes: &[NodeInfo], silent: &str, astray: &str, shards_answer: bool) ->
         shards: Shards(Arc::from([shard(0, shards_answer), shard(1, shards_answer)])),
         view: watch::channel(Arc::new(view)).1,
         cluster: Arc::new(cluster),
-        admission: Admission::new(AdmissionLimits::default(), 2),
+        board: Board::new(),
+        drain: DrainControl::new(admission.clone()),
+        admission,
         connections_max: 50_000,
         fd_limit: 100_000,
         limits: Limits::default(),
@@ -148,11 +182,10 @@ struct Story {
 impl Story {
     /// With a watcher that has looked at least once.
     async fn new(state: AdminState, access: Access) -> Self {
-        let (snapshots, mut snapshot) = watch::channel(Arc::default());
-        let state = Arc::new(state);
-        tokio::spawn(watcher::watch_node(state.clone(), snapshots));
+        let mut snapshot = state.board.subscribe();
+        let admin = Admin::new(state, access, Tasks::new());
+        admin.start();
         snapshot.changed().await.unwrap();
-        let admin = Admin { state, guard: Guard::new(access), snapshot: snapshot.clone() };
         Self { running: run(admin).await, snapshot }
     }
 
@@ -258,6 +291,12 @@ async fn a_user_and_a_room_are_explained() {
     assert_eq!(explained.shard, Some(1));
     let Facts::User(sessions) = &explained.facts else { panic!("{explained:?}") };
     assert_eq!((sessions[0].edge.as_deref(), &*sessions[0].term), (Some("a shard 1"), "3 by a"));
+    let ownership = &sessions[0].ownership;
+    assert_eq!((ownership.backup.as_deref(), ownership.lag_ops), (Some("a"), 2));
+    assert_eq!(
+        (&*ownership.began, ownership.from.as_deref(), ownership.since_secs),
+        ("take-over", Some("a"), 6)
+    );
     let room: Explained =
         serde_json::from_value(story.get("/v1/explain?product=chat&room=lobby").await.json()).unwrap();
     assert_eq!(room.hash, "6c4a280454f71bd6");
@@ -284,6 +323,11 @@ async fn requests_that_are_wrong_have_exact_statuses() {
         ("GET", "/v1", "", 404, "not_found"),
         ("GET", "/v1/status/", "", 404, "not_found"),
         ("POST", "/v1/status", "", 405, "method_not_allowed"),
+        ("POST", "/v1/watch", "", 405, "method_not_allowed"),
+        ("GET", "/v1/drain?force=true", "", 400, "query"),
+        ("POST", "/v1/drain?node=nobody", "", 404, "no_such_node"),
+        ("POST", "/v1/drain?cancel=true", "", 409, "refused"),
+        ("POST", "/v1/drain", "Origin: https://evil.example\r\n", 403, "origin"),
         ("DELETE", "/metrics", "", 405, "method_not_allowed"),
         ("GET", "/v1/explain", "", 400, "product"),
         ("GET", "/v1/explain?product=", "", 400, "product"),
@@ -369,8 +413,64 @@ async fn metrics_are_well_formed_and_speak_of_nobody() {
 #[tokio::test]
 async fn the_counts_told_to_peers_are_sums_over_shards() {
     let state = state(&three(), "", "", true);
-    let status = own_status(&state.shards, &state.view, Duration::from_secs(9)).await;
+    let AdminState { shards, view, board, drain, .. } = state;
+    let own = OwnAnswers { shards, view: view.clone(), board, drain };
+    let status = own.status(Duration::from_secs(9)).await;
     assert_eq!((status.clients, status.sessions, status.rooms, status.uptime_secs), (10, 8, 6, 9));
-    assert_eq!(status.ring_digest, state.view.borrow().ring.digest());
+    assert_eq!(status.ring_digest, view.borrow().ring.digest());
+    assert_eq!((status.safety.to_hand_over, status.drain.phase), (6, DrainPhase::Serving));
     assert!(matches!(serde_json::to_value(Status::default()).unwrap(), Value::Object(_)));
+}
+
+#[tokio::test]
+async fn what_several_nodes_say_is_told_once_with_their_names() {
+    let mut scene = state(&three(), "", "", true);
+    let told = |what: &str, since_secs| ProblemTold { what: what.into(), since_secs, ..Default::default() };
+    let view = scene.view.borrow().clone();
+    let status = |problem_count, problems| NodeStatus {
+        ring_digest: view.ring.digest(),
+        problem_count,
+        problems,
+        ..Default::default()
+    };
+    let nodes = three();
+    let statuses = BTreeMap::from([
+        (nodes[0].node, status(0, vec![])),
+        (nodes[1].node, status(12, vec![told("x went down", 5), told("its disk is hot", 1)])),
+        (nodes[2].node, status(1, vec![told("x went down", 7)])),
+    ]);
+    let digests = nodes.iter().map(|n| (n.node.id, view.ring.digest())).collect();
+    scene.cluster = Arc::new(FakeCluster { statuses, digests });
+    let story = Story::open(scene).await;
+    let status: Status = serde_json::from_value(story.get("/v1/status").await.json()).unwrap();
+    let seen: Vec<(&str, u64, Vec<&str>)> = status
+        .problems
+        .iter()
+        .map(|p| (p.what.as_str(), p.since_secs, p.said_by.iter().map(String::as_str).collect()))
+        .collect();
+    assert_eq!(seen, [("x went down", 7, vec!["b", "c"]), ("its disk is hot", 1, vec!["b"])]);
+    assert_eq!(status.problems_untold, 10);
+}
+
+#[tokio::test]
+async fn a_drain_is_asked_of_any_node_and_one_that_is_gone_is_told_so() {
+    let story = Story::open(state(&three(), "c", "", true)).await;
+    let line = story.running.ask("POST", "/v1/drain?node=b", "", "").await.json();
+    assert_eq!(
+        (&line["node"], &line["phase"], &line["clients"]),
+        (&"b".into(), &"announce".into(), &1.into())
+    );
+    let gone = story.get("/v1/drain?node=d").await.json();
+    assert_eq!((&gone["node"], &gone["phase"]), (&"d".into(), &"gone".into()));
+    assert_eq!(story.get("/v1/drain?node=c").await.outcome(), (503, "silent".into()));
+}
+
+#[tokio::test]
+async fn a_node_that_drains_is_not_ready_before_it_leaves_the_ring() {
+    let scene = state(&three(), "", "", true);
+    let drain = scene.drain.clone();
+    let story = Story::open(scene).await;
+    assert_eq!(story.get("/readyz").await.status, 200);
+    drain.enter(DrainPhase::Announce);
+    assert_eq!(story.get("/readyz").await.json()["reasons"], serde_json::json!(["draining"]));
 }

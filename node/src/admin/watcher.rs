@@ -1,17 +1,16 @@
 //! Looks at the node once a second, so that problems have an age.
 //!
 //! Belongs here: gathering what `problems` judges; when the ring first agreed.
-//! Stays out: judging. Owner: one task; others read its newest [`Snapshot`].
+//! Stays out: judging. Owner: one task; others read its newest snapshot from the `Board`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_proto::view::{NodeInfo, NodeState, View};
-use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::AdminState;
-use super::answers::Problem;
+use super::board::Snapshot;
 use super::cluster::{MeshFacts, shard_reports};
 use super::problems::{Looked, Problems};
 
@@ -24,19 +23,8 @@ const LOOK_FIRST_EVERY: Duration = Duration::from_millis(100);
 /// must not take the whole cluster out of a balancer.
 const AGREEMENT_WITHIN: Duration = Duration::from_secs(10);
 
-/// What the last look has found.
-#[derive(Debug, Default)]
-pub(super) struct Snapshot {
-    pub(super) problems: Vec<(Instant, Problem)>,
-    pub(super) mesh: Option<MeshFacts>,
-    /// The ring has agreed with everybody's once since this node became active, or had its time to.
-    pub(super) ring_settled: bool,
-    /// Nodes whose ring differs, or is not known yet.
-    pub(super) disagreeing: Vec<String>,
-}
-
 /// Looks until the listener stops.
-pub(super) async fn watch_node(state: Arc<AdminState>, snapshots: watch::Sender<Arc<Snapshot>>) {
+pub(super) async fn watch_node(state: Arc<AdminState>) {
     let mut problems = Problems::default();
     let mut active_since = None;
     let mut settled = false;
@@ -76,7 +64,7 @@ pub(super) async fn watch_node(state: Arc<AdminState>, snapshots: watch::Sender<
             pace = paced(LOOK_EVERY);
         }
         let problems = problems.shown().to_vec();
-        snapshots.send_replace(Arc::new(Snapshot { problems, mesh, ring_settled: settled, disagreeing }));
+        state.board.post(Snapshot { problems, mesh, ring_settled: settled, disagreeing });
     }
 }
 

@@ -287,6 +287,8 @@ impl Api {
 }
 
 impl Handler for Api {
+    type Answer = Reply;
+
     async fn handle(self: Arc<Self>, peer: SocketAddr, request: http::Request<Incoming>) -> Reply {
         let (endpoint, outcome) = self.answer(peer, request).await;
         let reply = outcome.unwrap_or_else(Reply::from);

@@ -97,9 +97,6 @@ impl Checker<'_> {
         let (rtt, period, suspect) = (mesh.probe_rtt, mesh.probe_period, mesh.suspect_for);
         self.compare("mesh.probe_rtt", rtt * 2 < period, "less than half of", "mesh.probe_period");
         self.compare("mesh.suspect_for", suspect >= period * 2, "at least twice", "mesh.probe_period");
-        let node = &self.config.node;
-        let in_time = node.stop_notice < node.stop_within;
-        self.compare("node.stop_notice", in_time, "less than", "node.stop_within");
         let limits = &self.config.limits;
         let beats = limits.ping_timeout < limits.ping_interval;
         self.compare("limits.ping_timeout", beats, "less than", "limits.ping_interval");

@@ -127,9 +127,7 @@ fn settings_given_twice_and_broken_lines_are_told_together() {
 #[test]
 fn contradictions_name_both_settings_and_both_values() {
     let scratch = Scratch::new("contradictions");
-    let text = r#"[node]
-stop_notice = "40s"
-[mesh]
+    let text = r#"[mesh]
 probe_rtt = "80ms"
 suspect_for = "150ms"
 [limits]
@@ -139,13 +137,12 @@ message_bytes_max = "4MiB"
 listen = "127.0.0.1:4080"
 "#;
     let expected = "\
-meshd.toml:2: node.stop_notice: 40s does not go with node.stop_within = 30s (allowed: less than node.stop_within)
-meshd.toml:4: mesh.probe_rtt: 80ms does not go with mesh.probe_period = 90ms (allowed: less than half of mesh.probe_period)
-meshd.toml:5: mesh.suspect_for: 150ms does not go with mesh.probe_period = 90ms (allowed: at least twice mesh.probe_period)
-meshd.toml:7: limits.ping_timeout: 30s does not go with limits.ping_interval = 25s (allowed: less than limits.ping_interval)
-meshd.toml:8: limits.inbound_bytes_max: 1MiB does not go with limits.message_bytes_max = 4MiB (allowed: at least limits.message_bytes_max)
-meshd.toml:8: limits.room_log_bytes_max: 1MiB does not go with limits.message_bytes_max = 4MiB (allowed: at least limits.message_bytes_max)
-meshd.toml:10: api.listen: 127.0.0.1:4080 does not go with client.listen = 127.0.0.1:4080 (allowed: another port than client.listen)";
+meshd.toml:2: mesh.probe_rtt: 80ms does not go with mesh.probe_period = 90ms (allowed: less than half of mesh.probe_period)
+meshd.toml:3: mesh.suspect_for: 150ms does not go with mesh.probe_period = 90ms (allowed: at least twice mesh.probe_period)
+meshd.toml:5: limits.ping_timeout: 30s does not go with limits.ping_interval = 25s (allowed: less than limits.ping_interval)
+meshd.toml:6: limits.inbound_bytes_max: 1MiB does not go with limits.message_bytes_max = 4MiB (allowed: at least limits.message_bytes_max)
+meshd.toml:6: limits.room_log_bytes_max: 1MiB does not go with limits.message_bytes_max = 4MiB (allowed: at least limits.message_bytes_max)
+meshd.toml:8: api.listen: 127.0.0.1:4080 does not go with client.listen = 127.0.0.1:4080 (allowed: another port than client.listen)";
     assert_eq!(complaints(&scratch, text), expected);
 }
 

@@ -203,7 +203,7 @@ impl Demo {
             .args(["--listen", &listen(|a| a.client), "--api", &listen(|a| a.api)])
             .args(["--admin", &listen(|a| a.admin), "--mesh", &listen(|a| a.mesh)])
             .args(["--set", "log.filter=warn", "--set", "node.shards=1"])
-            .args(["--set", "node.stop_notice=0s", "--set", "node.stop_within=5s"])
+            .args(["--set", "drain.announce=0s", "--set", "drain.deadline=5s"])
             .env("MESHD_MESH__KEY", self.key.expose())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use mesh_proto::collections::FixedMap;
 use mesh_proto::id::{Address, NodeRef, ShardIx};
-use mesh_proto::wire::{self, Answer, Body, CommandFailed, Envelope, Lane, NodeStatus, Query, To};
+use mesh_proto::wire::{self, Answer, Body, CommandFailed, Envelope, Lane, Query, To};
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use super::peers::{NotSent, Peers};
@@ -28,8 +28,11 @@ const ANSWERS_MAX: usize = 64;
 /// An answer that takes longer is not waited for.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
-/// Where this node's own counts come from.
-pub type NodeStatusSource = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = NodeStatus> + Send>> + Send + Sync>;
+/// The answer to a question, in time.
+type Answering = Pin<Box<dyn Future<Output = Result<Answer, CommandFailed>> + Send>>;
+
+/// Answers questions to this node itself: [`Query::NodeStatus`], [`Query::Drain`].
+pub type NodeStatusSource = Arc<dyn Fn(Query) -> Answering + Send + Sync>;
 
 type Waiting = FixedMap<u64, (NodeRef, oneshot::Sender<Result<Answer, CommandFailed>>)>;
 
@@ -111,15 +114,11 @@ impl NodeCalls {
     }
 
     /// The answer to come, or why there is none.
-    fn answer(
-        &self,
-        query: Query,
-    ) -> Result<impl Future<Output = Result<Answer, CommandFailed>> + Send + use<>, CommandFailed> {
-        if query != Query::NodeStatus {
-            return Err(CommandFailed::Refused("not a question to a node".into()));
+    fn answer(&self, query: Query) -> Result<Answering, CommandFailed> {
+        match query {
+            Query::NodeStatus | Query::Drain(_) => Ok((self.status)(query)),
+            _ => Err(CommandFailed::Refused("not a question to a node".into())),
         }
-        let status = (self.status)();
-        Ok(async { Ok(Answer::NodeStatus(status.await)) })
     }
 
     fn send(&self, to: NodeRef, body: Body) -> Result<(), NotSent> {

@@ -265,6 +265,11 @@ impl MeshHandle {
         self.gossip.try_send(ToGossip::Drain(draining)).is_ok()
     }
 
+    /// Waits until the peers have confirmed everything sent to them, for half a second at most.
+    pub async fn flush(&self) {
+        flushed(&self.links).await;
+    }
+
     /// Tells the others that this node leaves; whether they were told within two seconds.
     pub async fn leave(&self) -> bool {
         if self.gossip.try_send(ToGossip::Leave).is_err() {

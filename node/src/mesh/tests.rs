@@ -86,7 +86,11 @@ impl Node {
             protocol: spec.protocol,
             limits: LinkLimits::default(),
             shards: Shards(handles.into()),
-            status: Arc::new(|| Box::pin(async { NodeStatus { clients: 42, ..NodeStatus::default() } })),
+            status: Arc::new(|_| {
+                Box::pin(async {
+                    Ok(Answer::NodeStatus(NodeStatus { clients: 42, ..NodeStatus::default() }))
+                })
+            }),
             clock: Clock::start(),
             tasks: Tasks::new(),
         };
@@ -459,7 +463,8 @@ fn whole(name: &str, seeds: &[std::net::SocketAddr]) -> (Mesh, Vec<mpsc::Receive
     };
     let (tx, rx) = mpsc::channel(64);
     let shards = Shards(vec![ShardHandle { shard: ShardIx(0), tx }].into());
-    let status: NodeStatusSource = Arc::new(|| Box::pin(async { NodeStatus::default() }));
+    let status: NodeStatusSource =
+        Arc::new(|_| Box::pin(async { Ok(Answer::NodeStatus(NodeStatus::default())) }));
     (Mesh::start(config, shards, status).unwrap(), vec![rx])
 }
 

@@ -14,17 +14,18 @@ use mesh_proto::link::LinkLimits;
 use mesh_proto::membership::MembershipConfig;
 use mesh_proto::shard::ShardConfig;
 use mesh_proto::time::Instant;
-use mesh_proto::wire::NodeStatus;
+use mesh_proto::wire::CommandFailed;
 use tokio::sync::mpsc;
 
 use super::doorkeeper::{identity, products};
 use super::serve::Serving;
 use super::{Addresses, Ended, Options, StartError};
-use crate::admin::own_status;
+use crate::admin::{Board, OwnAnswers};
 use crate::admission::{Admission, AdmissionLimits};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::secrets::Secrets;
+use crate::drain::DrainControl;
 use crate::handles::{SHARD_QUEUE_LEN, ShardHandle, Shards, ToShard, ViewWatch};
 use crate::identity::HEADERS_READ;
 use crate::listener::{ClientListener, ClientPort};
@@ -83,6 +84,7 @@ pub(super) struct Parts {
     pub(super) mesh: Mesh,
     pub(super) shards: Shards,
     pub(super) admission: Arc<Admission>,
+    pub(super) drain: DrainControl,
     /// Acceptor and handshakes: the first to stop.
     pub(super) client_tasks: Tasks,
     /// The rest of the serving runtime, and the shards' threads: the last to stop.
@@ -104,7 +106,11 @@ impl Parts {
         let cluster_key = secrets.cluster.clone().ok_or(StartError::NoKey)?;
         let addresses = listeners.addresses(&config);
 
-        let (status, view_known) = status_source(&shards, clock);
+        let limits = admission_limits(&config);
+        let connections_max = limits.connections_max;
+        let admission = Admission::new(limits, shards.0.len());
+        let (board, drain) = (Board::new(), DrainControl::new(admission.clone()));
+        let (status, view_known) = own_answers(&shards, &board, &drain, clock);
         let mesh_config = mesh_config(&config, &addresses, cluster_key.clone(), shards.0.len());
         let me = mesh_config.membership.me;
         let mesh = Mesh::start(mesh_config, shards.clone(), status)?;
@@ -134,9 +140,6 @@ impl Parts {
             shard::start(parts, &tasks).map_err(|cause| StartError::System { what: "a shard", cause })?;
         }
 
-        let limits = admission_limits(&config);
-        let connections_max = limits.connections_max;
-        let admission = Admission::new(limits, shards.0.len());
         let serving = Serving {
             config: &config,
             addresses: &addresses,
@@ -144,6 +147,8 @@ impl Parts {
             shards: &shards,
             products: &products,
             admission: &admission,
+            board: &board,
+            drain: &drain,
             connections_max,
             tasks: &tasks,
         };
@@ -163,7 +168,7 @@ impl Parts {
         };
         let listening = listeners.client.start(port, &client_tasks);
         listening.map_err(|cause| StartError::System { what: "the client port", cause })?;
-        Ok(Self { config, addresses, view, mesh, shards, admission, client_tasks, tasks })
+        Ok(Self { config, addresses, view, mesh, shards, admission, drain, client_tasks, tasks })
     }
 
     /// Completes when the node must end without having been told to.
@@ -200,19 +205,22 @@ fn shard_channels(count: u16) -> (Shards, Vec<mpsc::Receiver<ToShard>>) {
     (Shards(handles.into()), inboxes)
 }
 
-/// Peers and this node itself ask for its counts; the view they name is known a moment later.
-fn status_source(shards: &Shards, clock: Clock) -> (NodeStatusSource, Arc<OnceLock<ViewWatch>>) {
+/// Peers and this node itself ask about it; the view that the answers need is known a moment later.
+fn own_answers(
+    shards: &Shards,
+    board: &Board,
+    drain: &DrainControl,
+    clock: Clock,
+) -> (NodeStatusSource, Arc<OnceLock<ViewWatch>>) {
     let view = Arc::new(OnceLock::<ViewWatch>::new());
-    let (known, shards) = (view.clone(), shards.clone());
-    let source = move || -> std::pin::Pin<Box<dyn Future<Output = _> + Send>> {
-        let (known, shards) = (known.clone(), shards.clone());
-        Box::pin(async move {
-            let uptime = clock.now().since(Instant::ZERO);
-            match known.get() {
-                Some(view) => own_status(&shards, view, uptime).await,
-                None => NodeStatus::default(),
-            }
-        })
+    let (known, shards, board, drain) = (view.clone(), shards.clone(), board.clone(), drain.clone());
+    let source = move |query| -> std::pin::Pin<Box<dyn Future<Output = _> + Send>> {
+        let uptime = clock.now().since(Instant::ZERO);
+        let Some(view) = known.get().cloned() else {
+            return Box::pin(std::future::ready(Err(CommandFailed::Overloaded)));
+        };
+        let (shards, board, drain) = (shards.clone(), board.clone(), drain.clone());
+        Box::pin(OwnAnswers { shards, view, board, drain }.answer(query, uptime))
     };
     (Arc::new(source), view)
 }

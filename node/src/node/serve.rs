@@ -10,11 +10,12 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{Addresses, StartError};
-use crate::admin::{self, AdminState};
+use crate::admin::{self, AdminState, Board};
 use crate::admission::Admission;
 use crate::api::{self, Api, Counters};
 use crate::config::{Config, SecretText};
 use crate::demo::site;
+use crate::drain::DrainControl;
 use crate::handles::Shards;
 use crate::identity::Products;
 use crate::mesh::MeshHandle;
@@ -32,6 +33,8 @@ pub(super) struct Serving<'n> {
     pub(super) shards: &'n Shards,
     pub(super) products: &'n Arc<Products>,
     pub(super) admission: &'n Arc<Admission>,
+    pub(super) board: &'n Board,
+    pub(super) drain: &'n DrainControl,
     pub(super) connections_max: usize,
     pub(super) tasks: &'n Tasks,
 }
@@ -68,6 +71,8 @@ impl Serving<'_> {
             shards: self.shards.clone(),
             view: self.mesh.view(),
             cluster: Arc::new(self.mesh.clone()),
+            board: self.board.clone(),
+            drain: self.drain.clone(),
             admission: self.admission.clone(),
             connections_max: self.connections_max,
             fd_limit: fd_limit::raise().unwrap_or(u64::MAX),

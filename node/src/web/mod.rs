@@ -5,6 +5,7 @@
 //! Invariants: every wait has an end; a handler that panics closes its connection and no other.
 
 mod access;
+mod lines;
 mod reply;
 
 use std::convert::Infallible;
@@ -15,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -24,6 +25,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 pub use access::{Access, BEARER_KEY_BYTES_MIN, BearerKeys, Guard, OpenElsewhere, WeakKey};
+pub use lines::{Answer, LINES_WAITING_MAX, Lines};
 pub use reply::{Failure, Reply};
 
 use crate::tasks::{OnPanic, Tasks};
@@ -46,12 +48,15 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Answers requests.
 pub trait Handler: Send + Sync + 'static {
+    /// [`Reply`], or [`Answer`] where some answers go on.
+    type Answer: Into<Answer> + Send;
+
     /// Answers one request of `peer`.
     fn handle(
         self: Arc<Self>,
         peer: SocketAddr,
         request: http::Request<Incoming>,
-    ) -> impl Future<Output = Reply> + Send;
+    ) -> impl Future<Output = Self::Answer> + Send;
 }
 
 /// Accepts until `tasks` is told to stop. Each connection is one task called `name`.
@@ -97,8 +102,8 @@ async fn connection<H: Handler>(stream: TcpStream, peer: SocketAddr, handler: Ar
         let handler = handler.clone();
         async move {
             let head_only = request.method() == http::Method::HEAD;
-            let reply = handler.handle(peer, request).await;
-            Ok::<http::Response<Full<Bytes>>, Infallible>(reply.into_response(head_only))
+            let answer: Answer = handler.handle(peer, request).await.into();
+            Ok::<_, Infallible>(answer.into_response(head_only))
         }
     });
     let served = http1::Builder::new()

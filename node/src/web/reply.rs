@@ -1,12 +1,13 @@
-//! Answers: JSON where something can be said, one shape for every error.
+//! Whole answers: JSON where something can be said, one shape for every error.
 //!
 //! Belongs here: status, body and the few headers an answer has.
 //! Stays out: which failure is which status (`api`, `admin`).
 
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
-use http_body_util::Full;
 use serde::Serialize;
+
+use super::lines::Body;
 
 /// A whole answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,10 +42,10 @@ impl Reply {
         Self { status, content_type, body: body.into(), retry_after: None, allow: None }
     }
 
-    pub(super) fn into_response(self, head_only: bool) -> http::Response<Full<Bytes>> {
+    pub(super) fn into_response(self, head_only: bool) -> http::Response<Body> {
         let len = self.body.len();
         let body = if head_only { Bytes::new() } else { self.body };
-        let mut response = http::Response::new(Full::new(body));
+        let mut response = http::Response::new(Body::whole(body));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(self.content_type));

@@ -91,6 +91,8 @@ async fn the_table_of_failing_addresses_is_bounded() {
 struct Echo;
 
 impl Handler for Echo {
+    type Answer = Reply;
+
     async fn handle(self: Arc<Self>, _: SocketAddr, request: http::Request<Incoming>) -> Reply {
         assert_ne!(request.uri().path(), "/panic", "as asked");
         match read_body(request.into_body(), 16).await {

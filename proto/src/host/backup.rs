@@ -435,6 +435,13 @@ impl<E: Entity> Host<E> {
         self.backups.copies_pending()
     }
 
+    /// Ops applied that backups have not confirmed.
+    pub(crate) fn lag_ops(&self) -> u64 {
+        let unsent = self.dirty.iter().filter(|key| !self.backups.is_under_way(key));
+        let unsafe_keys = self.backups.under_way.keys().chain(unsent);
+        unsafe_keys.filter_map(|key| self.ownership(key)).map(|ownership| ownership.lag).sum()
+    }
+
     /// Backups that owe an answer for too long.
     pub(crate) fn silent_backups(&self, now: Instant) -> usize {
         self.backups.silent(now).len()

@@ -33,7 +33,7 @@ use crate::entity::Terms;
 use crate::id::{Address, Cursor, NodeRef, Placement, Term};
 use crate::shard::Ctx;
 use crate::time::Instant;
-use crate::wire::{Body, Replication, Version};
+use crate::wire::{self, Body, OwnershipFacts, Replication, Version};
 use backup::Backups;
 
 use offers::Offers;
@@ -110,6 +110,19 @@ pub(crate) struct Ownership {
     pub(crate) backup: Option<NodeRef>,
     /// Ops the backup has not confirmed.
     pub(crate) lag: u64,
+}
+
+impl Ownership {
+    /// The same for people, at `now`.
+    pub(crate) fn facts(&self, now: Instant) -> OwnershipFacts {
+        let began = match self.began {
+            Began::New => wire::Began::New,
+            Began::TakeOver(from) => wire::Began::TakeOver { from },
+            Began::HandOver(from) => wire::Began::HandOver { from },
+        };
+        let since_secs = now.since(self.since).as_secs();
+        OwnershipFacts { backup: self.backup, lag_ops: self.lag, began, since_secs }
+    }
 }
 
 /// How an ownership began.

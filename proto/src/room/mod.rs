@@ -496,6 +496,7 @@ impl Rooms {
                 .iter()
                 .map(|(&address, s)| (address, Cursor { term: at(s.sent), seq: s.sent }))
                 .collect(),
+            ownership: self.ownership(key)?.facts(now),
         })
     }
 

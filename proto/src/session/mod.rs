@@ -520,18 +520,20 @@ impl Sessions {
         first
     }
 
-    pub(crate) fn facts(&self, product: &Arc<str>, uid: &Arc<str>) -> Vec<SessionFacts> {
+    pub(crate) fn facts(&self, now: Instant, product: &Arc<str>, uid: &Arc<str>) -> Vec<SessionFacts> {
         let sids = self.by_user.get(&(product.clone(), uid.clone()));
         let facts = |sid: &SocketSid| {
             let (state, live) = self.host.peek(sid)?;
+            let ownership = self.host.ownership(sid)?;
             Some(SessionFacts {
                 sid: *sid,
                 namespace: state.identity.namespace.clone(),
-                term: self.host.ownership(sid)?.term,
+                term: ownership.term,
                 edge: state.edge.map(|edge| edge.edge),
                 rooms: u32::try_from(state.rooms.len()).unwrap_or(u32::MAX),
                 inbound: live.received & ((1 << ATTACHMENT_SHIFT) - 1),
                 own_seq: state.own.last(),
+                ownership: ownership.facts(now),
             })
         };
         sids.into_iter().flatten().filter_map(facts).collect()

@@ -305,6 +305,10 @@ pub struct ShardStats {
     pub log_bytes: u64,
     /// Bytes in tails.
     pub tail_bytes: u64,
+    /// Ops applied that backups have not confirmed.
+    pub replication_lag_ops: u64,
+    /// Sessions owned without a transport, kept for their clients to come back.
+    pub parked_sessions: u64,
 }
 
 /// One copy of an entity, for tests and simulations.

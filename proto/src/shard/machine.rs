@@ -229,11 +229,13 @@ impl Shard {
             Query::History { room, count } => {
                 self.rooms.history(&room, count).map(Answer::History).ok_or(CommandFailed::NotFound)
             }
-            Query::ExplainUser { product, uid } => Ok(Answer::User(self.sessions.facts(&product, &uid))),
+            Query::ExplainUser { product, uid } => {
+                Ok(Answer::User(self.sessions.facts(self.now, &product, &uid)))
+            }
             Query::ExplainRoom(room) => {
                 self.rooms.facts(self.now, &room).map(Answer::Room).ok_or(CommandFailed::NotFound)
             }
-            Query::NodeStatus => Err(CommandFailed::NotFound),
+            Query::NodeStatus | Query::Drain(_) => Err(CommandFailed::NotFound),
         };
         let placement = placement.unwrap_or(crate::id::Placement(0));
         self.out.send_to_address(from, placement, Body::Answer { call, answer });
@@ -297,6 +299,7 @@ impl Shard {
             copies_pending: (rooms.copies_pending() + sessions.copies_pending()) as u64,
             to_hand_over: (rooms.to_hand_over(&self.view) + sessions.to_hand_over(&self.view)) as u64,
             backups_silent: rooms.silent_backups(self.now).max(sessions.silent_backups(self.now)) as u64,
+            replication_lag_ops: rooms.lag_ops() + sessions.lag_ops(),
             ..self.stats
         }
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::status::{DrainCommand, DrainStatus, NodeStatus, OwnershipFacts};
 use crate::id::{Address, ClientIx, Cursor, NodeRef, Pid, Placement, PublishId, RoomKey, SocketSid, Term};
 
 /// An event or ack argument list as it came from a client: raw JSON array text (already checked by
@@ -535,6 +536,8 @@ pub enum Query {
     ExplainRoom(RoomKey),
     /// Counts of one node ([`To::Node`](super::To::Node)).
     NodeStatus,
+    /// Drain the node, stop doing so, or say how far it is ([`To::Node`](super::To::Node)).
+    Drain(DrainCommand),
 }
 
 impl Query {
@@ -550,7 +553,7 @@ impl Query {
             Self::Members { room, .. } | Self::History { room, .. } | Self::ExplainRoom(room) => {
                 Some(room.placement())
             }
-            Self::LocalMembers { .. } | Self::NodeStatus => None,
+            Self::LocalMembers { .. } | Self::NodeStatus | Self::Drain(_) => None,
         }
     }
 }
@@ -605,6 +608,8 @@ pub enum Answer {
     Room(RoomFacts),
     /// To `NodeStatus`.
     NodeStatus(NodeStatus),
+    /// To `Drain`.
+    Drain(DrainStatus),
 }
 
 /// Who is in a room.
@@ -644,6 +649,8 @@ pub struct SessionFacts {
     pub inbound: u64,
     /// Entries of its own log so far.
     pub own_seq: u64,
+    /// How its owner came to it, and who holds its copy.
+    pub ownership: OwnershipFacts,
 }
 
 /// What an owner knows of a room, for people.
@@ -659,21 +666,8 @@ pub struct RoomFacts {
     pub seconds_kept: u64,
     /// Edge shards subscribed, and how far each is.
     pub subscribers: Vec<(Address, Cursor)>,
-}
-
-/// Counts of one node, for `meshctl status`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct NodeStatus {
-    /// Clients whose transport ends there.
-    pub clients: u64,
-    /// Sessions owned.
-    pub sessions: u64,
-    /// Rooms owned.
-    pub rooms: u64,
-    /// Ring digest.
-    pub ring_digest: u64,
-    /// Seconds since its start.
-    pub uptime_secs: u64,
+    /// How its owner came to it, and who holds its copy.
+    pub ownership: OwnershipFacts,
 }
 
 /// A query that got no answer of its kind.

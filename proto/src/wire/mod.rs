@@ -11,6 +11,7 @@ mod hello;
 mod messages;
 mod replication;
 mod session_op;
+mod status;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,7 @@ pub use hello::{Hello, PROTOCOL_MAX, PROTOCOL_MIN, ProtocolRange, Refused};
 pub use messages::*;
 pub use replication::*;
 pub use session_op::{NEXT_PACKET, SessionOp};
+pub use status::*;
 
 /// The largest encoded envelope a link carries: a copy of the largest room, with its dedupe table.
 pub const ENVELOPE_BYTES_MAX: usize = 8 << 20;

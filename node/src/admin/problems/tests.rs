@@ -48,7 +48,7 @@ impl Scene {
         let looked =
             Looked { view: &view, mesh: Some(&self.mesh), shards: &self.shards, descriptors: self.places };
         self.problems.look(self.start + Duration::from_secs(secs), &looked);
-        self.problems.shown().iter().map(|(_, problem)| problem.what.clone()).collect()
+        self.problems.shown().iter().map(|found| found.problem.what.clone()).collect()
     }
 }
 
@@ -105,7 +105,7 @@ fn each_fault_is_named_after_its_time_and_goes_with_it() {
         assert_eq!(first.len(), usize::from(after == 0), "{words}: {first:?}");
         let then = scene.at(1 + after);
         assert!(then.len() == 1 && then[0].contains(words), "{words}: {then:?}");
-        let (since, _) = scene.problems.shown()[0];
+        let since = scene.problems.shown()[0].since;
         assert_eq!(since, scene.start + Duration::from_secs(1), "{words}");
         let healthy = Scene::new();
         let late = scene.mesh.gossip.late;
