@@ -310,18 +310,21 @@ section! {
         /// Bytes of the same. Default 1MiB; at least one message (`limits.message_bytes_max`).
         inbound_bytes_max, Kind::Size(KIB..=GIB);
         /// What may wait in one client's queue. Default 64KiB; beyond it the client is behind and
-        /// is served from the room's tail when it drains. Raise it and every slow client costs
-        /// that much memory.
+        /// is served by its place in the room's log when it drains. Raise it and every slow client
+        /// costs that much memory.
         client_queue_bytes_max, Kind::Size(KIB..=64 * MIB);
-        /// A client to whom nothing can be written for this long is closed. Default 20s, as
-        /// `limits.ping_timeout`.
+        /// A client that takes nothing of what waits for it for this long is closed. Default 45s,
+        /// `limits.ping_interval` and `limits.ping_timeout` together: when a lost host is noticed
+        /// too. Meanwhile it costs its queue; what it misses is in the room's log, so more than
+        /// `limits.room_log_age_max` is of no use.
         client_stall_max, Kind::Time(SECOND..=HOUR);
         /// Events per second of one session. Default 200; beyond it the client is read more slowly.
         events_per_second, Kind::Count(1..=1_000_000);
         /// Events above that rate in one go. Default 1,000; at least `limits.events_per_second`.
         events_burst, Kind::Count(1..=10_000_000);
-        /// Tail of one room at a node with members: what its slow clients can catch up from.
-        /// Default 256KiB.
+        /// Tail of one room at a node with members: what its slow clients catch up from without
+        /// asking the room's owner. Default 256KiB. As much again may be held of what was fetched
+        /// from there.
         tail_bytes_max, Kind::Size(KIB..=GIB);
         /// Tails of all rooms of one shard. Default 64MiB; at least `limits.tail_bytes_max`.
         tails_bytes_max, Kind::Size(KIB..=64 * GIB);

@@ -36,7 +36,7 @@ pub struct Limits {
     pub inbound_bytes_max: usize,
     /// What may be queued for one client's transport; beyond it the client is behind.
     pub client_queue_bytes_max: usize,
-    /// A client for whom nothing drains this long is closed.
+    /// A client for whom nothing drains this long, while bytes wait for it, is closed.
     pub client_stall_max: Duration,
     /// Events per second of one session, and the burst above it; beyond it is read more slowly.
     pub events_per_second: u32,
@@ -97,7 +97,7 @@ impl Default for Limits {
             inbound_packets_max: 256,
             inbound_bytes_max: 1 << 20,
             client_queue_bytes_max: 64 << 10,
-            client_stall_max: Duration::from_secs(20),
+            client_stall_max: Duration::from_secs(45),
             events_per_second: 200,
             events_burst: 1_000,
             tail_bytes_max: 256 << 10,

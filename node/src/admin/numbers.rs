@@ -15,7 +15,7 @@ use super::status::{ready, shares};
 type Read = fn(&ShardReport) -> u64;
 
 /// Per shard: name, kind, help, where it is read.
-const SHARD_FAMILIES: [(&str, Kind, &str, Read); 34] = [
+const SHARD_FAMILIES: [(&str, Kind, &str, Read); 35] = [
     (
         "meshd_clients",
         Kind::Gauge,
@@ -65,8 +65,14 @@ const SHARD_FAMILIES: [(&str, Kind, &str, Read); 34] = [
     (
         "meshd_clients_behind_total",
         Kind::Counter,
-        "Times a client fell behind and was served from the tail.",
+        "Times a client fell behind and was served by its cursors.",
         |r| r.machine.behind_total,
+    ),
+    (
+        "meshd_older_fetches_total",
+        Kind::Counter,
+        "Fetches of entries before a tail from a room's owner, each shared by all who wait for it.",
+        |r| r.machine.fetches_total,
     ),
     (
         "meshd_clients_too_slow_total",

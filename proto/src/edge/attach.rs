@@ -81,7 +81,7 @@ impl Edge {
     pub(super) fn welcome(&mut self, ctx: &mut Ctx<'_>, index: u32) {
         let session = &mut self.sessions[index as usize];
         let served = session.rooms.first().is_some_and(|m| m.slot.is_some());
-        if session.welcomed || !session.attached || !served {
+        if session.welcomed || !session.attached || !served || !session.rooms.iter().all(|m| m.verified) {
             return;
         }
         session.welcomed = true;
@@ -103,6 +103,7 @@ impl Edge {
         };
         let ix = session.client;
         self.write(ctx, ix, packet);
+        self.client_of(index).waits = false;
         self.process_own(ctx, index);
     }
 
@@ -141,7 +142,9 @@ impl Edge {
             joined: Cursor::NONE,
             tell: by == AskedBy::Backend,
             own_seq,
-            next: 0,
+            at: Cursor::NONE,
+            verified: true,
+            history: 0,
         });
         if self.tails[tail as usize].live {
             self.put_in_force(ctx, index, tail);
@@ -153,17 +156,24 @@ impl Edge {
     /// From here on the session gets what the tail takes.
     pub(super) fn put_in_force(&mut self, ctx: &mut Ctx<'_>, index: u32, tail: u32) {
         let t = &mut self.tails[tail as usize];
-        let (at, end) = (t.last, t.end());
+        let at = t.last;
         let session = &mut self.sessions[index as usize];
         let is_plain = session.protocol == ClientProtocol::Plain;
         let Some(membership) = session.membership(tail).filter(|m| m.slot.is_none()) else { return };
         membership.slot = Some(u32::try_from(t.members.len()).expect("bounded"));
-        membership.joined = at;
-        membership.next = end;
+        if membership.verified {
+            membership.joined = at;
+            membership.at = at;
+        }
+        let reads_on = !membership.verified;
         let tell = membership.tell && is_plain;
         let own_seq = membership.own_seq;
         let joined_room = tell.then(|| t.key.clone());
         t.members.push(index);
+        if reads_on {
+            self.fall_behind(ctx, index, None);
+            self.client_of(index).waits = false;
+        }
         if own_seq > 0 {
             self.say_joined(ctx, index, tail);
         } else {
@@ -192,6 +202,9 @@ impl Edge {
         let membership = session.rooms.remove(place);
         let t = &mut self.tails[tail as usize];
         t.waiting.retain(|s| *s != index);
+        if let Some(older) = &mut t.older {
+            older.forget(membership.at, index);
+        }
         if let Some(slot) = membership.slot {
             t.members.swap_remove(slot as usize);
             if let Some(&moved) = t.members.get(slot as usize)
@@ -203,7 +216,7 @@ impl Edge {
         let t = &mut self.tails[tail as usize];
         if t.members.is_empty() && t.waiting.is_empty() {
             let t = self.tails.remove(tail as usize);
-            self.tail_bytes -= t.bytes;
+            self.tail_bytes -= t.bytes + t.older_bytes();
             self.by_room.remove(&t.key);
             self.bounced_rooms.remove(&t.key);
             let key = t.key.clone();

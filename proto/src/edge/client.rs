@@ -29,9 +29,13 @@ pub(super) struct Client {
     pub(super) closing: bool,
     /// It is served from tails, by cursors, until it has caught up.
     pub(super) behind: bool,
+    /// Nothing can be served to it now: what it is to get next is fetched, or its tail is not there yet.
+    pub(super) waits: bool,
     queue: Queue,
     next_ping: Instant,
     pong_due: Option<Instant>,
+    /// The present `pong_due` has been put off because the ping may have waited in the queue.
+    pong_put_off: bool,
     connect_due: Option<Instant>,
     attachments_due: Option<Instant>,
     /// When its next event is due at the allowed rate (GCRA's theoretical arrival time).
@@ -81,9 +85,11 @@ impl Client {
             session: None,
             closing: false,
             behind: false,
+            waits: false,
             queue: Queue::default(),
             next_ping: now + limits.ping_interval,
             pong_due: None,
+            pong_put_off: false,
             connect_due: Some(now + limits.connect_timeout),
             attachments_due: None,
             arrival: now,
@@ -96,6 +102,7 @@ impl Client {
     /// Anything from the client: it lives.
     pub(super) fn heard(&mut self) {
         self.pong_due = None;
+        self.pong_put_off = false;
     }
 
     pub(super) fn connected(&mut self) {
@@ -161,8 +168,13 @@ impl Client {
     }
 
     /// The driver reports what did not go out.
-    pub(super) fn left_over(&mut self, now: Instant, turn: u64, left: usize) {
+    pub(super) fn left_over(&mut self, now: Instant, turn: u64, left: usize, limits: &Limits) {
         let drained = left < self.queue.left || self.queue.left == 0;
+        if left == 0 && self.queue.left > 0 && !self.pong_put_off {
+            // The ping may have left only now. Once per ping: who reads but never answers is not spared.
+            self.pong_due = self.pong_due.map(|due| due.max(now + limits.ping_timeout));
+            self.pong_put_off = self.pong_due.is_some();
+        }
         self.queue = Queue {
             turn,
             queued: left,
@@ -177,6 +189,18 @@ impl Client {
 
     pub(super) fn has_left_over(&self) -> bool {
         self.queue.left > 0
+    }
+
+    /// Whether one that is behind could be served right away.
+    pub(super) fn could_be_served(&self) -> bool {
+        !self.closing && !self.waits && !self.has_left_over()
+    }
+
+    /// When a missing pong is judged. While bytes wait in its queue the client may not have come to our
+    /// ping yet: then the stall limit judges it, and this one only who drains but slowly.
+    fn pong_judged_at(&self, limits: &Limits) -> Option<Instant> {
+        let patience = if self.queue.left > 0 { limits.client_stall_max } else { Duration::ZERO };
+        self.pong_due.map(|due| due + patience)
     }
 
     /// Finds one thing that is due, and notes it as done.
@@ -194,7 +218,7 @@ impl Client {
         if reached(self.attachments_due) {
             return Some(Due::TimedOut(Silence::Attachments));
         }
-        if reached(self.pong_due) {
+        if reached(self.pong_judged_at(limits)) {
             let our_silence = self.unconfirmed_since.is_some_and(|since| now.since(since) < OUR_SILENCE_MAX);
             if !our_silence && self.slowed_until.is_none() {
                 return Some(Due::TimedOut(Silence::Pong));
@@ -216,7 +240,8 @@ impl Client {
     /// need comes up.
     pub(super) fn arm(&mut self, timers: &mut Timers, limits: &Limits) {
         let stall = self.queue.stalled_since.map(|since| since + limits.client_stall_max);
-        let needs = [self.pong_due, self.connect_due, self.attachments_due, self.slowed_until, stall];
+        let needs =
+            [self.pong_judged_at(limits), self.connect_due, self.attachments_due, self.slowed_until, stall];
         let at = needs.into_iter().flatten().fold(self.next_ping, Instant::min);
         if self.timer_at.is_none_or(|armed| at < armed) {
             self.timer_at = Some(at);

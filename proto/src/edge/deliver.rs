@@ -1,16 +1,16 @@
 //! Towards clients: entries of rooms to their members, answers and own-log entries in the order they came.
 //!
-//! Belongs here: who gets an entry now, who reads it later by a cursor, what waits for what.
-//! Stays out: encoding (`tail::Frames`), the driver's queues.
-//! Invariants: a client that is not behind has been handed everything its tails hold; one that is behind
-//! gets nothing but by its cursors; an answer waits at most `HELD_MAX` for a room.
+//! Belongs here: who gets an entry now, what waits for what.
+//! Stays out: encoding (`tail::Frames`), the driver's queues, who reads later by a cursor (`readers`).
+//! Invariants: a client that is not behind has been handed everything its tails hold; an answer waits
+//! at most `HELD_MAX` for a room.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Edge;
 use super::session::Owed;
-use super::tail::Frames;
+use super::tail::{Frames, Place};
 use crate::id::{Address, ClientIx, Cursor, RoomKey, SocketSid, Term};
 use crate::mutant::{Mutant, is_planted};
 use crate::plain;
@@ -51,6 +51,10 @@ impl Edge {
                 let Some(tail) = self.tail_of(ctx, from, &room) else { return };
                 self.deliver_volatile(ctx, tail, &event);
             }
+            RoomToEdge::Fetched { room, term, after, entries } => {
+                let Some(tail) = self.tail_of(ctx, from, &room) else { return };
+                self.fetched(ctx, tail, from, term, after, entries);
+            }
         }
     }
 
@@ -83,6 +87,8 @@ impl Edge {
             return;
         }
         self.bounced_rooms.remove(&t.key);
+        // Readers before the tail ask the new owner by their cursors.
+        self.fetch(ctx, tail);
         self.wake_waiting(ctx, tail);
     }
 
@@ -133,17 +139,6 @@ impl Edge {
         self.bound_tails();
     }
 
-    /// All tails together are over their bound: the oldest entries of all go.
-    fn bound_tails(&mut self) {
-        while self.tail_bytes > self.limits.tails_bytes_max {
-            let Some((tail, index)) = self.tail_ages.pop_front() else { return };
-            // A mark may be of an entry that is gone already.
-            if let Some(t) = self.tails.get_mut(tail as usize).filter(|t| t.base() <= index) {
-                self.tail_bytes -= t.trim_first();
-            }
-        }
-    }
-
     /// Puts one member on the list of those who get entry `index` now, unless it is excepted or behind.
     fn serve_member(&mut self, ctx: &mut Ctx<'_>, tail: u32, index: u64, session: u32, served: &mut Served) {
         let turn = self.turn;
@@ -156,6 +151,14 @@ impl Edge {
         let (protocol, ix) = (s.protocol, s.client);
         let client = self.clients[ix.0 as usize].as_deref_mut().expect("a session never outlives its client");
         if client.behind {
+            // It reads on by its cursors, as soon as they lead here.
+            if client.waits {
+                let m = s.rooms.iter().find(|m| m.tail == tail);
+                client.waits = !m.is_some_and(|m| matches!(t.place(m), Place::Live(_)));
+            }
+            return;
+        }
+        if entry.repeat && !s.rooms.iter().any(|m| m.tail == tail && t.is_exact(m)) {
             return;
         }
         let len = frames_len(entry.frames(protocol, &t.key));
@@ -167,25 +170,7 @@ impl Edge {
         self.fall_behind(ctx, session, Some((tail, index)));
     }
 
-    /// From here on the client gets what its cursors show it, from `first` in that tail and from what
-    /// comes next in the others, as soon as its queue takes it.
-    fn fall_behind(&mut self, ctx: &mut Ctx<'_>, session: u32, first: Option<(u32, u64)>) {
-        let client = self.client_of(session);
-        if std::mem::replace(&mut client.behind, true) {
-            return;
-        }
-        let ix = client.ix;
-        ctx.stats.behind_total += 1;
-        self.behind.insert(ix);
-        let tails = &self.tails;
-        for m in &mut self.sessions[session as usize].rooms {
-            let index = first.filter(|(tail, _)| *tail == m.tail).map(|(_, index)| index);
-            let index = index.map(|index| index + u64::from(is_planted(Mutant::BehindByOne)));
-            m.next = index.unwrap_or_else(|| tails[m.tail as usize].end());
-        }
-    }
-
-    fn is_in_any(&self, session: u32, rooms: &[Arc<str>]) -> bool {
+    pub(super) fn is_in_any(&self, session: u32, rooms: &[Arc<str>]) -> bool {
         self.sessions[session as usize].is_excepted(|tail| &self.tails[tail as usize].key, rooms)
     }
 
@@ -215,56 +200,6 @@ impl Edge {
         for (protocol, clients) in served.into_groups() {
             ctx.stats.deliveries_total += clients.len() as u64;
             ctx.out.push(Output::Fanout(frames.of(protocol, &key, None, event).clone(), clients));
-        }
-    }
-
-    /// Serves a client that is behind from its cursors, as far as its queue takes it.
-    pub(super) fn catch_up(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx) {
-        let Some(index) = self.client(ix).and_then(|c| c.session) else { return };
-        self.process_own(ctx, index);
-        // What it was owed may have ended the session.
-        if !self.client(ix).is_some_and(|c| c.behind && c.session == Some(index)) {
-            return;
-        }
-        for place in 0..self.sessions[index as usize].rooms.len() {
-            match self.catch_up_room(ctx, ix, index, place) {
-                Caught::Up => {}
-                Caught::Full => return,
-                Caught::Lost => {
-                    ctx.stats.too_slow_total += 1;
-                    return self.close(ctx, ix, CloseCode::TooSlow, DetachReason::TransportClose);
-                }
-            }
-        }
-        if let Some(client) = self.client(ix) {
-            client.behind = false;
-        }
-        self.behind.remove(&ix);
-        self.process_own(ctx, index);
-    }
-
-    fn catch_up_room(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, index: u32, place: usize) -> Caught {
-        loop {
-            let session = &self.sessions[index as usize];
-            let m = session.rooms[place];
-            let t = &self.tails[m.tail as usize];
-            if m.slot.is_none() || m.next >= t.end() {
-                return Caught::Up;
-            }
-            let Some(entry) = t.get(m.next).filter(|_| m.next >= t.base()) else { return Caught::Lost };
-            let sid = session.identity.sid;
-            if !is_excepted(&entry.event, sid, |except| self.is_in_any(index, except)) {
-                let frames = entry.frames(session.protocol, &t.key).clone();
-                let (turn, len) = (self.turn, frames_len(&frames));
-                let client = self.clients[ix.0 as usize].as_deref_mut().expect("checked by the caller");
-                if !client.fits(turn, len, &self.limits) {
-                    return Caught::Full;
-                }
-                client.count_queued(turn, len);
-                ctx.stats.deliveries_total += 1;
-                write_all(ctx, ix, &frames);
-            }
-            self.sessions[index as usize].rooms[place].next += 1;
         }
     }
 
@@ -379,7 +314,9 @@ impl Edge {
             }
             if !self.own_fits(index) {
                 // Nobody says so when the queue drains within the turn: it is served like all who are behind.
-                return self.fall_behind(ctx, index, None);
+                self.fall_behind(ctx, index, None);
+                self.client_of(index).waits = false;
+                return;
             }
             let session = &mut self.sessions[index as usize];
             session.held_since = None;
@@ -402,7 +339,7 @@ impl Edge {
         let m = session.rooms.iter().find(|m| m.tail == tail && m.slot.is_some())?;
         let t = &self.tails[tail as usize];
         let behind = self.clients[session.client.0 as usize].as_ref().is_some_and(|c| c.behind);
-        let served = t.has_served(at) && !(behind && t.leads_to(m.next, at));
+        let served = t.has_served(at) && !(behind && t.leads_to(m.at, at));
         (!served).then_some(tail)
     }
 
@@ -494,14 +431,6 @@ impl Edge {
     }
 }
 
-/// How far a client got in a room.
-enum Caught {
-    Up,
-    Full,
-    /// What it should have got next is not kept any more.
-    Lost,
-}
-
 /// Clients that get an entry now, by protocol.
 #[derive(Default)]
 struct Served {
@@ -524,16 +453,20 @@ impl Served {
     }
 }
 
-fn is_excepted(event: &RoomEvent, sid: SocketSid, in_any: impl FnOnce(&[Arc<str>]) -> bool) -> bool {
+pub(super) fn is_excepted(
+    event: &RoomEvent,
+    sid: SocketSid,
+    in_any: impl FnOnce(&[Arc<str>]) -> bool,
+) -> bool {
     let named = event.except_sids.contains(&sid) && !is_planted(Mutant::ExceptIgnored);
     named || (!event.except_rooms.is_empty() && in_any(&event.except_rooms))
 }
 
-fn frames_len(frames: &[Packet]) -> usize {
+pub(super) fn frames_len(frames: &[Packet]) -> usize {
     frames.iter().map(Packet::len).sum()
 }
 
-fn write_all(ctx: &mut Ctx<'_>, ix: ClientIx, frames: &[Packet]) {
+pub(super) fn write_all(ctx: &mut Ctx<'_>, ix: ClientIx, frames: &[Packet]) {
     for packet in frames {
         ctx.out.push(Output::Write(ix, packet.clone()));
     }

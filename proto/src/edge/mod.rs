@@ -14,6 +14,8 @@ mod client;
 mod deliver;
 mod departed;
 mod inbound;
+mod older;
+mod readers;
 mod session;
 mod tail;
 
@@ -61,6 +63,10 @@ pub(crate) struct Edge {
     departed: Departed,
     /// Entries of all tails in the order they came (tail, index): the oldest go first at the bound.
     tail_ages: VecDeque<(u32, u64)>,
+    /// Chunks of older entries in the order they came (tail, chunk): they go before any of the above.
+    chunk_ages: VecDeque<(u32, u64)>,
+    /// Chunks so far.
+    chunks: u64,
     /// Turns of the driver: within one, nothing has drained.
     turn: u64,
     /// Clients that are served by their cursors.
@@ -94,6 +100,8 @@ impl Edge {
             tail_bytes: 0,
             departed: Departed::default(),
             tail_ages: VecDeque::new(),
+            chunk_ages: VecDeque::new(),
+            chunks: 0,
             turn: 1,
             behind: BTreeSet::new(),
             dirty: BTreeSet::new(),
@@ -186,9 +194,9 @@ impl Edge {
 
     /// The driver has written what it could.
     pub(crate) fn queue_left(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, left: usize) {
-        let turn = self.turn;
+        let (turn, limits) = (self.turn, self.limits.clone());
         let Some(client) = self.client(ix) else { return };
-        client.left_over(ctx.now, turn, left);
+        client.left_over(ctx.now, turn, left, &limits);
         if left == 0 {
             self.catch_up(ctx, ix);
         }
@@ -204,14 +212,14 @@ impl Edge {
     pub(crate) fn has_ready_behind(&self) -> bool {
         self.behind
             .iter()
-            .any(|ix| self.clients[ix.0 as usize].as_ref().is_some_and(|c| !c.closing && !c.has_left_over()))
+            .any(|ix| self.clients[ix.0 as usize].as_deref().is_some_and(Client::could_be_served))
     }
 
     /// Serves those who are behind and whose queue has drained.
     pub(crate) fn catch_up_all(&mut self, ctx: &mut Ctx<'_>) {
         let behind: Vec<ClientIx> = self.behind.iter().copied().collect();
         for ix in behind {
-            if self.client(ix).is_some_and(|c| !c.has_left_over()) {
+            if self.client(ix).is_some_and(|c| c.could_be_served()) {
                 self.catch_up(ctx, ix);
             }
         }
@@ -418,6 +426,7 @@ impl Edge {
             tail.expire_carried(now, self.limits.dedupe_window);
             kept += tail.len();
         }
+        self.sweep_older(ctx);
         // Marks of entries that are gone by other bounds.
         if self.tail_ages.len() > 2 * kept + TAIL_MARKS_SLACK {
             let tails = &self.tails;
@@ -433,7 +442,8 @@ impl Edge {
         assert_eq!(self.by_room.len(), self.tails.len());
         let mut bytes = 0;
         for (index, tail) in &self.tails {
-            bytes += tail.bytes;
+            bytes += tail.bytes + tail.older_bytes();
+            self.check_readers(index, tail);
             let (max, one) = (self.limits.tail_bytes_max, tail.len() <= 1);
             assert!(tail.bytes <= max || one, "{:?}: tail of {} bytes", tail.key, tail.bytes);
             for (slot, &session) in tail.members.iter().enumerate() {

@@ -69,8 +69,13 @@ pub(super) struct Membership {
     pub(super) tell: bool,
     /// The own-log entry that asked for it; 0 for the room of everyone.
     pub(super) own_seq: u64,
-    /// Index of the next entry to serve. Counts only while the client is behind.
-    pub(super) next: u64,
+    /// The last place it has been served. Counts only while the client is behind.
+    pub(super) at: Cursor,
+    /// `at` is a place this tail has been at, or the owner has found in its log. `false` for a reader
+    /// that was put there and is still to be looked up.
+    pub(super) verified: bool,
+    /// The tail's history in which a reader that was put at a cursor was found; 0 for other members.
+    pub(super) history: u32,
 }
 
 /// Something for this client alone.

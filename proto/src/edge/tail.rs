@@ -1,10 +1,12 @@
 //! The tail of one room at this edge: recent entries, and which clients are served from it.
 //!
-//! Belongs here: taking entries in order from the room's owner, encoding each once per protocol.
-//! Stays out: who the members are (`Edge`), queues of clients (`client`).
+//! Belongs here: taking entries in order from the room's owner, encoding each once per protocol, where a
+//! reader finds what follows its cursor.
+//! Stays out: who the members are (`Edge`), queues of clients (`client`), entries older than the tail
+//! (`older`).
 //! Units: `index` counts entries of this tail from 0; bytes as in the room's log.
 //! Invariants: positions strictly rise whatever owners come and go; a publish that was served under an
-//! earlier owner is not served again under a later one.
+//! earlier owner is not served again under a later one; after `floor` nothing is missing.
 
 use std::cell::OnceCell;
 use std::collections::VecDeque;
@@ -12,6 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::departed::Memory;
+use super::older::Older;
+use super::session::Membership;
 use crate::collections::FixedMap;
 use crate::id::{Cursor, NodeRef, PublishId, PublishNumber, Publisher, RoomKey, Term};
 use crate::mutant::{Mutant, is_planted};
@@ -44,7 +48,17 @@ pub(super) struct Tail {
     entries: VecDeque<TailEntry>,
     /// Index of the oldest entry kept.
     base: u64,
+    /// The place before it: of what follows, nothing is missing here.
+    floor: Cursor,
+    /// Counts the histories this tail has been in: a hole begins another.
+    history: u32,
+    /// Where the present one begins.
+    history_start: Cursor,
+    /// The last entry here whose publish was served in an earlier one.
+    last_repeat: Cursor,
     pub(super) bytes: usize,
+    /// What readers before `floor` are served from, if there are any.
+    pub(super) older: Option<Box<Older>>,
     taken_bytes: usize,
     /// The last publish of each publisher served under earlier owners.
     carried: FixedMap<Publisher, PublishNumber>,
@@ -61,9 +75,24 @@ pub(super) struct TailEntry {
     pub(super) at: Cursor,
     id: PublishId,
     pub(super) event: RoomEvent,
-    bytes: usize,
+    pub(super) bytes: usize,
     pub(super) since: Instant,
+    /// Served in an earlier history at another place: only for who was not there.
+    pub(super) repeat: bool,
     frames: Frames,
+}
+
+/// Where a reader finds what follows its cursor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// In the tail, from this index on.
+    Live(u64),
+    /// In what was fetched: chunk, and entry of it. After the chunk's last entry: at its end.
+    Older(usize, usize),
+    /// At the owner only: to be fetched up to here.
+    Away(Cursor),
+    /// Nowhere: a hole lies between.
+    Gone,
 }
 
 /// An event encoded once for each protocol, whoever many get it.
@@ -94,6 +123,17 @@ impl Frames {
 }
 
 impl TailEntry {
+    pub(super) fn new(now: Instant, at: Cursor, entry: RoomEntry, repeat: bool) -> Self {
+        let bytes = entry_bytes(&entry);
+        let RoomEntry { id, event, .. } = entry;
+        Self { at, id, event, bytes, since: now, repeat, frames: Frames::default() }
+    }
+
+    /// Whether `at` is the place before this entry, under the term of this entry.
+    pub(super) fn follows(&self, at: Cursor) -> bool {
+        at.term == self.at.term && at.seq.checked_add(1) == Some(self.at.seq)
+    }
+
     pub(super) fn frames(&self, protocol: ClientProtocol, key: &RoomKey) -> &Arc<[Packet]> {
         self.frames.of(protocol, key, Some(self.at), &self.event)
     }
@@ -113,7 +153,12 @@ impl Tail {
             before_gap: Cursor::NONE,
             entries: VecDeque::new(),
             base: 0,
+            floor: memory.last,
+            history: 1,
+            history_start: Cursor::NONE,
+            last_repeat: Cursor::NONE,
             bytes: 0,
+            older: None,
             taken_bytes: 0,
             carried: memory.served,
             carried_since: now,
@@ -144,6 +189,9 @@ impl Tail {
     pub(super) fn asked(&mut self, owner: Option<NodeRef>) {
         self.owner = owner;
         self.live = false;
+        if let Some(older) = &mut self.older {
+            older.pending = None;
+        }
     }
 
     /// The owner's answer; `false` if it is not the one asked or its term is past.
@@ -165,8 +213,14 @@ impl Tail {
         self.term = term;
         self.next_seq = from.seq + 1;
         self.last = self.last.max(from);
+        if gap {
+            self.history += 1;
+            self.history_start = self.last;
+        }
+        if std::mem::take(&mut self.fresh) {
+            self.floor = self.last;
+        }
         self.live = true;
-        self.fresh = false;
         true
     }
 
@@ -179,13 +233,87 @@ impl Tail {
         at.seq == 0 || is_past(self.last) || is_past(self.before_gap)
     }
 
-    /// Whether an entry from `index` on is one that leads up to `at`.
-    pub(super) fn leads_to(&self, index: u64, at: Cursor) -> bool {
-        let skip = usize::try_from(index.saturating_sub(self.base)).unwrap_or(usize::MAX);
-        let mut ahead = self.entries.iter().skip(skip);
-        ahead.any(|entry| {
-            entry.at.term.owner == at.term.owner && (entry.at.term < at.term || entry.at.seq <= at.seq)
+    /// Whether an entry after `reader` is one that leads up to `at`.
+    pub(super) fn leads_to(&self, reader: Cursor, at: Cursor) -> bool {
+        let leads = |place: Cursor| {
+            place > reader
+                && place.term.owner == at.term.owner
+                && (place.term < at.term || place.seq <= at.seq)
+        };
+        // What was before the tail is not known here; if the way leads over its floor, it leads on to `at`.
+        let behind = reader < self.floor && self.floor.term.owner == at.term.owner && reader < at;
+        behind || self.entries.iter().any(|entry| leads(entry.at))
+    }
+
+    /// Where the reader of `m` finds what follows its cursor. A reader that was put at a cursor has seen
+    /// only what the present log holds: the part of the tail before the present history is not for it.
+    pub(super) fn place(&self, m: &Membership) -> Place {
+        let exact = self.is_exact(m);
+        let begin = if exact { self.floor.max(self.history_start) } else { self.floor };
+        if m.at >= begin {
+            let index = self.index_after(m.at);
+            if m.verified || self.is_here(m.at, index) {
+                return Place::Live(index);
+            }
+        } else if !exact && m.at < self.history_start && self.floor >= self.history_start {
+            return Place::Gone;
+        }
+        if let Some((chunk, entry)) = self.older.as_ref().and_then(|older| older.find(m.at)) {
+            return Place::Older(chunk, entry);
+        }
+        Place::Away(match m.at > self.last {
+            true => m.at,
+            false if m.at < begin && begin == self.floor => self.floor,
+            false => self.last,
         })
+    }
+
+    /// Whether the reader of `m` has seen nothing but what the present log holds up to its cursor.
+    pub(super) fn is_exact(&self, m: &Membership) -> bool {
+        !m.verified || m.history == self.history
+    }
+
+    /// The history a reader is in that was just found in the present log.
+    pub(super) fn history(&self) -> u32 {
+        self.history
+    }
+
+    /// Whether a publish that was fetched has been served to the reader of `m` at another place.
+    pub(super) fn is_repeat_for(&self, m: &Membership, entry: &TailEntry) -> bool {
+        let repeat = entry.repeat || (entry.at > self.history_start && self.is_carried(entry.id));
+        repeat && !self.is_exact(m)
+    }
+
+    fn is_carried(&self, id: PublishId) -> bool {
+        let (publisher, number) = id.split();
+        self.carried.get(&publisher).is_some_and(|served| number <= *served)
+    }
+
+    /// Index of the first entry after `at`.
+    fn index_after(&self, at: Cursor) -> u64 {
+        self.base + self.entries.partition_point(|entry| entry.at <= at) as u64
+    }
+
+    /// Whether `at` is the very place before entry `index`.
+    fn is_here(&self, at: Cursor, index: u64) -> bool {
+        let before = index.checked_sub(1).and_then(|before| self.get(before));
+        at == before.map_or(self.floor, |entry| entry.at)
+            || at == self.last
+            || self.get(index).is_some_and(|entry| entry.follows(at))
+    }
+
+    /// The place before entry `index`; the end if there is none.
+    pub(super) fn before(&self, index: u64) -> Cursor {
+        self.get(index).map_or(self.last, |e| Cursor { term: e.at.term, seq: e.at.seq.saturating_sub(1) })
+    }
+
+    pub(super) fn older(&mut self) -> &mut Older {
+        self.older.get_or_insert_with(Box::default)
+    }
+
+    /// Bytes of fetched entries.
+    pub(super) fn older_bytes(&self) -> usize {
+        self.older.as_ref().map_or(0, |older| older.bytes)
     }
 
     /// What is worth knowing when a member comes back.
@@ -221,14 +349,12 @@ impl Tail {
             return None;
         }
         self.last = at;
-        let (publisher, number) = entry.id.split();
-        let carried = self.carried.get(&publisher).filter(|_| !is_planted(Mutant::CarriesNothing));
-        if carried.is_some_and(|served| number <= *served) {
-            return None;
+        let repeat = self.is_carried(entry.id) && !is_planted(Mutant::CarriesNothing);
+        if repeat {
+            self.last_repeat = at;
         }
         self.bytes += bytes;
-        let RoomEntry { id, event, .. } = entry;
-        self.entries.push_back(TailEntry { at, id, event, bytes, since: now, frames: Frames::default() });
+        self.entries.push_back(TailEntry::new(now, at, entry, repeat));
         Some(self.end() - 1)
     }
 
@@ -245,6 +371,7 @@ impl Tail {
     pub(super) fn trim_first(&mut self) -> usize {
         let Some(entry) = self.entries.pop_front() else { return 0 };
         self.base += 1;
+        self.floor = entry.at;
         self.bytes -= entry.bytes;
         entry.bytes
     }
@@ -257,6 +384,8 @@ impl Tail {
     pub(super) fn expire_carried(&mut self, now: Instant, window: Duration) {
         if !self.carried.is_empty() && now.since(self.carried_since) >= window {
             self.carried = FixedMap::default();
+            // Nobody can tell any more which of these a reader before them has had.
+            self.history_start = self.history_start.max(self.last_repeat);
         }
     }
 }

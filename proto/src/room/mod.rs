@@ -10,6 +10,7 @@
 //! as a gap.
 
 mod dedupe;
+mod fetch;
 mod log;
 mod state;
 
@@ -75,6 +76,10 @@ pub(crate) enum RoomInput {
     Subscribe(Subscription),
     Unsubscribe,
     Taken(Cursor),
+    Fetch {
+        after: Cursor,
+        upto: Cursor,
+    },
 }
 
 /// What an op of a room leads to, once it is safe.
@@ -128,6 +133,9 @@ impl Rooms {
                 }
             }
             ToRoom::Taken { room, cursor } => self.input(ctx, from, &room, RoomInput::Taken(cursor)),
+            ToRoom::Fetch { room, after, upto } => {
+                self.input(ctx, from, &room, RoomInput::Fetch { after, upto });
+            }
         }
     }
 
@@ -194,6 +202,7 @@ impl Rooms {
                     }
                 }
                 RoomInput::Taken(cursor) => self.on_taken(from, key, cursor),
+                RoomInput::Fetch { after, upto } => self.on_fetch(ctx, from, key, after, upto),
             },
         }
     }
@@ -587,7 +596,8 @@ fn give_back(ctx: &mut Ctx<'_>, key: &RoomKey, mut live: RoomLive) {
 /// The room is not served here: whoever sent this asks again by its own ring.
 fn bounce(ctx: &mut Ctx<'_>, from: Address, key: &RoomKey, input: &RoomInput) {
     match input {
-        RoomInput::Publish(_) | RoomInput::Subscribe(_) => {
+        // Who is not served by this room as it is now has to subscribe first.
+        RoomInput::Publish(_) | RoomInput::Subscribe(_) | RoomInput::Fetch { .. } => {
             not_owner(ctx, from, Subject::Room(key.clone()), key);
         }
         RoomInput::Call(call, _) => not_owner(ctx, from, Subject::Call(*call), key),

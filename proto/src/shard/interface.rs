@@ -275,6 +275,8 @@ pub struct ShardStats {
     pub duplicates_total: u64,
     /// Clients that fell behind.
     pub behind_total: u64,
+    /// Fetches of entries older than a tail, each shared by all clients that wait for it.
+    pub fetches_total: u64,
     /// Clients closed because they were too slow.
     pub too_slow_total: u64,
     /// Clients closed for breaking their protocol.

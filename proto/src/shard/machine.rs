@@ -12,6 +12,8 @@ use super::interface::{Holding, Input, Output, ShardConfig, ShardStats};
 use super::{Out, Pace, TimerKey, Timers};
 use crate::edge::Edge;
 use crate::id::{Address, ShardIx};
+#[cfg(test)]
+use crate::id::{ClientIx, Cursor, RoomKey};
 use crate::keys::IdKey;
 use crate::room::Rooms;
 use crate::session::Sessions;
@@ -282,6 +284,15 @@ impl Shard {
             return Some(self.now);
         }
         self.timers.next()
+    }
+
+    /// Puts the session of a client at a cursor in a room it has joined.
+    #[cfg(test)]
+    pub(super) fn read_from(&mut self, now: Instant, ix: ClientIx, room: &RoomKey, cursor: Cursor) {
+        self.now = self.now.max(now);
+        self.unsettled = true;
+        self.edge.client_reads_from(&mut context!(self), ix, room, cursor);
+        self.drain_local();
     }
 
     /// Counts so far.

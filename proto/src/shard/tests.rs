@@ -6,6 +6,7 @@ mod backups;
 mod clients;
 mod crashes;
 mod owners;
+mod readers;
 mod repeats;
 mod slow;
 

@@ -331,6 +331,16 @@ pub enum ToRoom {
         /// The last entry.
         cursor: Cursor,
     },
+    /// The sending edge shard has readers before its tail: it wants the entries after one place of the
+    /// log up to another. Answered by [`RoomToEdge::Fetched`].
+    Fetch {
+        /// The room.
+        room: RoomKey,
+        /// Where the readers are.
+        after: Cursor,
+        /// Where what the edge has begins.
+        upto: Cursor,
+    },
 }
 
 /// What an edge shard asks of a room's owner.
@@ -445,6 +455,18 @@ pub enum RoomToEdge {
         room: RoomKey,
         /// What.
         event: RoomEvent,
+    },
+    /// Older entries (answer to [`ToRoom::Fetch`]).
+    Fetched {
+        /// The room.
+        room: RoomKey,
+        /// Under which term they are sent.
+        term: Term,
+        /// The place that was asked for: the first entry is `after.seq + 1`.
+        after: Cursor,
+        /// In order, as many as fit one answer, none beyond what was asked for. `None`: the log does not
+        /// hold both places and all that lies between them (any more).
+        entries: Option<Vec<RoomEntry>>,
     },
 }
 

@@ -37,9 +37,9 @@ fn a_client_that_does_not_drain_falls_behind_and_catches_up_in_order() {
 }
 
 #[test]
-fn a_client_that_the_tail_has_left_is_closed_and_nobody_else() {
+fn a_client_that_the_log_has_left_is_closed_and_nobody_else() {
     let (mut mesh, fast, slow) = with_slow_member(Limits::default());
-    for number in 0..30 {
+    for number in 0..60 {
         publish_big(&mut mesh, fast, number);
     }
     mesh.left_over(slow, 0);
@@ -50,8 +50,25 @@ fn a_client_that_the_tail_has_left_is_closed_and_nobody_else() {
 #[test]
 fn a_client_for_whom_nothing_drains_is_closed() {
     let (mut mesh, _, slow) = with_slow_member(Limits::default());
-    mesh.wait(second() * 21);
+    mesh.wait(second() * 44);
+    assert_eq!(mesh.closed(slow), None);
+    mesh.wait(second() * 2);
     assert_eq!(mesh.closed(slow), Some(CloseCode::TooSlow));
+}
+
+#[test]
+fn a_ping_that_waits_in_the_queue_is_not_held_against_the_client() {
+    let mut mesh = Mesh::new(1, 1);
+    let slow = mesh.client((0, 0), "slow");
+    mesh.wait(second() * 20);
+    mesh.left_over(slow, 40_000);
+    mesh.wait(second() * 35);
+    assert_eq!(mesh.closed(slow), None);
+    mesh.left_over(slow, 0);
+    mesh.wait(second() * 19);
+    assert_eq!(mesh.closed(slow), None);
+    mesh.wait(second() * 2);
+    assert_eq!(mesh.closed(slow), Some(CloseCode::Timeout), "it reads, but never answers");
 }
 
 #[test]
