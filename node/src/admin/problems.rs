@@ -38,6 +38,8 @@ pub(super) struct Looked<'a> {
     /// Each shard: waiting inputs, and whether it answered.
     pub(super) shards: &'a [(ShardIx, usize, bool)],
     pub(super) descriptors: Descriptors,
+    /// Backups that owe a shard of this node an answer for too long.
+    pub(super) backups_silent: u64,
 }
 
 /// Places for clients.
@@ -88,9 +90,8 @@ pub(super) enum Severity {
 impl Severity {
     fn of(kind: &str) -> Self {
         match kind {
-            "joining" | "suspect" | "silent_shard" | "link" | "connections" | "descriptors" | "backlog" => {
-                Self::Hurts
-            }
+            "joining" | "suspect" | "silent_shard" | "link" | "connections" | "descriptors" | "backlog"
+            | "backup" => Self::Hurts,
             _ => Self::Threatens,
         }
     }
@@ -122,6 +123,15 @@ impl Problems {
         }
         shards(looked.shards, &mut conditions);
         places(looked.descriptors, &mut conditions);
+        if looked.backups_silent > 0 {
+            conditions.push(Condition {
+                key: ("backup", String::new()),
+                lasting: AT_ONCE,
+                what: "a backup of this node's users and rooms owes an answer for over 250 ms".into(),
+                hurts: "acks and events of what it backs up wait; nothing is released before it answers or is down",
+                advice: "look at the CPU of the other nodes and at the links to them",
+            });
+        }
         self.keep(now, conditions);
     }
 

@@ -11,6 +11,7 @@ struct Scene {
     mesh: MeshFacts,
     shards: Vec<(ShardIx, usize, bool)>,
     places: Descriptors,
+    backups_silent: u64,
     problems: Problems,
     start: Instant,
 }
@@ -27,7 +28,15 @@ impl Scene {
         };
         let shards = vec![(ShardIx(0), 0, true), (ShardIx(1), 0, true)];
         let places = Descriptors { connections: 10, connections_max: 1_000, fd_limit: 100_000 };
-        Self { nodes, mesh, shards, places, problems: Problems::default(), start: Instant::now() }
+        Self {
+            nodes,
+            mesh,
+            shards,
+            places,
+            backups_silent: 0,
+            problems: Problems::default(),
+            start: Instant::now(),
+        }
     }
 
     /// Others of the view, agreed upon at once.
@@ -45,8 +54,13 @@ impl Scene {
     /// What is shown `secs` after the start.
     fn at(&mut self, secs: u64) -> Vec<String> {
         let view = view_of(&self.nodes);
-        let looked =
-            Looked { view: &view, mesh: Some(&self.mesh), shards: &self.shards, descriptors: self.places };
+        let looked = Looked {
+            view: &view,
+            mesh: Some(&self.mesh),
+            shards: &self.shards,
+            descriptors: self.places,
+            backups_silent: self.backups_silent,
+        };
         self.problems.look(self.start + Duration::from_secs(secs), &looked);
         self.problems.shown().iter().map(|found| found.problem.what.clone()).collect()
     }
@@ -148,4 +162,14 @@ fn a_node_that_dies_is_spoken_of_until_it_is_back_and_one_that_drains_is_not() {
     scene.at(0);
     scene.lose("c");
     assert!(scene.at(1).is_empty());
+}
+
+#[test]
+fn a_backup_that_owes_an_answer_is_told_at_once_and_forgotten_when_it_has_answered() {
+    let mut scene = Scene::new();
+    assert_eq!(scene.at(0), Vec::<String>::new());
+    scene.backups_silent = 1;
+    assert!(scene.at(1)[0].contains("owes an answer"));
+    scene.backups_silent = 0;
+    assert_eq!(scene.at(2), Vec::<String>::new());
 }
