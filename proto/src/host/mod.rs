@@ -357,13 +357,17 @@ impl<E: Entity> Host<E> {
         }
     }
 
-    /// It is over: the backup is told.
+    /// It is over: the backup is told, and whoever gave it and may still hold it.
     pub(crate) fn end(&mut self, key: &E::Key) {
         let Some(held) = self.held.remove(key) else { return };
-        if let Some(owning) = held.owning.as_deref()
-            && let Some(backup) = owning.backup
-        {
-            self.backups.ended(backup, key.clone(), owning.term);
+        if let Some(owning) = held.owning.as_deref() {
+            let giver = match owning.began {
+                Began::HandOver(giver) => Some(giver).filter(|giver| owning.backup != Some(*giver)),
+                Began::New | Began::TakeOver(_) => None,
+            };
+            for holder in owning.backup.into_iter().chain(giver) {
+                self.backups.ended(holder, key.clone(), owning.term);
+            }
         }
         self.dirty.remove(key);
         self.released(held);
@@ -460,8 +464,8 @@ impl<E: Entity> Host<E> {
             }
             Replication::NotYours { key } => self.on_not_yours(ctx, from, &key),
             Replication::Drop(keys) => {
-                for key in keys {
-                    self.on_drop(ctx, &key);
+                for (key, version) in keys {
+                    self.on_drop(ctx, from, &key, version);
                 }
             }
         }

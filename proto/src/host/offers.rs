@@ -12,7 +12,7 @@ use super::{Entity, Host};
 use crate::collections::FixedMap;
 use crate::id::{Address, NodeRef, Term};
 use crate::shard::Ctx;
-use crate::wire::{Offered, Replication, To};
+use crate::wire::{Offered, Replication, To, Version};
 
 /// Keys offered to one peer and not answered.
 const OFFERED_MAX: usize = 64;
@@ -149,14 +149,22 @@ impl<E: Entity> Host<E> {
         }
         let safe = owning.backup.is_none() || (owning.base.is_some() && owning.confirmed == held.version.op);
         if safe && owning.backup != Some(from.node) {
-            ctx.out.send(from.node, to, self.lane(), E::body(Replication::Drop(vec![key])));
+            let drop = Replication::Drop(vec![(key, version)]);
+            ctx.out.send(from.node, to, self.lane(), E::body(drop));
         }
     }
 
-    pub(super) fn on_drop(&mut self, ctx: &Ctx<'_>, key: &E::Key) {
+    pub(super) fn on_drop(&mut self, ctx: &Ctx<'_>, from: Address, key: &E::Key, version: Version) {
         let placement = E::placement(&self.shared, key);
-        let placed_here = ctx.view.ring.replicas(placement, 2).contains(&self.me.node);
-        if self.held.get(key).is_some_and(|held| held.owning.is_none()) && !placed_here {
+        if self.held.get(key).is_none_or(|held| held.version != version) {
+            // It has gone on since: what is new in it is offered again.
+            return;
+        }
+        let replicas = ctx.view.ring.replicas(placement, 2);
+        if replicas.first() == Some(&from.node) {
+            self.step_down(key);
+        }
+        if !self.owns(key) && !replicas.contains(&self.me.node) {
             self.offers.forget(key);
             if let Some(held) = self.held.remove(key) {
                 self.released(held);

@@ -60,8 +60,8 @@ pub enum Replication<K, O, C> {
         /// Which.
         key: K,
     },
-    /// Answer to `Offer`: the owner and its backup hold all of it.
-    Drop(Vec<K>),
+    /// Answer to `Offer`: the owner and its backup hold all of what was offered, in this version.
+    Drop(Vec<(K, Version)>),
 }
 
 /// News of one entity for its backup.

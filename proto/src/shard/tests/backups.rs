@@ -232,3 +232,27 @@ fn a_client_that_goes_while_its_owner_dies_leaves_no_session() {
     let rooms = |n: usize| mesh.shards[&(n, 0)].holdings().iter().filter(|h| h.name.contains('#')).count();
     assert_eq!([held(0), held(1)], [rooms(0), rooms(1)], "a session is still held");
 }
+
+#[test]
+fn two_owners_of_a_room_without_events_become_one() {
+    let mut mesh = Mesh::new(3, 1);
+    let room = mesh.room_at(0);
+    let clients = [0, 1, 2].map(|n| mesh.client((n, 0), &format!("user{n}")));
+    // Each node believes itself alone, and owns the room.
+    for n in 0..3 {
+        (0..3).filter(|other| *other != n).for_each(|other| mesh.alive[other] = false);
+        mesh.view_at(n);
+        mesh.alive = vec![true; 3];
+    }
+    mesh.queue.clear();
+    for client in clients {
+        mesh.say(client, &format!("421[\"join\",\"{room}\"]"));
+    }
+    mesh.views();
+    mesh.wait(5 * second());
+    assert_settled(&mesh, &room);
+    assert_eq!(mesh.stats(|s| s.to_hand_over), 0);
+    clients.into_iter().for_each(|client| assert!(!mesh.take(client).is_empty()));
+    mesh.query(0, api_publish(&room, "[\"e\"]", None)).unwrap();
+    clients.into_iter().for_each(|client| assert_eq!(events(&mesh.take(client)), ["42[\"e\"]"]));
+}
