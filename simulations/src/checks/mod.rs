@@ -2,8 +2,7 @@
 //!
 //! Belongs here: the account of every session's deliveries; what two histories may not show.
 //! Stays out: who delivers (`cluster`), what clients wanted (`client`).
-//! In this version a room and a session are held in one copy: what a dead owner held may be lost
-//! (I3, I6 and I8 are not checked: [`HELD_TWICE`]), never doubled or reordered.
+//! What backups are for (I3, I8) is checked in strict runs; recovery (I6) is not yet.
 
 mod kept;
 
@@ -15,9 +14,8 @@ use mesh_proto::time::Instant;
 
 pub use kept::{Acked, Kept, Room};
 
-/// Whether sessions and rooms have a backup. While they have not, nothing is promised about what a dead
-/// owner held, nor about a session that leaves a room and comes back.
-pub const HELD_TWICE: bool = false;
+/// Whether runs are held to everything unless somebody says otherwise: see [`Checks::strict`].
+pub const STRICT: bool = false;
 
 /// A broken promise.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,6 +106,9 @@ pub struct Checks {
     places: BTreeMap<(RoomKey, EventId), (Term, u64)>,
     /// Taken over from another history: those who had it there keep it where it was.
     appended_again: BTreeSet<EventId>,
+    /// Held to what backups are for as well: nothing acknowledged is lost (I3), a session that leaves a room
+    /// and comes back is not sent again what it had (I5), equal copies in the end (I8).
+    pub strict: bool,
     /// What was acknowledged, and to whom it is owed.
     pub kept: Kept,
     /// Deliveries counted.
@@ -126,7 +127,7 @@ impl Checks {
     pub fn delivered(&mut self, now: Instant, delivery: &Delivery) {
         self.deliveries += 1;
         let Delivery { to, product, room, stay, event, position } = *delivery;
-        let stay = if HELD_TWICE { 0 } else { stay };
+        let stay = if self.strict { 0 } else { stay };
         let heard = self.heard.entry((product, room, to, stay)).or_default();
         let mut broken = Vec::new();
         if !heard.seen.insert(event) {
@@ -205,14 +206,24 @@ impl Checks {
 
     /// Whether everything acknowledged has reached whom it is owed (I3). `edge_of` tells where a session
     /// that is in a room now has its transport.
+    ///
+    /// With `excuses`, which names the nodes that live, a gap told there is one, and so is the death of the
+    /// owner that took the publish: it may have been alone on its side of a partition.
     pub fn check_kept(
         &mut self,
         now: Instant,
-        gaps_excuse: bool,
+        excuses: Option<&BTreeSet<NodeRef>>,
         edge_of: impl Fn(Room, SessionId) -> Option<NodeRef>,
     ) {
-        let has = |(product, room): Room, member, event| self.has(product, room, member, event);
-        let lost: Vec<_> = self.kept.lost(gaps_excuse, has, edge_of).take(3).collect();
+        let taken_by_living: Option<BTreeSet<EventId>> = excuses.map(|living| {
+            let taken = self.places.iter().filter(|(_, (term, _))| living.contains(&term.owner));
+            taken.map(|((_, event), _)| *event).collect()
+        });
+        let has = |(product, room): Room, member, event| {
+            taken_by_living.as_ref().is_some_and(|living| !living.contains(&event))
+                || self.has(product, room, member, event)
+        };
+        let lost: Vec<_> = self.kept.lost(excuses.is_some(), has, edge_of).take(3).collect();
         for lost in lost {
             let SessionId { client, session } = lost.member;
             let (event, room) = (lost.event, lost.room.1);

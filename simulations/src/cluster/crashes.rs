@@ -195,15 +195,20 @@ impl Cluster {
         self.node_after(slot, delay, NodeEvent::DrainStep { closing: true });
     }
 
-    /// Closes a few clients; when none is left, leaves.
+    /// Closes a few clients; when none is left and others own what it owned, leaves.
     pub(super) fn drain_step(&mut self, slot: usize, closing: bool) {
         let Some(life) = &self.slots[slot].life else { return };
         let (number, shards, returns) = (life.number, life.shards.len(), life.returns);
         let clients: usize = life.shards.iter().map(|shard| shard.clients.len()).sum();
+        let to_hand_over: u64 = life.shards.iter().map(|shard| shard.shard.stats().to_hand_over).sum();
         if closing && clients > 0 {
             for shard in 0..shards {
                 self.feed(slot, shard, Input::CloseClients(CLOSED_PER_STEP));
             }
+            self.node_after(slot, Duration::from_millis(100), NodeEvent::DrainStep { closing });
+            return;
+        }
+        if to_hand_over > 0 && !self.calm {
             self.node_after(slot, Duration::from_millis(100), NodeEvent::DrainStep { closing });
             return;
         }

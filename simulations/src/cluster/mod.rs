@@ -27,11 +27,11 @@ use mesh_proto::keys::ClusterKey;
 use mesh_proto::limits::Limits;
 use mesh_proto::link::Resume;
 use mesh_proto::membership::Timing;
-use mesh_proto::shard::{ClientProtocol, Packet, ProductRules};
+use mesh_proto::shard::{ClientProtocol, Holding, Packet, ProductRules};
 use mesh_proto::time::Instant;
 use mesh_proto::wire::Lane;
 
-use crate::checks::{Acked, Checks, HELD_TWICE, Room, SessionId};
+use crate::checks::{Acked, Checks, Room, STRICT, SessionId};
 use crate::client::Client;
 use crate::clock::Clock;
 use crate::faults::{self, Regime};
@@ -51,6 +51,8 @@ pub struct Size {
     pub clients: usize,
     /// How long faults strike.
     pub trouble: Duration,
+    /// Whether it is held to everything: `Checks::strict`.
+    pub strict: bool,
 }
 
 impl Size {
@@ -58,7 +60,7 @@ impl Size {
     #[must_use]
     pub fn small(seed: u64) -> Self {
         let nodes = 3 + usize::try_from(seed % 3).unwrap_or(0);
-        Self { nodes, clients: 10, trouble: Duration::from_secs(8) }
+        Self { nodes, clients: 10, trouble: Duration::from_secs(8), strict: STRICT }
     }
 }
 
@@ -236,7 +238,7 @@ impl Cluster {
         let mut cluster = Self {
             clock: Clock::new(),
             trace: Trace::new(story.is_some(), story.unwrap_or_default()),
-            checks: Checks::default(),
+            checks: Checks { strict: size.strict, ..Checks::default() },
             faults: faults::Counts::new(),
             network: Network::new(random.fork()),
             slots: Vec::new(),
@@ -448,7 +450,7 @@ impl Cluster {
                 self.checks.violated("I3", now, what);
             }
         }
-        if HELD_TWICE {
+        if self.checks.strict {
             let (clients, transports, slots) = (&self.clients, &self.transports, &self.slots);
             let edge_of = |(product, room): Room, session: SessionId| {
                 let client = clients.iter().find(|client| client.session_id() == session)?;
@@ -456,8 +458,38 @@ impl Cluster {
                     client.transport().filter(|_| client.product == product && client.is_in(room))?;
                 slots[transports.get(&transport)?.slot].life.as_ref().map(|life| life.view.me)
             };
-            self.checks.check_kept(now, self.regime == Regime::AnythingGoes, edge_of);
+            let living: BTreeSet<NodeRef> =
+                slots.iter().filter_map(|slot| slot.life.as_ref()).map(|life| life.view.me).collect();
+            let excuses = (self.regime == Regime::AnythingGoes).then_some(&living);
+            self.checks.check_kept(now, excuses, edge_of);
         }
+    }
+
+    /// What is held otherwise than the ring says (I8): each key once by its owner, an equal copy at its
+    /// backup, and nowhere else.
+    #[must_use]
+    pub fn misplaced(&self) -> Option<String> {
+        let lives: Vec<&Life> = self.slots.iter().filter_map(|slot| slot.life.as_ref()).collect();
+        let ring = &lives.first()?.view.ring;
+        let mut held = BTreeMap::<String, Vec<(NodeRef, Holding)>>::new();
+        for life in &lives {
+            for holding in life.shards.iter().flat_map(|slot| slot.shard.holdings()) {
+                held.entry(holding.name.clone()).or_default().push((life.view.me, holding));
+            }
+        }
+        held.into_iter().find_map(|(name, copies)| {
+            let wanted = ring.replicas(copies[0].1.placement, 2);
+            let owned = |(node, holding): &&(NodeRef, Holding)| holding.owned && Some(node) == wanted.first();
+            let owner = copies.iter().find(owned);
+            let equal = |(node, holding): &(NodeRef, Holding)| {
+                wanted.contains(node)
+                    && owner.is_some_and(|(at, owner)| {
+                        node == at || (holding.version, holding.digest) == (owner.version, owner.digest)
+                    })
+            };
+            let right = copies.len() == wanted.len() && copies.iter().all(equal);
+            (!right).then(|| format!("{name} belongs to {wanted:?} and is held as {copies:?}"))
+        })
     }
 
     /// A room as the account of deliveries names it.

@@ -12,6 +12,7 @@ use clap::Args;
 use mesh_proto::mutant::Mutant;
 
 use super::{Verdict, quiet_assertions, replay_line, run, run_planted, size};
+use crate::checks::STRICT;
 use crate::cluster::Size;
 use crate::faults::{self, Regime};
 
@@ -39,6 +40,9 @@ pub struct Chaos {
     /// The small runs of the tests: 3 to 5 nodes, 10 clients, 8 s.
     #[arg(long)]
     small: bool,
+    /// Hold them to everything.
+    #[arg(long)]
+    strict: bool,
     /// Failures after which to stop.
     #[arg(long, default_value_t = 10)]
     failures: usize,
@@ -65,8 +69,8 @@ pub fn chaos(chaos: &Chaos) -> anyhow::Result<()> {
         println!("planted: {mutant:?}: {}", mutant.what());
     }
     let size_of = |seed| match chaos.small {
-        true => Size::small(seed),
-        false => size(chaos.nodes, chaos.clients, chaos.trouble),
+        true => Size { strict: chaos.strict || STRICT, ..Size::small(seed) },
+        false => size(chaos.nodes, chaos.clients, chaos.trouble, chaos.strict || STRICT),
     };
     let mut table = Table::default();
     let cpu_seconds = run_all(seeds, size_of, chaos.mutant, chaos.jobs, |seed, verdict| {

@@ -9,7 +9,7 @@ use mesh_proto::mutant::{self, Mutant};
 
 use super::chaos::run_all;
 use super::replay_line;
-use crate::checks::{HELD_TWICE, Violation};
+use crate::checks::{STRICT, Violation};
 use crate::cluster::Size;
 
 /// `mutants`.
@@ -41,7 +41,7 @@ pub struct Found {
 /// Bugs that this version promises to find.
 #[must_use]
 pub fn huntable() -> Vec<Mutant> {
-    Mutant::ALL.iter().copied().filter(|mutant| HELD_TWICE || !mutant.needs_backups()).collect()
+    Mutant::ALL.iter().copied().filter(|mutant| STRICT || !mutant.needs_backups()).collect()
 }
 
 /// The first of these seeds, in small runs, that breaks a promise with this bug planted.

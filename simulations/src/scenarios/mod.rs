@@ -19,7 +19,7 @@ use clap::Args;
 use mesh_proto::mutant::{self, Mutant};
 use mesh_proto::time::Instant;
 
-use crate::checks::{EventId, SessionId, Violation};
+use crate::checks::{EventId, STRICT, SessionId, Violation};
 use crate::cluster::{Cluster, Size};
 use crate::faults::{self, Regime};
 pub use chaos::{Chaos, chaos};
@@ -30,6 +30,9 @@ const RINGS_EQUAL_WITHIN: Duration = Duration::from_secs(10);
 
 /// And every client can publish and receive within this one.
 const CLIENTS_WELL_WITHIN: Duration = Duration::from_secs(30);
+
+/// When nobody publishes any more, every backup has an equal copy, and nobody else has one, within this.
+const COPIES_EQUAL_WITHIN: Duration = Duration::from_secs(10);
 
 /// A round of probes is judged after this time.
 const PROBE_ROUND: Duration = Duration::from_secs(2);
@@ -52,6 +55,9 @@ pub struct Replay {
     /// The story begins at this second.
     #[arg(long, default_value_t = 0.0)]
     after: f64,
+    /// Hold it to everything.
+    #[arg(long)]
+    strict: bool,
     /// With this bug planted.
     #[arg(long)]
     mutant: Option<Mutant>,
@@ -153,6 +159,21 @@ fn trouble_then_calm(cluster: &mut Cluster) {
         }
     }
     cluster.check_end();
+    if !cluster.checks.strict || !cluster.checks.violations.is_empty() {
+        return;
+    }
+    // Nobody publishes any more: what clients still join settles as well.
+    let quiet = cluster.now();
+    while let Some(misplaced) = cluster.misplaced() {
+        if cluster.now() > quiet + COPIES_EQUAL_WITHIN {
+            let now = cluster.now();
+            return cluster.checks.violated("I8", now, misplaced);
+        }
+        cluster.run_until(cluster.now() + PROBE_ROUND / 4);
+        if !cluster.checks.violations.is_empty() {
+            return;
+        }
+    }
 }
 
 /// Probes of one round: who must have which event.
@@ -164,20 +185,21 @@ pub struct Probes {
 
 /// What finds this again.
 fn replay_line(seed: u64, size: Size, mutant: Option<Mutant>) -> String {
-    let Size { nodes, clients, trouble } = size;
+    let Size { nodes, clients, trouble, strict } = size;
     let trouble = trouble.as_secs();
+    let strict = if strict && !STRICT { " --strict" } else { "" };
     let (features, mutant) = match mutant {
         Some(mutant) => (" --features mutants", format!(" --mutant {mutant:?}")),
         None => ("", String::new()),
     };
     format!(
         "cargo run --release -p mesh-simulations{features} -- replay --seed {seed} --nodes {nodes} --clients \
-         {clients} --trouble {trouble}{mutant}"
+         {clients} --trouble {trouble}{strict}{mutant}"
     )
 }
 
-fn size(nodes: usize, clients: Option<usize>, trouble: u64) -> Size {
-    Size { nodes, clients: clients.unwrap_or(nodes * 4), trouble: Duration::from_secs(trouble) }
+fn size(nodes: usize, clients: Option<usize>, trouble: u64, strict: bool) -> Size {
+    Size { nodes, clients: clients.unwrap_or(nodes * 4), trouble: Duration::from_secs(trouble), strict }
 }
 
 /// Tells the story of one seed.
@@ -188,7 +210,11 @@ pub fn replay(replay: &Replay) -> anyhow::Result<()> {
     println!("seed={}", replay.seed);
     let from = Instant::ZERO + Duration::from_secs_f64(replay.after.max(0.0));
     mutant::plant(replay.mutant).map_err(anyhow::Error::msg)?;
-    let verdict = run(replay.seed, size(replay.nodes, replay.clients, replay.trouble), Some(from));
+    let verdict = run(
+        replay.seed,
+        size(replay.nodes, replay.clients, replay.trouble, replay.strict || STRICT),
+        Some(from),
+    );
     println!("{} events, {} deliveries, trace {:016x}", verdict.events, verdict.deliveries, verdict.trace);
     for violation in &verdict.violations {
         println!("{violation}");
