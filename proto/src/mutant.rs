@@ -20,8 +20,7 @@ macro_rules! mutants {
             /// Every one.
             pub const ALL: &[Self] = &[$(Self::$name,)+];
 
-            /// Whether it shows only as the loss of something acknowledged, or after a room was left: while
-            /// sessions and rooms are held in one copy, nothing is promised about either.
+            /// Whether it shows only in strict runs: what backups are for.
             #[must_use]
             pub fn needs_backups(self) -> bool {
                 matches!(
@@ -32,6 +31,16 @@ macro_rules! mutants {
                         | Self::DepartedForgotten
                         | Self::LinkResetUntold
                         | Self::OwnLogRepeatTaken
+                        | Self::FenceDropped
+                        | Self::BaseIgnored
+                        | Self::FirstOpLost
+                        | Self::LackingCopyTaken
+                        | Self::ReleasedEarly
+                        | Self::BackupNotFilled
+                        | Self::SettledRuleSkipped
+                        | Self::NotMerged
+                        | Self::TakeOverBeginsLow
+                        | Self::DroppedUnsafe
                 )
             }
 
@@ -69,6 +78,26 @@ mutants! {
     ExceptIgnored,
     /// A member that is behind misses the first entry it was to read from the tail.
     BehindByOne,
+    /// A backup takes ops of a term below its own.
+    FenceDropped,
+    /// A backup takes ops that do not follow on its copy.
+    BaseIgnored,
+    /// A backup leaves out the first op of a batch.
+    FirstOpLost,
+    /// A backup lets its copy go although it holds what the new one lacks.
+    LackingCopyTaken,
+    /// An owner lets effects out when their op is sent, not when the backup has it.
+    ReleasedEarly,
+    /// A new backup gets a whole copy only when something waits for it.
+    BackupNotFilled,
+    /// The "nothing" of a node that has just come counts.
+    SettledRuleSkipped,
+    /// What only another copy holds is not taken in.
+    NotMerged,
+    /// A backup that takes over begins its term whatever the former one was.
+    TakeOverBeginsLow,
+    /// An owner has other copies dropped before its backup has all of it.
+    DroppedUnsafe,
     /// A link that starts over does not say so: nobody repeats what was under way.
     LinkResetUntold,
 }

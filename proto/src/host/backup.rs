@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::{Entity, Event, Host, MessageOf, Version};
 use crate::collections::FixedMap;
 use crate::id::{Address, NodeRef, Term};
+use crate::mutant::{Mutant, is_planted};
 use crate::shard::{Ctx, TimerKey};
 use crate::time::Instant;
 use crate::wire::{Item, News, Refusal, Replication, To};
@@ -222,7 +223,12 @@ impl<E: Entity> Host<E> {
                 owning.confirmed = held.version.op;
                 self.events.push_back(Event::Confirmed(key.clone()));
             }
-            Some(backup) => self.backups.wait(backup, key, owning.confirmed < held.version.op),
+            Some(backup) => {
+                let urgent = owning.confirmed < held.version.op;
+                if urgent || !is_planted(Mutant::BackupNotFilled) {
+                    self.backups.wait(backup, key, urgent);
+                }
+            }
         }
     }
 
@@ -291,6 +297,10 @@ impl<E: Entity> Host<E> {
             return;
         }
         owning.base = Some(held.version);
+        if is_planted(Mutant::ReleasedEarly) {
+            owning.confirmed = held.version.op;
+            self.events.push_back(Event::Confirmed(key.clone()));
+        }
         let news = News::Ops { base, ops: std::mem::take(&mut owning.pending) };
         let item = Item { key: key.clone(), term: owning.term, news };
         let group = group::<E>(ctx, &self.shared, backup, key);

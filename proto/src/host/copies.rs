@@ -7,6 +7,7 @@
 
 use super::{Entity, Held, Host, Version};
 use crate::id::{Address, Term};
+use crate::mutant::{Mutant, is_planted};
 use crate::shard::Ctx;
 use crate::wire::{Item, News, Refusal, Replication};
 
@@ -39,7 +40,7 @@ impl<E: Entity> Host<E> {
         self.terms.heard(term);
         if let Some(held) = self.held.get(&key) {
             let mine = held.owning.as_deref().map_or(held.version.term, |owning| owning.term);
-            if term < mine {
+            if term < mine && !is_planted(Mutant::FenceDropped) {
                 ctx.stats.fences_total += 1;
                 return Err(Refusal::Higher(mine));
             }
@@ -79,8 +80,9 @@ impl<E: Entity> Host<E> {
         base: Version,
         ops: &[E::Op],
     ) -> Result<(), Refusal<E::Copy>> {
-        let held = self.held.get_mut(key).filter(|held| held.version == base).ok_or(Refusal::Missing)?;
-        for op in ops {
+        let follows = |held: &&mut Held<E>| held.version == base || is_planted(Mutant::BaseIgnored);
+        let held = self.held.get_mut(key).filter(follows).ok_or(Refusal::Missing)?;
+        for op in ops.iter().skip(usize::from(is_planted(Mutant::FirstOpLost))) {
             held.state.apply(&mut self.shared, key, ctx.now, op);
         }
         held.version = Version { term, op: base.op.saturating_add(ops.len() as u64) };
@@ -100,6 +102,7 @@ impl<E: Entity> Host<E> {
             && held.version.term != version.term
             && absorbed != Some(held.version)
             && held.state.is_more_than(&copy)
+            && !is_planted(Mutant::LackingCopyTaken)
         {
             return Err(Refusal::Lacks(held.version, held.state.to_copy()));
         }

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Entity, Host};
 use crate::collections::FixedMap;
 use crate::id::{Address, NodeRef, Term};
+use crate::mutant::{Mutant, is_planted};
 use crate::shard::Ctx;
 use crate::wire::{Offered, Replication, To, Version};
 
@@ -148,6 +149,7 @@ impl<E: Entity> Host<E> {
             return ctx.out.send(from.node, to, self.lane(), E::body(ask));
         }
         let safe = owning.backup.is_none() || (owning.base.is_some() && owning.confirmed == held.version.op);
+        let safe = safe || is_planted(Mutant::DroppedUnsafe);
         if safe && owning.backup != Some(from.node) {
             let drop = Replication::Drop(vec![(key, version)]);
             ctx.out.send(from.node, to, self.lane(), E::body(drop));

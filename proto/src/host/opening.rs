@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::{Began, Entity, Event, Held, Host, Version, is_orphan};
 use crate::id::{Address, NodeRef, Term};
+use crate::mutant::{Mutant, is_planted};
 use crate::shard::{Ctx, TimerKey};
 use crate::view::NodeState;
 use crate::wire::{Replication, To};
@@ -202,7 +203,7 @@ impl<E: Entity> Host<E> {
                     ctx.stats.moves_total += u64::from(owned);
                     self.conclude(ctx, &key, shown, Some((from.node, version, copy)));
                 }
-                None if settled && counts => {
+                None if counts && (settled || is_planted(Mutant::SettledRuleSkipped)) => {
                     self.conclude(ctx, &key, shown, None);
                 }
                 None => self.ask_next(ctx, &key),
@@ -232,7 +233,7 @@ impl<E: Entity> Host<E> {
         let Some(held) = self.held.get(key) else { return };
         let Some(owning) = held.owning.as_deref() else { return };
         let ops = held.state.missing(owning.term, copy);
-        if ops.is_empty() {
+        if ops.is_empty() || is_planted(Mutant::NotMerged) {
             return;
         }
         let Some(mut owned) = self.owned(key) else { return };
@@ -305,7 +306,8 @@ impl<E: Entity> Host<E> {
     pub(super) fn take_over(&mut self, ctx: &mut Ctx<'_>, key: &E::Key) {
         let Some(held) = self.held.get(key) else { return };
         let former = held.version.term;
-        let term = self.terms.begin(former);
+        let above = if is_planted(Mutant::TakeOverBeginsLow) { Term::NONE } else { former };
+        let term = self.terms.begin(above);
         ctx.stats.takeovers_total += 1;
         self.offers.forget(key);
         self.begin(ctx, key, term, Began::TakeOver(former.owner), None);

@@ -118,6 +118,12 @@ pub struct Checks {
 }
 
 impl Checks {
+    /// An empty account.
+    #[must_use]
+    pub fn new(strict: bool) -> Self {
+        Self { strict, ..Self::default() }
+    }
+
     /// Notes a broken promise.
     pub fn violated(&mut self, invariant: &'static str, at: Instant, what: impl Into<String>) {
         self.violations.push(Violation { invariant, at, what: what.into() });

@@ -238,7 +238,7 @@ impl Cluster {
         let mut cluster = Self {
             clock: Clock::new(),
             trace: Trace::new(story.is_some(), story.unwrap_or_default()),
-            checks: Checks { strict: size.strict, ..Checks::default() },
+            checks: Checks::new(size.strict),
             faults: faults::Counts::new(),
             network: Network::new(random.fork()),
             slots: Vec::new(),

@@ -8,9 +8,14 @@ use clap::Args;
 use mesh_proto::mutant::{self, Mutant};
 
 use super::chaos::run_all;
-use super::replay_line;
+use super::{replay_line, run};
 use crate::checks::{STRICT, Violation};
 use crate::cluster::Size;
+
+/// Whether nothing breaks without a planted bug.
+fn is_clean(seed: u64, size: Size) -> bool {
+    run(seed, size, None).violations.is_empty()
+}
 
 /// `mutants`.
 #[derive(Args, Clone, Debug)]
@@ -44,18 +49,29 @@ pub fn huntable() -> Vec<Mutant> {
     Mutant::ALL.iter().copied().filter(|mutant| STRICT || !mutant.needs_backups()).collect()
 }
 
-/// The first of these seeds, in small runs, that breaks a promise with this bug planted.
+fn size_of(mutant: Mutant, seed: u64) -> Size {
+    Size { strict: STRICT || mutant.needs_backups(), ..Size::small(seed) }
+}
+
+/// The first of these seeds, in small runs, that breaks a promise with this bug planted and none without.
 #[must_use]
 pub fn hunt(mutant: Mutant, seeds: Range<u64>, jobs: usize) -> Option<Found> {
     let mut first: Option<Found> = None;
-    run_all(seeds, Size::small, Some(mutant), jobs, |seed, verdict| {
-        if let Some(violation) = verdict.violations.into_iter().next()
-            && first.as_ref().is_none_or(|found| seed < found.seed)
-        {
-            first = Some(Found { seed, violation });
-        }
-        first.is_none()
-    });
+    run_all(
+        seeds,
+        |seed| size_of(mutant, seed),
+        Some(mutant),
+        jobs,
+        |seed, verdict| {
+            if let Some(violation) = verdict.violations.into_iter().next()
+                && first.as_ref().is_none_or(|found| seed < found.seed)
+                && (STRICT || !mutant.needs_backups() || is_clean(seed, size_of(mutant, seed)))
+            {
+                first = Some(Found { seed, violation });
+            }
+            first.is_none()
+        },
+    );
     first
 }
 
@@ -64,6 +80,8 @@ pub fn hunt(mutant: Mutant, seeds: Range<u64>, jobs: usize) -> Option<Found> {
 /// # Errors
 /// When one was not found, or this build has none.
 pub fn mutants(hunts: &Mutants) -> anyhow::Result<()> {
+    // Says so at once where there are none.
+    mutant::plant(Mutant::ALL.first().copied()).map_err(anyhow::Error::msg)?;
     mutant::plant(None).map_err(anyhow::Error::msg)?;
     let seeds = hunts.from..hunts.from + hunts.seeds;
     println!("seed={}..{}", seeds.start, seeds.end);
@@ -73,12 +91,11 @@ pub fn mutants(hunts: &Mutants) -> anyhow::Result<()> {
     let mut missed = Vec::new();
     for &mutant in chosen {
         let name = format!("{mutant:?}");
-        mutant::plant(Some(mutant)).map_err(anyhow::Error::msg)?;
         match hunt(mutant, seeds.clone(), hunts.jobs) {
             Some(Found { seed, violation }) => {
                 let tried = seed - seeds.start + 1;
                 println!("{name:<24} {tried:>6}  {:<10}  {}", violation.invariant, violation.what);
-                println!("  {}", replay_line(seed, Size::small(seed), Some(mutant)));
+                println!("  {}", replay_line(seed, size_of(mutant, seed), Some(mutant)));
             }
             None => {
                 println!("{name:<24}   none              {}", mutant.what());
@@ -86,7 +103,6 @@ pub fn mutants(hunts: &Mutants) -> anyhow::Result<()> {
             }
         }
     }
-    mutant::plant(None).map_err(anyhow::Error::msg)?;
     anyhow::ensure!(missed.is_empty(), "not found: {}", missed.join(", "));
     Ok(())
 }
