@@ -7,7 +7,7 @@
 //! | [`node`], [`network`], [`client`], [`speech`] | the parts of a cluster |
 //! | [`faults`] | what goes wrong, and when |
 //! | [`checks`] | what may not happen |
-//! | [`clock`], [`random`], [`trace`] | time, chance and the record of both |
+//! | [`clock`], [`random`], [`trace`], [`plot`] | time, chance, the record of both, and a picture of it |
 //! | [`churn`] | how fast a cluster notices, agrees and settles; how keys move |
 //! | [`drill`] | how fast real processes notice that one of them was killed, and agree |
 //! | [`load`] | what running nodes cost per delivery, message, connection; what they lose |
@@ -22,6 +22,7 @@ pub mod faults;
 pub mod load;
 pub mod network;
 pub mod node;
+pub mod plot;
 pub mod random;
 pub mod scenarios;
 pub mod speech;

@@ -14,6 +14,7 @@ use super::trouble::Relief;
 use super::{Cluster, Event, NodeEvent};
 use crate::faults::{Kind, Regime};
 use crate::node::Life;
+use crate::plot::Mark;
 
 /// Clients closed per step of a drain.
 const CLOSED_PER_STEP: usize = 3;
@@ -187,6 +188,7 @@ impl Cluster {
     fn begin_drain(&mut self, slot: usize, returns: bool) {
         let now = self.clock.now();
         self.trace.note(now, &[28, slot as u64], || format!("n{slot} drains"));
+        self.timeline.mark(now, slot, Mark::Drains);
         let Some(life) = &mut self.slots[slot].life else { return };
         life.draining = true;
         life.returns = returns;

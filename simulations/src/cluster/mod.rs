@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use mesh_proto::id::{NodeRef, RoomKey};
+use mesh_proto::id::{NodeRef, RoomKey, SocketSid, Term};
 use mesh_proto::keys::ClusterKey;
 use mesh_proto::limits::Limits;
 use mesh_proto::link::Resume;
@@ -37,6 +37,7 @@ use crate::clock::Clock;
 use crate::faults::{self, Regime};
 use crate::network::{ConnectionId, Network};
 use crate::node::{Common, Life};
+use crate::plot::Timeline;
 use crate::random::Random;
 use crate::scenarios::Probes;
 use crate::trace::Trace;
@@ -152,6 +153,13 @@ enum FromClient {
     Closed,
 }
 
+/// A session or a room.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum EntityName {
+    Session(SocketSid),
+    Room(RoomKey),
+}
+
 /// A place for a node.
 #[derive(Debug, Default)]
 struct Slot {
@@ -177,6 +185,10 @@ pub struct Cluster {
     pub checks: Checks,
     /// Faults that struck.
     pub faults: faults::Counts,
+    /// What is drawn of it.
+    pub timeline: Timeline,
+    /// The terms that owners were last heard under.
+    terms: BTreeMap<EntityName, Term>,
     network: Network,
     slots: Vec<Slot>,
     clients: Vec<Client>,
@@ -240,6 +252,8 @@ impl Cluster {
             trace: Trace::new(story.is_some(), story.unwrap_or_default()),
             checks: Checks::new(size.strict),
             faults: faults::Counts::new(),
+            timeline: Timeline::default(),
+            terms: BTreeMap::new(),
             network: Network::new(random.fork()),
             slots: Vec::new(),
             clients: Vec::new(),

@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use mesh_proto::id::NodeRef;
 use mesh_proto::link;
 use mesh_proto::shard::{Input, Output};
-use mesh_proto::wire::{self, Answer, Body, Envelope, Lane, RoomToEdge};
+use mesh_proto::wire::{self, Answer, Body, Envelope, Lane, RoomToEdge, SessionToEdge};
 
-use super::{Cluster, NodeEvent};
+use super::{Cluster, EntityName, NodeEvent};
+use crate::plot::Mark;
 
 /// A machine's promises are asserted every so many turns of all shards.
 const CHECKED_EVERY: u64 = 8;
@@ -180,6 +181,21 @@ impl Cluster {
             && let Some(room) = self.room_of(room)
         {
             self.checks.kept.gap(now, room, to);
+            self.timeline.mark(now, slot, Mark::Gap);
+        }
+        let begun = match &envelope.body {
+            Body::RoomToEdge(RoomToEdge::Subscribed { room, term, .. }) => {
+                Some((EntityName::Room(room.clone()), *term))
+            }
+            Body::SessionToEdge(SessionToEdge::Attached { sid, term, .. }) => {
+                Some((EntityName::Session(*sid), *term))
+            }
+            _ => None,
+        };
+        if let Some((name, term)) = begun
+            && self.terms.insert(name, term) != Some(term)
+        {
+            self.timeline.mark(now, slot, Mark::Moves);
         }
         let Some(life) = &mut self.slots[slot].life else { return };
         let me = life.view.me;

@@ -13,6 +13,7 @@ use mesh_proto::view::NodeState;
 
 use super::{Cluster, Event, FromClient, NodeEvent, ToClient};
 use crate::client::Action;
+use crate::plot::Mark;
 
 /// What a socket takes before its reader has read any of it.
 const SOCKET_BYTES: usize = 256 << 10;
@@ -336,6 +337,7 @@ impl Cluster {
         self.trace.note(now, &[15, client as u64, code.map_or(0, u64::from)], || {
             format!("c{client} loses its transport to n{slot}, code {code:?}")
         });
+        self.timeline.mark(now, slot, Mark::ClientLost);
         if !named {
             let what = format!("n{slot} closed client {client} with {code:?} for no cause of its own");
             self.checks.violated("I2", now, what);

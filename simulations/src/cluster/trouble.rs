@@ -13,6 +13,7 @@ use crate::checks::{Acked, EventId, SessionId};
 use crate::faults::{Kind, Regime, short_pause, span};
 use crate::network::Weather;
 use crate::node::Life;
+use crate::plot::Mark;
 use crate::speech::room_name;
 
 /// After a cut or a pause others may still act on what they saw in it.
@@ -80,6 +81,7 @@ impl Cluster {
             }
             Relief::All => {
                 self.trace.note(now, &[20], || "all faults are mended".to_owned());
+                self.timeline.mended(now);
                 self.calm = true;
                 self.network.weather = Weather::calm();
                 let blocks = self.network.blocks();
@@ -113,6 +115,7 @@ impl Cluster {
         let life = Life::start(self.lives, slot, now, at.shards, &self.common, &mut self.random);
         at.life = Some(life);
         self.trace.note(now, &[21, slot as u64], || format!("n{slot} starts"));
+        self.timeline.mark(now, slot, Mark::Starts);
         self.generation_ends();
         self.drain_membership(slot);
     }
@@ -124,6 +127,7 @@ impl Cluster {
         self.generation_ends();
         self.lives_changed = now;
         self.trace.note(now, &[22, slot as u64], || format!("n{slot} is gone"));
+        self.timeline.mark(now, slot, if left { Mark::Left } else { Mark::Killed });
         self.slots[slot].left = left;
         self.slots[slot].held.clear();
         for link in life.links.values() {
@@ -147,6 +151,7 @@ impl Cluster {
         life.paused = true;
         let number = life.number;
         self.trace.note(now, &[23, slot as u64], || format!("n{slot} is stopped for {span:?}"));
+        self.timeline.mark(now, slot, Mark::Stopped);
         self.clock.after(span, Event::Relief(Relief::Continue(slot, number)));
         true
     }
@@ -161,6 +166,7 @@ impl Cluster {
         let at = &mut self.slots[slot];
         at.impaired_until = at.impaired_until.max(now + AFTERMATH);
         self.trace.note(now, &[24, slot as u64], || format!("n{slot} goes on"));
+        self.timeline.mark(now, slot, Mark::GoesOn);
         // As the drivers do: what waits in sockets is read before timers fire.
         let held = std::mem::take(&mut self.slots[slot].held);
         let (timers, inputs): (Vec<_>, Vec<_>) =
@@ -202,6 +208,9 @@ impl Cluster {
         let span = span(&mut self.random);
         let now = self.clock.now();
         self.trace.note(now, &[25], || format!("{kind:?} for {span:?}: nothing passes {directions:?}"));
+        if !directions.is_empty() {
+            self.timeline.span(now, now + span, format!("{kind:?} {}", told(&directions)));
+        }
         directions.iter().for_each(|(from, to)| self.network.block(*from, *to));
         for connection in self.network.stalled() {
             // QUIC gives up a silent connection at some time.
@@ -259,6 +268,8 @@ impl Cluster {
         let weather = self.network.weather;
         self.trace.note(now, &[29], || format!("{weather:?}"));
         let span = span(&mut self.random) * 2;
+        let lost = f64::from(weather.loss_per_mille) / 10.0;
+        self.timeline.span(now, now + span, format!("Weather: {lost} % lost"));
         self.clock.after(span, Event::Relief(Relief::Calm));
         true
     }
@@ -301,5 +312,17 @@ impl Cluster {
             .note(now, &[30, number], || format!("a backend publishes {number} to r{room} through n{slot}"));
         self.feed(slot, shard, Input::Query(number, Query::Publish(publish)));
         true
+    }
+}
+
+/// Directions that are blocked, for people: few are named, many are counted.
+fn told(directions: &[(usize, usize)]) -> String {
+    match directions {
+        [(one, other), (back, _)] if one != back => format!("n{one} – n{other}"),
+        [..] if directions.len() <= 6 => {
+            let arrows: Vec<String> = directions.iter().map(|(from, to)| format!("{from}→{to}")).collect();
+            arrows.join(" ")
+        }
+        [..] => format!("{} directions", directions.len()),
     }
 }

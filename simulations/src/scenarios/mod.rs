@@ -13,8 +13,10 @@ mod hunt;
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::Args;
 use mesh_proto::mutant::{self, Mutant};
 use mesh_proto::time::Instant;
@@ -22,6 +24,7 @@ use mesh_proto::time::Instant;
 use crate::checks::{EventId, STRICT, SessionId, Violation};
 use crate::cluster::{Cluster, Size};
 use crate::faults::{self, Regime};
+use crate::plot::{self, Timeline};
 pub use chaos::{Chaos, chaos};
 pub use hunt::{Found, Mutants, hunt, huntable, mutants};
 
@@ -58,6 +61,9 @@ pub struct Replay {
     /// Hold it to everything.
     #[arg(long)]
     strict: bool,
+    /// Draw it into this file (SVG): nodes as lanes; crashes, moves, gaps, cuts.
+    #[arg(long)]
+    plot: Option<PathBuf>,
     /// With this bug planted.
     #[arg(long)]
     mutant: Option<Mutant>,
@@ -82,6 +88,8 @@ pub struct Verdict {
     pub gaps: u64,
     /// Empty for a clean run.
     pub violations: Vec<Violation>,
+    /// What is drawn of it.
+    pub timeline: Timeline,
 }
 
 thread_local! {
@@ -128,6 +136,13 @@ pub fn run(seed: u64, size: Size, story: Option<Instant>) -> Verdict {
         faults: cluster.faults.clone(),
         deliveries: cluster.checks.deliveries,
         gaps: cluster.checks.kept.gaps_told,
+        timeline: {
+            let broken = cluster.checks.violations.first();
+            let broken = broken.map(|violation| (violation.at, violation.to_string()));
+            let ended = cluster.now();
+            cluster.timeline.ends(ended, broken);
+            cluster.timeline
+        },
         violations: cluster.checks.violations,
     }
 }
@@ -215,6 +230,11 @@ pub fn replay(replay: &Replay) -> anyhow::Result<()> {
         size(replay.nodes, replay.clients, replay.trouble, replay.strict || STRICT),
         Some(from),
     );
+    if let Some(path) = &replay.plot {
+        let title = format!("Seed {}, {} nodes, {:?}", replay.seed, replay.nodes, verdict.regime);
+        std::fs::write(path, plot::draw(&title, &verdict.timeline))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
     println!("{} events, {} deliveries, trace {:016x}", verdict.events, verdict.deliveries, verdict.trace);
     for violation in &verdict.violations {
         println!("{violation}");
