@@ -10,6 +10,7 @@
 //! | [`clock`], [`random`], [`trace`], [`plot`] | time, chance, the record of both, and a picture of it |
 //! | [`churn`] | how fast a cluster notices, agrees and settles; how keys move |
 //! | [`drill`] | how fast real processes notice that one of them was killed, and agree |
+//! | [`kill9`] | what clients of real processes see when nodes are killed, stopped, restarted |
 //! | [`load`] | what running nodes cost per delivery, message, connection; what they lose |
 
 pub mod checks;
@@ -19,6 +20,7 @@ pub mod clock;
 pub mod cluster;
 pub mod drill;
 pub mod faults;
+pub mod kill9;
 pub mod load;
 pub mod network;
 pub mod node;

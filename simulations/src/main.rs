@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use mesh_simulations::{churn, drill, load, scenarios};
+use mesh_simulations::{churn, drill, kill9, load, scenarios};
 
 /// Whole clusters on virtual time, and load for running nodes.
 #[derive(Debug, Parser)]
@@ -26,6 +26,10 @@ enum Command {
     Churn(churn::Churn),
     /// Start real nodes on loopback, kill -9 one after another: how fast the others notice and agree.
     Drill(drill::Drill),
+    /// Kill, stop or restart real nodes under load and check that clients saw what was promised.
+    Kill9(kill9::Kill9),
+    #[command(hide = true)]
+    Kill9Clients(kill9::Clients),
     /// Tell the story of one seed.
     Replay(scenarios::Replay),
     /// Plant bugs, one at a time, and see how many seeds it takes to find each.
@@ -38,6 +42,8 @@ fn main() -> ExitCode {
         Command::Chaos(chaos) => scenarios::chaos(&chaos),
         Command::Churn(churn) => churn::run(&churn),
         Command::Drill(drill) => drill::run(&drill),
+        Command::Kill9(kill9) => kill9::run(&kill9),
+        Command::Kill9Clients(clients) => kill9::run_clients(&clients),
         Command::Replay(replay) => scenarios::replay(&replay),
         Command::Mutants(mutants) => scenarios::mutants(&mutants),
     };

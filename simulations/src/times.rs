@@ -23,15 +23,28 @@ impl Times {
     }
 }
 
-impl fmt::Display for Times {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Times {
+    /// The percentiles, in seconds; 0 when there is no case.
+    pub(crate) fn percentiles<const N: usize>(&self, percents: [usize; N]) -> [f64; N] {
         let mut all = self.all.clone();
         all.sort_unstable();
-        let at = |percent: usize| {
+        percents.map(|percent| {
             let rank = (all.len() * percent).div_ceil(100).max(1) - 1;
             all.get(rank).map_or(0.0, Duration::as_secs_f64)
-        };
-        write!(f, "p50 {:.3} s  p99 {:.3} s  max {:.3} s  missed {}", at(50), at(99), at(100), self.missed)
+        })
+    }
+
+    /// Takes in the cases of another.
+    pub(crate) fn extend(&mut self, other: &Self) {
+        self.all.extend_from_slice(&other.all);
+        self.missed += other.missed;
+    }
+}
+
+impl fmt::Display for Times {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [p50, p99, max] = self.percentiles([50, 99, 100]);
+        write!(f, "p50 {p50:.3} s  p99 {p99:.3} s  max {max:.3} s  missed {}", self.missed)
     }
 }
 

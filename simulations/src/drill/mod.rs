@@ -10,7 +10,7 @@
 //! with their handles, and stop by themselves when this process is gone.
 
 mod burn;
-mod watch;
+pub(crate) mod watch;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -222,7 +222,7 @@ impl Cluster {
 }
 
 /// Starts a node and learns where it listens.
-async fn start_node(
+pub(crate) async fn start_node(
     meshd: &std::path::Path,
     name: &str,
     settings: &Settings,
@@ -234,7 +234,7 @@ async fn start_node(
 }
 
 /// Whether all rings that are looked at are known, have `count` nodes and are one.
-fn agree(rings: &[Option<Ring>], count: usize) -> bool {
+pub(crate) fn agree(rings: &[Option<Ring>], count: usize) -> bool {
     let mut known = rings.iter().flatten();
     known.clone().count() == count
         && known

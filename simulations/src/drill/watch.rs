@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// Between an answer and the next question to the same node.
-pub(super) const LOOK_EVERY: Duration = Duration::from_millis(10);
+pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// A node that does not answer within this time is asked anew.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -29,19 +29,19 @@ const ANSWER_BYTES_MAX: usize = 1 << 20;
 
 /// Who is on a ring, as one node sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Ring {
-    pub(super) digest: String,
+pub(crate) struct Ring {
+    pub(crate) digest: String,
     /// Names and lives.
-    pub(super) nodes: Vec<(String, u64)>,
+    pub(crate) nodes: Vec<(String, u64)>,
 }
 
 impl Ring {
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.life_of(name).is_some()
     }
 
     /// The life under that name.
-    pub(super) fn life_of(&self, name: &str) -> Option<u64> {
+    pub(crate) fn life_of(&self, name: &str) -> Option<u64> {
         self.nodes.iter().find(|(node, _)| node == name).map(|(_, life)| *life)
     }
 
@@ -60,7 +60,7 @@ type Connection = BufReader<TcpStream>;
 
 /// All nodes' rings as last seen.
 #[derive(Default)]
-pub(super) struct Watch {
+pub(crate) struct Watch {
     nodes: Vec<Watched>,
     /// `None`: left out, or not seen yet.
     rings: Vec<Option<Ring>>,
@@ -75,7 +75,7 @@ struct Watched {
 
 impl Watch {
     /// One more node to look at.
-    pub(super) fn add(&mut self, admin: SocketAddr) {
+    pub(crate) fn add(&mut self, admin: SocketAddr) {
         let node = self.nodes.len();
         self.nodes.push(Watched { admin, life: 0 });
         self.rings.push(None);
@@ -83,25 +83,25 @@ impl Watch {
     }
 
     /// Looks at `node` no more.
-    pub(super) fn leave_out(&mut self, node: usize) {
+    pub(crate) fn leave_out(&mut self, node: usize) {
         self.nodes[node].life += 1;
         self.rings[node] = None;
     }
 
     /// Looks at `node` again, where it listens now.
-    pub(super) fn put_back(&mut self, node: usize, admin: SocketAddr) {
+    pub(crate) fn put_back(&mut self, node: usize, admin: SocketAddr) {
         let life = self.nodes[node].life + 1;
         self.nodes[node] = Watched { admin, life };
         self.looks.push(look(node, life, admin, None, Duration::ZERO));
     }
 
     /// The life of the node called `name`, as seen last by anybody.
-    pub(super) fn life_of(&self, name: &str) -> Option<u64> {
+    pub(crate) fn life_of(&self, name: &str) -> Option<u64> {
         self.rings.iter().flatten().find_map(|ring| ring.life_of(name))
     }
 
     /// Looks until `done`, asked after each answer; whether that was within `limit`.
-    pub(super) async fn until(
+    pub(crate) async fn until(
         &mut self,
         limit: Duration,
         mut done: impl FnMut(&[Option<Ring>]) -> bool,
@@ -118,7 +118,7 @@ impl Watch {
     }
 
     /// Goes on looking for `time`.
-    pub(super) async fn run(&mut self, time: Duration) {
+    pub(crate) async fn run(&mut self, time: Duration) {
         self.until(time, |_| false).await;
     }
 

@@ -1,7 +1,7 @@
 //! A light Socket.IO client: one stream, two small buffers, no timer.
 //!
 //! Belongs here: connecting, the Socket.IO handshake, joining, frames in and out of one stream.
-//! Stays out: what a mode does with the messages (`fanout`, `echo`, `idle`).
+//! Stays out: what a mode does with the messages (`rooms`, `echo`, `idle`; `kill9`).
 //! Memory: an idle client costs its stream and an empty buffer or two; reading goes through one
 //! scratch buffer shared by all clients of the thread.
 
@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use super::frame::{self, Frame};
 
 /// One read takes at most so much.
-pub(super) const SCRATCH_BYTES: usize = 256 << 10;
+pub(crate) const SCRATCH_BYTES: usize = 256 << 10;
 
 /// Reads of one client before the others get their turn.
 const READS_PER_TURN_MAX: usize = 4;
@@ -25,13 +25,13 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where a client connects and as whom.
 #[derive(Clone, Debug)]
-pub(super) struct Door {
+pub(crate) struct Door {
     /// The node's client port.
-    pub(super) addr: SocketAddr,
+    pub(crate) addr: SocketAddr,
     /// Host header.
-    pub(super) host: String,
+    pub(crate) host: String,
     /// `product` of the query.
-    pub(super) product: String,
+    pub(crate) product: String,
 }
 
 impl Door {
@@ -39,7 +39,7 @@ impl Door {
     ///
     /// # Errors
     /// When it is something else or has no address.
-    pub(super) fn parse(target: &str, product: &str) -> anyhow::Result<Self> {
+    pub(crate) fn parse(target: &str, product: &str) -> anyhow::Result<Self> {
         use std::net::ToSocketAddrs as _;
         let host = target.trim_start_matches("ws://").trim_end_matches('/');
         ensure!(!host.contains("://"), "{target}: only ws://HOST:PORT");
@@ -51,7 +51,7 @@ impl Door {
 
 /// What one client's socket had to say.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Message<'a> {
+pub(crate) enum Message<'a> {
     /// The payload's front of a published event, from the first character of the stamp on.
     Event(&'a [u8]),
     /// An answer: its id, and whether it says `"ok":true`.
@@ -62,7 +62,7 @@ pub(super) enum Message<'a> {
 
 /// A connected client.
 #[derive(Debug)]
-pub(super) struct Client {
+pub(crate) struct Client {
     stream: TcpStream,
     /// The front of a frame whose rest has not come.
     partial: Vec<u8>,
@@ -81,14 +81,10 @@ impl Client {
     ///
     /// # Errors
     /// With the server's own words when it refuses.
-    pub(super) async fn connect(door: &Door, uid: &str) -> anyhow::Result<Self> {
+    pub(crate) async fn connect(door: &Door, uid: &str) -> anyhow::Result<Self> {
         let opening = async {
-            let stream = TcpStream::connect(door.addr)
-                .await
-                .with_context(|| format!("connecting to {}", door.addr))?;
-            stream.set_nodelay(true)?;
-            let mut client = Self { stream, partial: Vec::new(), outgoing: Vec::new(), next_ack: 0 };
-            client.upgrade(door, uid).await?;
+            let path = format!("/socket.io/?EIO=4&transport=websocket&product={}&uid={uid}", door.product);
+            let mut client = Self::open(door, &path).await?;
             let open = client.text().await?;
             ensure!(open.starts_with(b"0{"), "no Engine.IO handshake but {}", printable(&open));
             client.send(b"40");
@@ -99,10 +95,22 @@ impl Client {
         tokio::time::timeout(HANDSHAKE_TIMEOUT, opening).await.context("handshake takes over 30 s")?
     }
 
-    async fn upgrade(&mut self, door: &Door, uid: &str) -> anyhow::Result<()> {
-        let Door { host, product, .. } = door;
+    /// Opens a WebSocket at `path`, whatever is spoken on it.
+    ///
+    /// # Errors
+    /// With the server's own words when it refuses.
+    pub(crate) async fn open(door: &Door, path: &str) -> anyhow::Result<Self> {
+        let stream =
+            TcpStream::connect(door.addr).await.with_context(|| format!("connecting to {}", door.addr))?;
+        stream.set_nodelay(true)?;
+        let mut client = Self { stream, partial: Vec::new(), outgoing: Vec::new(), next_ack: 0 };
+        client.upgrade(&door.host, path).await?;
+        Ok(client)
+    }
+
+    async fn upgrade(&mut self, host: &str, path: &str) -> anyhow::Result<()> {
         let head = format!(
-            "GET /socket.io/?EIO=4&transport=websocket&product={product}&uid={uid} HTTP/1.1\r\nHost: {host}\r\n\
+            "GET {path} HTTP/1.1\r\nHost: {host}\r\n\
              Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
              Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{BROWSER_HEADERS}\r\n"
         );
@@ -126,7 +134,7 @@ impl Client {
     ///
     /// # Errors
     /// When the room refuses.
-    pub(super) async fn join(&mut self, room: &str) -> anyhow::Result<()> {
+    pub(crate) async fn join(&mut self, room: &str) -> anyhow::Result<()> {
         let id = self.next_ack();
         self.send(format!("42{id}[\"join\",\"{room}\"]").as_bytes());
         let answering = async {
@@ -148,7 +156,7 @@ impl Client {
     }
 
     /// Publishes with an answer asked for; its id.
-    pub(super) fn publish(
+    pub(crate) fn publish(
         &mut self,
         room: &str,
         to_self: bool,
@@ -170,13 +178,13 @@ impl Client {
     }
 
     /// Queues one message and writes what the socket takes.
-    pub(super) fn send(&mut self, text: &[u8]) {
+    pub(crate) fn send(&mut self, text: &[u8]) {
         frame::put_text(&mut self.outgoing, text);
         self.flush();
     }
 
     /// Writes what the socket takes. A broken socket shows itself when it is read.
-    pub(super) fn flush(&mut self) {
+    pub(crate) fn flush(&mut self) {
         while !self.outgoing.is_empty() {
             match self.stream.try_write(&self.outgoing) {
                 Ok(0) | Err(_) => return,
@@ -189,7 +197,7 @@ impl Client {
     ///
     /// # Errors
     /// Never in practice; those of the reactor.
-    pub(super) async fn ready(&self) -> io::Result<()> {
+    pub(crate) async fn ready(&self) -> io::Result<()> {
         use tokio::io::Interest;
         let interest = if self.outgoing.is_empty() {
             Interest::READABLE
@@ -203,12 +211,17 @@ impl Client {
     ///
     /// # Errors
     /// When the server closed, with its code, or broke the protocol.
-    pub(super) fn drain(
+    pub(crate) fn drain(
         &mut self,
         scratch: &mut [u8],
         mut on: impl FnMut(Message<'_>),
     ) -> anyhow::Result<()> {
         self.flush();
+        if !self.partial.is_empty() {
+            // A handshake may have left whole frames behind.
+            let taken = take_all(&self.partial, &mut self.outgoing, &mut on)?;
+            self.partial.drain(..taken);
+        }
         for _ in 0..READS_PER_TURN_MAX {
             let read = match self.stream.try_read(scratch) {
                 Ok(0) => bail!("the server closed the stream"),
@@ -233,7 +246,7 @@ impl Client {
     }
 
     /// The next text message; for handshakes only.
-    async fn text(&mut self) -> anyhow::Result<Vec<u8>> {
+    pub(crate) async fn text(&mut self) -> anyhow::Result<Vec<u8>> {
         loop {
             if let Some((frame, len)) = frame::take(&self.partial).map_err(anyhow::Error::msg)? {
                 let text = match frame {
@@ -306,7 +319,7 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
 }
 
 /// Bytes of a server for an error message.
-pub(super) fn printable(bytes: &[u8]) -> String {
+pub(crate) fn printable(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..bytes.len().min(300)]).escape_debug().to_string()
 }
 

@@ -8,7 +8,7 @@
 //! same bytes in the same minute, and that ratio is what counts.
 
 mod baseline;
-mod client;
+pub(crate) mod client;
 mod echo;
 mod fleet;
 mod frame;
@@ -16,7 +16,7 @@ mod idle;
 mod process;
 mod report;
 mod rooms;
-mod stamp;
+pub(crate) mod stamp;
 mod tally;
 
 use std::time::Duration;

@@ -8,20 +8,20 @@ use std::io::Write as _;
 
 /// The stamp at the front of each payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stamp {
+pub(crate) struct Stamp {
     /// Publisher within its room.
-    pub(super) publisher: u16,
+    pub(crate) publisher: u16,
     /// Its message, from 0.
-    pub(super) number: u32,
+    pub(crate) number: u32,
     /// When it was handed to the socket.
-    pub(super) micros: u64,
+    pub(crate) micros: u64,
 }
 
 const STAMP_LEN: usize = 4 + 1 + 8 + 1 + 12;
 
 impl Stamp {
     /// Appends the payload: the stamp, padded to `len` bytes.
-    pub(super) fn put(self, out: &mut Vec<u8>, len: usize) {
+    pub(crate) fn put(self, out: &mut Vec<u8>, len: usize) {
         let start = out.len();
         let Self { publisher, number, micros } = self;
         // Writing into a Vec does not fail.
@@ -30,7 +30,7 @@ impl Stamp {
     }
 
     /// Reads the payload's front.
-    pub(super) fn read(payload: &[u8]) -> Option<Self> {
+    pub(crate) fn read(payload: &[u8]) -> Option<Self> {
         let stamp = payload.get(..STAMP_LEN)?;
         Some(Self {
             publisher: u16::try_from(hex(&stamp[..4])?).ok()?,

@@ -1,0 +1,148 @@
+//! What a round has shown, for people and for scripts.
+//!
+//! Belongs here: the figures of one round, their sum, which of them are promises. Stays out: how they
+//! come about (`checker`).
+
+use serde_json::{Value, json};
+
+use crate::times::Times;
+
+/// The figures of a round, or of a whole run.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Round {
+    /// Clients on one transport all the time, by a node that lived.
+    pub(super) undisturbed: u64,
+    /// Their longest times without a delivery.
+    pub(super) pause: Times,
+    /// Lost transports of clients whose edge lived.
+    pub(super) disconnected: u64,
+    /// Messages acknowledged and not delivered to a member that is owed them, each time.
+    pub(super) lost: u64,
+    pub(super) doubled: u64,
+    /// Events after a later one of their publisher, or in another order than another member's.
+    pub(super) reordered: u64,
+    /// Events of another room.
+    pub(super) foreign: u64,
+    /// Messages without an answer although their transport stands.
+    pub(super) unanswered: u64,
+    /// Clients that did not come back in time.
+    pub(super) not_back: u64,
+    /// Lost transports of clients whose edge was killed, stopped or drained.
+    pub(super) edge_lost: u64,
+    /// Clients of a stopped node that kept their transport.
+    pub(super) still_attached: u64,
+    /// Times from a lost transport to the next CONNECT.
+    pub(super) back: Times,
+    /// CONNECTs that said `recovered`.
+    pub(super) recovered: u64,
+    /// CONNECTs that asked for it in vain.
+    pub(super) not_recovered: u64,
+    /// CONNECTs without recovery.
+    pub(super) new_sessions: u64,
+    pub(super) published: u64,
+    pub(super) acked: u64,
+    /// Answered with an error.
+    pub(super) refused: u64,
+    /// Lost their transport before an answer, and were not repeated.
+    pub(super) unknown: u64,
+    pub(super) delivered: u64,
+    /// Some broken promises in words.
+    pub(super) sentences: Vec<String>,
+}
+
+impl Round {
+    /// What is promised to be zero: name and count.
+    fn promises(&self) -> [(&'static str, u64); 7] {
+        [
+            ("disconnected", self.disconnected),
+            ("lost", self.lost),
+            ("doubled", self.doubled),
+            ("out of order", self.reordered),
+            ("foreign", self.foreign),
+            ("unanswered", self.unanswered),
+            ("not back", self.not_back),
+        ]
+    }
+
+    /// The broken promises, in a few words; empty if there is none.
+    pub(super) fn broken(&self) -> String {
+        let broken = self.promises().into_iter().filter(|(_, count)| *count > 0);
+        broken.map(|(name, count)| format!("{count} {name}")).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Adds the figures of another round.
+    pub(super) fn add(&mut self, round: &Self) {
+        self.pause.extend(&round.pause);
+        self.back.extend(&round.back);
+        for (sum, more) in [
+            (&mut self.undisturbed, round.undisturbed),
+            (&mut self.disconnected, round.disconnected),
+            (&mut self.lost, round.lost),
+            (&mut self.doubled, round.doubled),
+            (&mut self.reordered, round.reordered),
+            (&mut self.foreign, round.foreign),
+            (&mut self.unanswered, round.unanswered),
+            (&mut self.not_back, round.not_back),
+            (&mut self.edge_lost, round.edge_lost),
+            (&mut self.still_attached, round.still_attached),
+            (&mut self.recovered, round.recovered),
+            (&mut self.not_recovered, round.not_recovered),
+            (&mut self.new_sessions, round.new_sessions),
+            (&mut self.published, round.published),
+            (&mut self.acked, round.acked),
+            (&mut self.refused, round.refused),
+            (&mut self.unknown, round.unknown),
+            (&mut self.delivered, round.delivered),
+        ] {
+            *sum += more;
+        }
+    }
+
+    /// Prints what it shows, under `title`.
+    pub(super) fn print(&self, title: &str) {
+        let [p50, p99, max] = self.pause.percentiles([50, 99, 100]);
+        let Self { undisturbed, disconnected, lost, doubled, reordered, foreign, unanswered, .. } = self;
+        println!("{title}");
+        println!(
+            "  edge lived: {undisturbed} clients, pause p50 {p50:.3} s p99 {p99:.3} s max {max:.3} s, \
+             disconnected {disconnected}"
+        );
+        let [p50, p99, max] = self.back.percentiles([50, 99, 100]);
+        println!(
+            "  edge hurt: {} lost their transport ({} kept it), back after p50 {p50:.2} s p99 {p99:.2} s max \
+             {max:.2} s; recovered {}, not recovered {}, new session {}, not back {}",
+            self.edge_lost,
+            self.still_attached,
+            self.recovered,
+            self.not_recovered,
+            self.new_sessions,
+            self.not_back
+        );
+        println!(
+            "  published {} acked {} refused {} unknown {}, delivered {}; acked and lost {lost}, doubled {doubled}, \
+             out of order {reordered}, foreign {foreign}, unanswered {unanswered}",
+            self.published, self.acked, self.refused, self.unknown, self.delivered
+        );
+        for sentence in &self.sentences {
+            println!("  BROKEN {sentence}");
+        }
+    }
+
+    /// The same for a script; times in seconds.
+    pub(super) fn json(&self) -> Value {
+        let times = |times: &Times| {
+            let [p50, p99, max] = times.percentiles([50, 99, 100]);
+            json!({ "p50": p50, "p99": p99, "max": max, "missed": times.missed })
+        };
+        json!({
+            "undisturbed": self.undisturbed, "pause": times(&self.pause),
+            "disconnected": self.disconnected, "lost": self.lost, "doubled": self.doubled,
+            "out_of_order": self.reordered, "foreign": self.foreign, "unanswered": self.unanswered,
+            "edge_lost": self.edge_lost, "still_attached": self.still_attached, "back": times(&self.back),
+            "recovered": self.recovered, "not_recovered": self.not_recovered,
+            "new_sessions": self.new_sessions, "not_back": self.not_back, "published": self.published,
+            "acked": self.acked, "refused": self.refused, "unknown": self.unknown,
+            "delivered": self.delivered, "broken": self.sentences,
+        })
+    }
+}
