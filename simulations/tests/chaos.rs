@@ -67,6 +67,15 @@ fn the_seeds_of_this_commit_keep_their_promises() {
     assert_eq!(first_failure(seed..seed + 20), None);
 }
 
+/// A session whose owner was told to drop it was gone before its user's list and its edge were told.
+#[test]
+fn an_owner_that_drops_a_session_forgets_whose_it_was() {
+    for seed in [53, 61, 114] {
+        let verdict = run(seed, Size::small(seed), None);
+        assert_eq!(verdict.violations.first().map(ToString::to_string), None, "seed={seed}");
+    }
+}
+
 /// Which planted bugs are hunted, and on which seeds, changes with the commit. All of them:
 /// `cargo run --release -p mesh-simulations --features mutants -- mutants`.
 #[test]

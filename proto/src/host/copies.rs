@@ -55,6 +55,10 @@ impl<E: Entity> Host<E> {
                     return Err(Refusal::Higher(above));
                 }
                 self.step_down(&key);
+                if matches!(news, News::Ended) {
+                    // The copy stays until those it was live for have been told; it is offered.
+                    return Ok(());
+                }
             }
         }
         match news {

@@ -163,8 +163,9 @@ impl<E: Entity> Host<E> {
             return;
         }
         let replicas = ctx.view.ring.replicas(placement, 2);
-        if replicas.first() == Some(&from.node) {
-            self.step_down(key);
+        if replicas.first() == Some(&from.node) && self.owns(key) {
+            // The copy stays until those it was live for have been told; it is offered again.
+            return self.step_down(key);
         }
         if !self.owns(key) && !replicas.contains(&self.me.node) {
             self.offers.forget(key);
