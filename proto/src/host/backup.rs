@@ -382,11 +382,16 @@ impl<E: Entity> Host<E> {
                 continue;
             }
             match refusal {
-                None if version.op > owning.confirmed => {
-                    owning.confirmed = version.op;
-                    self.events.push_back(Event::Confirmed(key));
+                None => {
+                    if number >= owning.copied && owning.base.is_some() {
+                        owning.backed = owning.backed.max(Some(version.op));
+                    }
+                    if version.op > owning.confirmed {
+                        owning.confirmed = version.op;
+                        self.events.push_back(Event::Confirmed(key.clone()));
+                    }
+                    self.send_drops(ctx, &key);
                 }
-                None => {}
                 // A whole copy has followed, or is the answer to what was refused before.
                 Some(_) if number < owning.copied => {}
                 Some(refusal) => self.on_refused(ctx, &key, refusal),
@@ -404,8 +409,7 @@ impl<E: Entity> Host<E> {
         let Some(held) = self.held.get_mut(key) else { return };
         let Some(owning) = held.owning.as_deref_mut() else { return };
         let Some(backup) = owning.backup else { return };
-        owning.base = None;
-        owning.pending.clear();
+        owning.lose_backup();
         match refusal {
             Refusal::Missing => {
                 self.backup_changed(key);
@@ -421,11 +425,15 @@ impl<E: Entity> Host<E> {
             Refusal::Higher(term) => {
                 ctx.stats.fences_total += 1;
                 if !mine {
-                    return self.step_down(key);
+                    self.step_down(key);
+                    return self.offers.look_at(key.clone());
                 }
                 self.begin_above(key, term);
             }
-            Refusal::Promised(_) if !mine => return self.step_down(key),
+            Refusal::Promised(_) if !mine => {
+                self.step_down(key);
+                return self.offers.look_at(key.clone());
+            }
             Refusal::Promised(_) => {}
         }
         self.backups.forget(key);

@@ -91,6 +91,7 @@ impl<E: Entity> Host<E> {
         }
         held.version = Version { term, op: base.op.saturating_add(ops.len() as u64) };
         held.promised = None;
+        held.unsure = false;
         Ok(())
     }
 
@@ -120,7 +121,7 @@ impl<E: Entity> Host<E> {
             self.released(former);
         }
         let state = E::from_copy(&mut self.shared, key, ctx.now, copy);
-        let held = Held { version, state, owning: None, promised: None, absorbed: Vec::new() };
+        let held = Held { version, state, owning: None, promised: None, unsure: false, absorbed: Vec::new() };
         self.held.insert(key.clone(), held);
     }
 }

@@ -33,6 +33,7 @@ use crate::entity::Terms;
 use crate::id::{Address, Cursor, NodeRef, Placement, Term};
 use crate::shard::Ctx;
 use crate::time::Instant;
+use crate::view::{NodeInfo, NodeState};
 use crate::wire::{self, Body, OwnershipFacts, Replication, Version};
 use backup::Backups;
 
@@ -145,6 +146,8 @@ struct Held<E: Entity> {
     /// Given to that node, which is to own it: nobody else's ops are taken until it is gone or this
     /// has passed.
     promised: Option<(NodeRef, Instant)>,
+    /// Of an earlier life of this node: another may have gone on since, or ended it.
+    unsure: bool,
     /// Copies of others that hold nothing more than this one.
     absorbed: Vec<(NodeRef, Version)>,
 }
@@ -166,8 +169,21 @@ struct Owning<E: Entity> {
     copied: u64,
     /// Ops not sent yet.
     pending: Vec<E::Op>,
-    /// The last op that is safe.
+    /// The last op that is safe: some backup had it, or there was no other node.
     confirmed: u64,
+    /// The last op that the present backup has.
+    backed: Option<u64>,
+    /// Whoever offered what we hold too, and may drop it once the backup has this op.
+    drops: Vec<(Address, Version, u64)>,
+}
+
+impl<E: Entity> Owning<E> {
+    /// The backup has nothing, as far as is known: it gets a whole copy.
+    fn lose_backup(&mut self) {
+        self.base = None;
+        self.backed = None;
+        self.pending.clear();
+    }
 }
 
 /// Every entity of one kind that this shard owns or backs up.
@@ -340,7 +356,7 @@ impl<E: Entity> Host<E> {
         if let Some(former) = self.held.remove(key) {
             self.released(former);
         }
-        let held = Held { version, state, owning: None, promised: None, absorbed: Vec::new() };
+        let held = Held { version, state, owning: None, promised: None, unsure: false, absorbed: Vec::new() };
         self.held.insert(key.clone(), held);
         self.begin(ctx, key, term, Began::New, None);
     }
@@ -403,6 +419,8 @@ impl<E: Entity> Host<E> {
             copied: 0,
             pending: Vec::new(),
             confirmed,
+            backed: base.map(|version| version.op),
+            drops: Vec::new(),
         };
         self.owned += usize::from(held.owning.is_none());
         held.owning = Some(Box::new(owning));
@@ -419,7 +437,7 @@ impl<E: Entity> Host<E> {
         self.owned -= 1;
         self.dirty.remove(key);
         self.backups.forget(key);
-        self.offers.look_at(key.clone());
+        self.offers.keep(key.clone());
         self.events.push_back(Event::Lost(key.clone(), owning.live));
     }
 
@@ -480,6 +498,7 @@ impl<E: Entity> Host<E> {
         for (key, held) in &mut self.held {
             let owner = ctx.view.owner(E::placement(&self.shared, key));
             held.absorbed.clear();
+            let orphan = is_orphan(ctx, me, held);
             match held.owning.as_deref_mut() {
                 Some(owning) => {
                     let leaving = owner.is_some_and(|owner| owner != me);
@@ -491,14 +510,11 @@ impl<E: Entity> Host<E> {
                     let backup = backup_for(ctx, &self.shared, me, key, &held.state);
                     if !stays && backup != owning.backup {
                         owning.backup = backup;
-                        owning.base = None;
-                        owning.pending.clear();
+                        owning.lose_backup();
                         recheck.push(key.clone());
                     }
                 }
-                None if owner == Some(me) && is_orphan(ctx, me, held.version.term) => {
-                    promote.push(key.clone())
-                }
+                None if owner == Some(me) && orphan => promote.push(key.clone()),
                 None => self.offers.look_at(key.clone()),
             }
         }
@@ -520,8 +536,7 @@ impl<E: Entity> Host<E> {
             if let Some(owning) = held.owning.as_deref_mut()
                 && owning.backup == Some(peer)
             {
-                owning.base = None;
-                owning.pending.clear();
+                owning.lose_backup();
                 again.push(key.clone());
             }
         }
@@ -540,6 +555,10 @@ impl<E: Entity> Host<E> {
             self.held.iter().filter(|(_, held)| held.owning.is_some()).map(|(key, _)| key.clone()).collect();
         for key in owned {
             self.step_down(&key);
+        }
+        for (key, held) in &mut self.held {
+            held.unsure = true;
+            self.offers.look_at(key.clone());
         }
         self.backups = Backups::default();
         self.cancel_openings();
@@ -596,10 +615,12 @@ fn backup_for<E: Entity>(
     ctx.view.ring.replicas(E::placement(shared, key), 2).into_iter().find(|node| *node != me)
 }
 
-/// Whether nobody alive has a better claim than a copy of this term. An earlier life of this node was
-/// declared down, so another may have gone on since.
-fn is_orphan(ctx: &Ctx<'_>, me: NodeRef, term: Term) -> bool {
-    term.owner.id != me.id && !ctx.view.is_up(term.owner)
+/// Whether nobody alive is likely to have more than this copy. An earlier life of this node was declared
+/// down, so another may have gone on since; and a node that drains may have been the backup.
+fn is_orphan<E: Entity>(ctx: &Ctx<'_>, me: NodeRef, held: &Held<E>) -> bool {
+    let former = held.version.term.owner;
+    let drains = |n: &NodeInfo| n.state() == NodeState::Draining && n.node != me;
+    !held.unsure && former.id != me.id && !ctx.view.is_up(former) && !ctx.view.nodes.iter().any(drains)
 }
 
 /// One owned entity without a host, for tests of what ops lead to.

@@ -27,6 +27,8 @@ pub(super) struct Offers<E: Entity> {
     keys: BTreeSet<E::Key>,
     /// Those of them that were not looked at since.
     fresh: BTreeSet<E::Key>,
+    /// Those to be offered to each peer; to this node itself: to be asked for.
+    queues: BTreeMap<NodeRef, BTreeSet<E::Key>>,
     /// Offered, and to whom.
     offered: FixedMap<E::Key, NodeRef>,
     per_peer: BTreeMap<NodeRef, usize>,
@@ -37,6 +39,7 @@ impl<E: Entity> Default for Offers<E> {
         Self {
             keys: BTreeSet::new(),
             fresh: BTreeSet::new(),
+            queues: BTreeMap::new(),
             offered: FixedMap::default(),
             per_peer: BTreeMap::new(),
         }
@@ -51,10 +54,18 @@ impl<E: Entity> Offers<E> {
         self.keys.insert(key);
     }
 
+    /// The same, at the next repetition.
+    pub(super) fn keep(&mut self, key: E::Key) {
+        self.keys.insert(key);
+    }
+
     pub(super) fn forget(&mut self, key: &E::Key) {
         self.answered(key);
         self.fresh.remove(key);
         self.keys.remove(key);
+        for queue in self.queues.values_mut() {
+            queue.remove(key);
+        }
     }
 
     /// The peer it was offered to has spoken: another may be offered in its place.
@@ -70,6 +81,7 @@ impl<E: Entity> Offers<E> {
     pub(super) fn repeat(&mut self) {
         self.offered.clear();
         self.per_peer.clear();
+        self.queues.clear();
         self.fresh = self.keys.clone();
     }
 
@@ -81,52 +93,61 @@ impl<E: Entity> Offers<E> {
 impl<E: Entity> Host<E> {
     /// Offers what is to be offered, as many as may be under way.
     pub(super) fn send_offers(&mut self, ctx: &mut Ctx<'_>) -> bool {
-        let mut groups: BTreeMap<(NodeRef, To), Vec<Offered<E::Key>>> = BTreeMap::new();
-        let mut full = BTreeSet::new();
-        let fresh = std::mem::take(&mut self.offers.fresh);
-        let mut later = BTreeSet::new();
-        for key in fresh {
-            let placement = E::placement(&self.shared, &key);
-            let Some(held) = self.held.get(&key) else {
-                self.offers.keys.remove(&key);
-                continue;
-            };
-            // Nobody owns anything: wait.
-            let Some(owner) = ctx.view.owner(placement) else { continue };
-            if owner == self.me.node {
-                if held.owning.is_some() {
-                    self.offers.keys.remove(&key);
-                } else if self.openings.len() < OPENINGS_MAX {
-                    self.open(ctx, &key, Term::NONE);
-                } else {
-                    later.insert(key);
+        for key in std::mem::take(&mut self.offers.fresh) {
+            match self.who_should_have(ctx, &key) {
+                Some(owner) => {
+                    self.offers.queues.entry(owner).or_default().insert(key);
                 }
-                continue;
+                None => self.offers.forget(&key),
             }
-            let is_backup = ctx.view.ring.backup(placement) == Some(self.me.node);
-            if held.owning.is_none() && is_backup && held.version.term.owner == owner {
-                self.offers.keys.remove(&key);
-                continue;
-            }
-            let under_way = self.offers.per_peer.entry(owner).or_default();
-            if full.contains(&owner) || *under_way >= OFFERED_MAX {
-                full.insert(owner);
-                later.insert(key);
-                continue;
-            }
-            *under_way += 1;
-            let offered = Offered { key: key.clone(), version: held.version, last: held.state.last() };
-            self.offers.offered.insert(key, owner);
-            let shards = ctx.view.node(owner).and_then(|n| n.record.as_ref()).map(|r| r.shards);
-            let to = shards.map_or(To::Host(placement), |shards| To::Shard(placement.shard(shards)));
-            groups.entry((owner, to)).or_default().push(offered);
         }
-        self.offers.fresh.append(&mut later);
+        let mut groups: BTreeMap<(NodeRef, To), Vec<Offered<E::Key>>> = BTreeMap::new();
+        let owners: Vec<NodeRef> = self.offers.queues.keys().copied().collect();
+        for owner in owners {
+            while let Some(key) = self.next_to_offer(owner) {
+                if owner == self.me.node {
+                    self.open(ctx, &key, Term::NONE);
+                    continue;
+                }
+                let Some(held) = self.held.get(&key) else { continue };
+                let offered = Offered { key: key.clone(), version: held.version, last: held.state.last() };
+                let placement = E::placement(&self.shared, &key);
+                *self.offers.per_peer.entry(owner).or_default() += 1;
+                self.offers.offered.insert(key, owner);
+                let shards = ctx.view.node(owner).and_then(|n| n.record.as_ref()).map(|r| r.shards);
+                let to = shards.map_or(To::Host(placement), |shards| To::Shard(placement.shard(shards)));
+                groups.entry((owner, to)).or_default().push(offered);
+            }
+        }
         let any = !groups.is_empty();
         for ((peer, to), offered) in groups {
             ctx.out.send(peer, to, self.lane(), E::body(Replication::Offer(offered)));
         }
         any
+    }
+
+    /// The node that the ring names for a copy held here; `None` if it is where it should be, or nobody
+    /// owns anything.
+    fn who_should_have(&self, ctx: &Ctx<'_>, key: &E::Key) -> Option<NodeRef> {
+        let placement = E::placement(&self.shared, key);
+        let held = self.held.get(key)?;
+        let owner = ctx.view.owner(placement)?;
+        let owned = held.owning.is_some();
+        let is_backup = !owned && ctx.view.ring.backup(placement) == Some(self.me.node);
+        let at_home = match owner == self.me.node {
+            true => owned,
+            false => is_backup && held.version.term.owner == owner && !held.unsure,
+        };
+        (!at_home).then_some(owner)
+    }
+
+    /// The next key to offer to `owner`, if one more may be under way.
+    fn next_to_offer(&mut self, owner: NodeRef) -> Option<E::Key> {
+        let may = match owner == self.me.node {
+            true => self.openings.len() < OPENINGS_MAX,
+            false => self.offers.per_peer.get(&owner).is_none_or(|count| *count < OFFERED_MAX),
+        };
+        self.offers.queues.get_mut(&owner).filter(|_| may)?.pop_first()
     }
 
     pub(super) fn on_offer(&mut self, ctx: &mut Ctx<'_>, from: Address, offered: Offered<E::Key>) {
@@ -148,12 +169,32 @@ impl<E: Entity> Host<E> {
             let ask = Replication::Ask { key };
             return ctx.out.send(from.node, to, self.lane(), E::body(ask));
         }
-        let safe = owning.backup.is_none() || (owning.base.is_some() && owning.confirmed == held.version.op);
-        let safe = safe || is_planted(Mutant::DroppedUnsafe);
-        if safe && owning.backup != Some(from.node) {
-            let drop = Replication::Drop(vec![(key, version)]);
-            ctx.out.send(from.node, to, self.lane(), E::body(drop));
+        // It may go once the backup has all that we have now.
+        let (backup, upto) = (owning.backup, held.version.op);
+        if backup == Some(from.node) {
+            return;
         }
+        if let Some(owning) = self.held.get_mut(&key).and_then(|held| held.owning.as_deref_mut()) {
+            owning.drops.retain(|(offerer, ..)| offerer.node != from.node);
+            owning.drops.push((from, version, upto));
+        }
+        self.send_drops(ctx, &key);
+    }
+
+    /// Answers those who offered what is at the backup by now.
+    pub(super) fn send_drops(&mut self, ctx: &mut Ctx<'_>, key: &E::Key) {
+        let lane = self.lane();
+        let Some(owning) = self.held.get_mut(key).and_then(|held| held.owning.as_deref_mut()) else { return };
+        let (has_backup, backed) = (owning.backup.is_some(), owning.backed);
+        owning.drops.retain(|(offerer, version, upto)| {
+            let safe = !has_backup || backed.is_some_and(|backed| backed >= *upto);
+            let safe = safe || is_planted(Mutant::DroppedUnsafe);
+            if safe {
+                let drop = Replication::Drop(vec![(key.clone(), *version)]);
+                ctx.out.send(offerer.node, To::Shard(offerer.shard), lane, E::body(drop));
+            }
+            !safe
+        });
     }
 
     pub(super) fn on_drop(&mut self, ctx: &Ctx<'_>, from: Address, key: &E::Key, version: Version) {
@@ -175,11 +216,8 @@ impl<E: Entity> Host<E> {
         }
     }
 
-    /// Owned entities that the ring gives to others.
+    /// Copies that are to go to other nodes, or wait for word that they may be dropped.
     pub(crate) fn to_hand_over(&self, view: &crate::view::View) -> usize {
-        let leaving = |key: &&E::Key| {
-            self.owns(key) && view.owner(E::placement(&self.shared, key)).is_some_and(|o| o != self.me.node)
-        };
-        self.offers.keys.iter().filter(leaving).count()
+        if view.ring.nodes().is_empty() { 0 } else { self.offers.keys.len() }
     }
 }

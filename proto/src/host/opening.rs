@@ -14,6 +14,7 @@ use super::{Began, Entity, Event, Held, Host, Version, is_orphan};
 use crate::id::{Address, NodeRef, Term};
 use crate::mutant::{Mutant, is_planted};
 use crate::shard::{Ctx, TimerKey};
+use crate::time::Instant;
 use crate::view::NodeState;
 use crate::wire::{Replication, To};
 
@@ -23,6 +24,8 @@ const CANDIDATES: usize = 4;
 const WAITING_MAX: usize = 256;
 /// A node that was given a copy has so long to begin its term.
 const PROMISE_MAX: Duration = Duration::from_secs(1);
+/// Inputs wait for so long while views differ; then they are bounced.
+const DIFFER_MAX: Duration = Duration::from_secs(1);
 /// The node asked sees another ring: asked again after a part of the time that views take to agree.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(20);
 
@@ -51,6 +54,9 @@ pub(super) struct Opening<E: Entity> {
     shown: Term,
     /// Views differ: all are asked again at the next retry.
     again: bool,
+    since: Instant,
+    /// The furthest copy given by one that was not the owner.
+    found: Option<(NodeRef, Version, E::Copy)>,
     waiting: Vec<(Address, E::Input)>,
 }
 
@@ -60,6 +66,8 @@ pub(super) struct Ready<E: Entity> {
     key: E::Key,
     from: Address,
     input: E::Input,
+    /// The question was answered, not given up.
+    answered: bool,
 }
 
 impl<E: Entity> Host<E> {
@@ -78,7 +86,7 @@ impl<E: Entity> Host<E> {
             return Open::No;
         }
         if let Some(held) = self.held.get(key)
-            && is_orphan(ctx, self.me.node, held.version.term)
+            && is_orphan(ctx, self.me.node, held)
         {
             self.take_over(ctx, key);
             return Open::Yes;
@@ -93,6 +101,8 @@ impl<E: Entity> Host<E> {
             asked_counts: false,
             shown,
             again: false,
+            since: ctx.now,
+            found: None,
             waiting: Vec::new(),
         };
         self.openings.insert(key.clone(), opening);
@@ -113,12 +123,11 @@ impl<E: Entity> Host<E> {
 
     /// An input whose key is open now, absent, or another's.
     pub(crate) fn next_ready(&mut self, ctx: &Ctx<'_>) -> Option<(Address, E::Key, E::Input, Open)> {
-        let Ready { key, from, input } = self.ready.pop_front()?;
+        let Ready { key, from, input, answered } = self.ready.pop_front()?;
         let open = match self.owns(&key) {
             true => Open::Yes,
-            false if ctx.view.owns(E::placement(&self.shared, &key)) && !self.held.contains_key(&key) => {
-                Open::Absent
-            }
+            false if !answered || self.held.contains_key(&key) => Open::No,
+            false if ctx.view.owns(E::placement(&self.shared, &key)) => Open::Absent,
             false => Open::No,
         };
         Some((from, key, input, open))
@@ -156,8 +165,8 @@ impl<E: Entity> Host<E> {
                 return ctx.out.send(node, To::Host(placement), lane, E::body(ask));
             }
         }
-        let shown = opening.shown;
-        self.conclude(ctx, key, shown, None);
+        let (shown, found) = (opening.shown, opening.found.take());
+        self.conclude(ctx, key, shown, found);
     }
 
     pub(super) fn on_ask(&mut self, ctx: &mut Ctx<'_>, from: Address, key: E::Key) {
@@ -193,17 +202,32 @@ impl<E: Entity> Host<E> {
         if let Some((version, _)) = &copy {
             self.terms.heard(version.term);
         }
-        if let Some(opening) = self.openings.get(&key) {
+        if let Some(opening) = self.openings.get_mut(&key) {
             if opening.asked != Some(from.node) {
                 return;
             }
             let (shown, counts) = (opening.shown, opening.asked_counts);
             match copy {
-                Some((version, copy)) => {
-                    ctx.stats.moves_total += u64::from(owned);
+                Some((version, copy)) if owned => {
+                    ctx.stats.moves_total += 1;
                     self.conclude(ctx, &key, shown, Some((from.node, version, copy)));
                 }
-                None if counts && (settled || is_planted(Mutant::SettledRuleSkipped)) => {
+                // Its owner, or another backup, may have gone further.
+                Some((version, copy)) => {
+                    let owner = version.term.owner;
+                    if owner != self.me.node && owner != from.node && ctx.view.is_up(owner) {
+                        opening.candidates.retain(|(node, _)| *node != owner);
+                        opening.candidates.push_front((owner, false));
+                    }
+                    if opening.found.as_ref().is_none_or(|(_, best, _)| *best < version) {
+                        opening.found = Some((from.node, version, copy));
+                    }
+                    self.ask_next(ctx, &key);
+                }
+                None if counts
+                    && opening.found.is_none()
+                    && (settled || is_planted(Mutant::SettledRuleSkipped)) =>
+                {
                     self.conclude(ctx, &key, shown, None);
                 }
                 None => self.ask_next(ctx, &key),
@@ -290,14 +314,21 @@ impl<E: Entity> Host<E> {
                 let term = self.terms.begin(shown);
                 if let Some(state) = E::new(&mut self.shared, key, ctx.now, term) {
                     let version = Version { term, op: 0 };
-                    let held = Held { version, state, owning: None, promised: None, absorbed: Vec::new() };
+                    let held = Held {
+                        version,
+                        state,
+                        owning: None,
+                        promised: None,
+                        unsure: false,
+                        absorbed: Vec::new(),
+                    };
                     self.held.insert(key.clone(), held);
                     self.begin(ctx, key, term, Began::New, None);
                 }
             }
         }
         if let Some(opening) = opening {
-            self.ready_now(key, opening);
+            self.ready_now(key, opening, true);
         }
         if self.owns(key) { Open::Yes } else { Open::Absent }
     }
@@ -340,6 +371,7 @@ impl<E: Entity> Host<E> {
         if let Some(opening) = self.openings.get_mut(key) {
             opening.candidates = candidates;
             opening.again = false;
+            opening.found = None;
         }
         self.ask_next(ctx, key);
     }
@@ -361,7 +393,12 @@ impl<E: Entity> Host<E> {
         let keys: Vec<E::Key> =
             self.openings.iter().filter(|(_, opening)| opening.again).map(|(key, _)| key.clone()).collect();
         for key in keys {
-            self.ask_all(ctx, &key);
+            // Whoever waits may see another ring by now.
+            if self.openings.get(&key).is_some_and(|opening| ctx.now.since(opening.since) >= DIFFER_MAX) {
+                self.cancel_opening(&key);
+            } else {
+                self.ask_all(ctx, &key);
+            }
         }
         self.retry_backups();
     }
@@ -369,13 +406,13 @@ impl<E: Entity> Host<E> {
     /// The question is not asked any more: what waited for its answer looks again.
     pub(super) fn cancel_opening(&mut self, key: &E::Key) {
         if let Some(opening) = self.openings.remove(key) {
-            self.ready_now(key, opening);
+            self.ready_now(key, opening, false);
         }
     }
 
-    fn ready_now(&mut self, key: &E::Key, opening: Opening<E>) {
+    fn ready_now(&mut self, key: &E::Key, opening: Opening<E>, answered: bool) {
         let waiting = opening.waiting.into_iter();
-        self.ready.extend(waiting.map(|(from, input)| Ready { key: key.clone(), from, input }));
+        self.ready.extend(waiting.map(|(from, input)| Ready { key: key.clone(), from, input, answered }));
     }
 
     pub(super) fn cancel_openings(&mut self) {

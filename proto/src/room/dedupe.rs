@@ -66,8 +66,13 @@ impl Dedupe {
         at: Cursor,
     ) {
         let (publisher, number) = id.split();
-        if self.highest.insert(publisher, (number, at, now)).is_none() {
-            self.publisher_ages.push_back((now, publisher));
+        match self.highest.get_mut(&publisher) {
+            Some((known, _, seen)) if *known > number => *seen = now,
+            Some(known) => *known = (number, at, now),
+            None => {
+                self.highest.insert(publisher, (number, at, now));
+                self.publisher_ages.push_back((now, publisher));
+            }
         }
         while self.publisher_ages.len() > limits.dedupe_entries_max {
             self.forget_oldest_publisher();

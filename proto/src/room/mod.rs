@@ -41,6 +41,8 @@ pub(crate) const REPORT_BYTES: usize = 64 << 10;
 #[derive(Debug)]
 pub(crate) struct Rooms {
     host: Host<RoomState>,
+    limits: Limits,
+    /// Rooms begun here; those taken over or handed over come on top.
     rooms_max: usize,
     /// Rooms with something to send at the end of this turn.
     dirty: BTreeSet<RoomKey>,
@@ -100,7 +102,7 @@ enum Effect {
 enum Published {
     /// In the log, now or since earlier.
     At { at: Cursor, duplicate: bool },
-    /// The publish before it has not been here: repeat both.
+    /// The publish before it has not been here, or too much waits for the backup: repeat it.
     OutOfOrder,
 }
 
@@ -110,6 +112,7 @@ impl Rooms {
         let single = products.iter().filter(|rules| !rules.durable).map(|rules| rules.name.clone());
         Self {
             host: Host::new(me, rooms_max, RoomsShared::new(limits, single.collect())),
+            limits: limits.clone(),
             rooms_max,
             dirty: BTreeSet::new(),
         }
@@ -292,6 +295,10 @@ impl Rooms {
         let mut room = self.host.owned(&key).expect("checked by the caller");
         room.live.used = ctx.now;
         let term = room.term;
+        // Senders keep and repeat what the log cannot take before its backup has answered.
+        if room.live.is_full(&room.state.log, &self.limits) {
+            return Published::OutOfOrder;
+        }
         match room.state.dedupe.judge(id, after, dedupe.as_ref()) {
             Verdict::OutOfOrder => return Published::OutOfOrder,
             Verdict::Seen(at) => {
@@ -511,7 +518,6 @@ impl Rooms {
 
     /// Asserts bounds and order.
     pub(crate) fn check_invariants(&self) {
-        assert!(self.len() <= self.rooms_max, "{} rooms", self.len());
         self.host.check_invariants();
         let shared = &self.host.shared;
         let (mut bytes, mut entries) = (0, 0);
@@ -534,6 +540,14 @@ impl Rooms {
 }
 
 impl RoomLive {
+    /// Whether half of the log is not safe yet: more could trim what nobody has been served.
+    fn is_full(&self, log: &RoomLog, limits: &Limits) -> bool {
+        let safe = self.committed.max(self.inherited);
+        let (entries, end) = (log.head().saturating_sub(safe), log.offset_after(log.head()));
+        let bytes = usize::try_from(end - log.offset_after(safe)).unwrap_or(usize::MAX);
+        entries >= limits.room_log_entries_max as u64 / 2 || bytes >= limits.room_log_bytes_max / 2
+    }
+
     fn carry_out(&mut self, placement: Placement, effect: Committed<Effect>, out: &mut Out) {
         match effect.into_inner() {
             Effect::Serve(seq) => self.committed = self.committed.max(seq),

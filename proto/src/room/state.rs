@@ -15,7 +15,7 @@ use crate::host::{Entity, MessageOf};
 use crate::id::{Cursor, Placement, PublishId, PublishNumber, Publisher, RoomKey, Term};
 use crate::limits::Limits;
 use crate::time::Instant;
-use crate::wire::{Body, RoomCopy, RoomOp};
+use crate::wire::{Body, RoomCopy, RoomEntry, RoomOp};
 
 /// Marks kept beyond twice the entries there are, before they are looked through.
 const MARKS_SLACK: usize = 1_024;
@@ -80,17 +80,32 @@ impl RoomState {
         }
     }
 
-    fn append(
-        &mut self,
-        shared: &mut RoomsShared,
-        key: &RoomKey,
-        now: Instant,
-        entry: crate::wire::RoomEntry,
-    ) {
+    fn append(&mut self, shared: &mut RoomsShared, key: &RoomKey, now: Instant, entry: RoomEntry) {
         shared.log_bytes += entry_bytes(&entry);
         shared.log_entries += 1;
         let at = self.log.append(entry);
         shared.ages.push_back((now, key.clone(), at.seq));
+    }
+}
+
+impl RoomState {
+    /// Entries of a copy that this log does not have, with their places there. Up to the last place that
+    /// both logs have they are the same (Raft's log matching); where there is none, a publisher's highest
+    /// number tells what was here.
+    fn only_in<'a>(&self, other: &'a RoomCopy) -> Vec<(Cursor, &'a RoomEntry)> {
+        let here: FixedSet<PublishId> = self.log.iter().map(|entry| entry.id).collect();
+        let places = (other.first..).zip(&other.entries);
+        let places = places.map(|(seq, entry)| (Cursor { term: entry.term, seq }, entry));
+        let common = places.clone().map(|(at, _)| at).filter(|at| self.log.contains(*at)).last();
+        let common = common.or(Some(other.before_first).filter(|at| self.log.contains(*at)));
+        let is_past = |at: Cursor, entry: &RoomEntry| match common {
+            Some(common) => at.seq <= common.seq,
+            None => {
+                let (publisher, number) = entry.id.split();
+                self.dedupe.highest(publisher).is_some_and(|known| number <= known)
+            }
+        };
+        places.filter(|(at, entry)| !is_past(*at, entry) && !here.contains(&entry.id)).collect()
     }
 }
 
@@ -164,18 +179,12 @@ impl Entity for RoomState {
     }
 
     fn missing(&self, term: Term, other: &RoomCopy) -> Vec<RoomOp> {
-        let here: FixedSet<PublishId> = self.log.iter().map(|entry| entry.id).collect();
         let mut highest: BTreeMap<Publisher, PublishNumber> = BTreeMap::new();
-        let seen = |publisher| self.dedupe.highest(publisher);
         let mut ops = Vec::new();
-        for (seq, entry) in (other.first..).zip(&other.entries) {
+        for (at, entry) in self.only_in(other) {
             let (publisher, number) = entry.id.split();
-            let known = highest.get(&publisher).copied().max(seen(publisher));
-            if here.contains(&entry.id) || known.is_some_and(|known| number <= known) {
-                continue;
-            }
-            highest.insert(publisher, number);
-            let at = Cursor { term: entry.term, seq };
+            let known = highest.entry(publisher).or_insert(number);
+            *known = number.max(*known);
             let dedupe = other.keys.iter().find(|(_, place)| *place == at).map(|(key, _)| key.clone());
             let mut entry = entry.clone();
             entry.term = term;
@@ -183,7 +192,7 @@ impl Entity for RoomState {
         }
         // What the other had appended and trimmed again is not to be appended here if it is repeated.
         for (publisher, number, at) in &other.publishers {
-            let known = highest.get(publisher).copied().max(seen(*publisher));
+            let known = highest.get(publisher).copied().max(self.dedupe.highest(*publisher));
             if known.is_none_or(|known| *number > known) {
                 ops.push(RoomOp::Remember { id: PublishId::join(*publisher, *number), at: *at });
             }
@@ -192,14 +201,32 @@ impl Entity for RoomState {
     }
 
     fn is_more_than(&self, copy: &RoomCopy) -> bool {
-        let theirs: BTreeMap<Publisher, PublishNumber> =
+        let mut theirs: BTreeMap<Publisher, PublishNumber> =
             copy.publishers.iter().map(|(publisher, number, _)| (*publisher, *number)).collect();
-        let ids: FixedSet<PublishId> = copy.entries.iter().map(|entry| entry.id).collect();
+        for (publisher, number) in copy.entries.iter().map(|entry| entry.id.split()) {
+            let known = theirs.entry(publisher).or_insert(number);
+            *known = number.max(*known);
+        }
         let knows = |publisher: &Publisher, number| theirs.get(publisher).is_some_and(|n| *n >= number);
-        let entries = self.log.iter().filter(|entry| !ids.contains(&entry.id)).map(|entry| entry.id.split());
-        let publishers = self.dedupe.publishers();
-        let mut all = entries.chain(publishers.into_iter().map(|(publisher, number, _)| (publisher, number)));
-        all.any(|(publisher, number)| !knows(&publisher, number))
+        let lacks_publisher = self.dedupe.publishers().iter().any(|(who, number, _)| !knows(who, *number));
+        lacks_publisher || {
+            let copy_has = |at: Cursor| {
+                let index = at.seq.checked_sub(copy.first).and_then(|index| usize::try_from(index).ok());
+                let entry = index.and_then(|index| copy.entries.get(index));
+                entry.is_some_and(|entry| entry.term == at.term) || at == copy.before_first
+            };
+            let ids: FixedSet<PublishId> = copy.entries.iter().map(|entry| entry.id).collect();
+            let common = self.log.places().filter(|at| copy_has(*at)).last();
+            let common = common.or(Some(self.log.before_first()).filter(|at| copy_has(*at)));
+            (self.log.first()..).zip(self.log.iter()).any(|(seq, entry)| {
+                let (publisher, number) = entry.id.split();
+                let is_past = match common {
+                    Some(common) => seq <= common.seq,
+                    None => knows(&publisher, number),
+                };
+                !is_past && !ids.contains(&entry.id)
+            })
+        }
     }
 
     fn copy_bytes(&self) -> usize {

@@ -60,6 +60,8 @@ pub(super) enum Effect {
     Own(u64),
     /// A packet is carried out.
     Done(Done),
+    /// A backend's command is carried out: the answer to this call may count it.
+    Told(u64),
 }
 
 impl Session<'_> {
@@ -137,10 +139,13 @@ impl Session<'_> {
     }
 
     /// Sends what is safe, in order; packets done in a row as one message.
-    pub(super) fn release(&mut self, placement: Placement, out: &mut Out) {
+    /// Returns the answers to backends that may count this session now.
+    pub(super) fn release(&mut self, placement: Placement, out: &mut Out) -> Vec<u64> {
+        let mut told = Vec::new();
         let mut packets = Vec::new();
         while let Some(effect) = self.live.effects.release().map(Committed::into_inner) {
             match effect {
+                Effect::Told(answer) => told.push(answer),
                 // The next edge to attach gets all of it, or repeats what asked for it.
                 _ if !self.live.attached => {}
                 Effect::Done(done) => packets.push(done),
@@ -163,6 +168,7 @@ impl Session<'_> {
             }
         }
         self.send_done(placement, &mut packets, out);
+        told
     }
 
     fn send_done(&self, placement: Placement, packets: &mut Vec<Done>, out: &mut Out) {

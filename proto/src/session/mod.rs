@@ -21,7 +21,7 @@ mod own_log;
 mod run;
 mod state;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use crate::collections::FixedMap;
@@ -32,10 +32,11 @@ use crate::limits::Limits;
 use crate::shard::{Ctx, ProductRules, TimerKey};
 use crate::time::Instant;
 use crate::wire::{
-    ATTACHMENT_SHIFT, Body, Command, DedupeKey, DisconnectCode, EdgeRef, Inbound, NotOwner, Publish,
-    RoomToPublisher, SessionFacts, SessionIdentity, SessionOp, SessionToEdge, Shadow, Subject, ToSession,
+    ATTACHMENT_SHIFT, Answer, Body, Command, CommandFailed, DedupeKey, DisconnectCode, EdgeRef, Inbound,
+    NotOwner, Publish, RoomToPublisher, SessionFacts, SessionIdentity, SessionOp, SessionToEdge, Shadow,
+    Subject, ToSession,
 };
-use live::{Session, SessionLive};
+use live::{Effect, Session, SessionLive};
 pub use state::SessionState;
 use state::SessionsShared;
 
@@ -62,9 +63,23 @@ pub(crate) struct Sessions {
     bounced: BTreeSet<SocketSid>,
     /// Sessions taken over whose edges have not attached: since this sweep, and since an earlier one.
     expected: [BTreeSet<SocketSid>; 2],
+    /// Backends' commands that are not safe yet, by their number here.
+    pending: BTreeMap<u64, Pending>,
+    answered: u64,
 }
 
 type UserKey = (Arc<str>, Arc<str>);
+
+/// A backend's command under way to the sessions of a user.
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    from: Address,
+    call: u64,
+    placement: Placement,
+    /// Sessions with which it is not safe yet.
+    left: u32,
+    reached: u32,
+}
 
 /// An edge's word for a session.
 #[derive(Debug)]
@@ -97,6 +112,8 @@ impl Sessions {
             busy: BTreeSet::new(),
             bounced: BTreeSet::new(),
             expected: Default::default(),
+            pending: BTreeMap::new(),
+            answered: 0,
         }
     }
 
@@ -230,7 +247,12 @@ impl Sessions {
                 Event::Confirmed(sid) | Event::Merged(sid) => {
                     self.dirty.insert(sid);
                 }
-                Event::Lost(sid, _) => {
+                Event::Lost(sid, mut live) => {
+                    live.effects.drain(|effect| {
+                        if let Effect::Told(answer) = effect {
+                            self.give_up(ctx, answer);
+                        }
+                    });
                     self.unindex(&sid);
                     self.dirty.remove(&sid);
                     self.busy.remove(&sid);
@@ -434,7 +456,15 @@ impl Sessions {
         self.host.has_to_sweep() || self.expected.iter().any(|sids| !sids.is_empty())
     }
 
-    fn forget(&mut self, sid: SocketSid) {
+    fn forget(&mut self, ctx: &mut Ctx<'_>, sid: SocketSid) {
+        if let Some(session) = self.host.owned(&sid) {
+            let mut effects = std::mem::take(&mut session.live.effects);
+            effects.drain(|effect| {
+                if let Effect::Told(answer) = effect {
+                    self.count_down(ctx, answer, 1);
+                }
+            });
+        }
         self.unindex(&sid);
         self.host.end(&sid);
         self.dirty.remove(&sid);
@@ -457,9 +487,11 @@ impl Sessions {
             let placement = self.ids.placement_of(*sid);
             let Some(mut session) = self.host.owned(sid) else { continue };
             session.live.effects.confirm(session.confirmed);
-            session.release(placement, ctx.out);
-            if session.is_over() {
-                self.forget(*sid);
+            let told = session.release(placement, ctx.out);
+            let is_over = session.is_over();
+            told.into_iter().for_each(|answer| self.count_down(ctx, answer, 1));
+            if is_over {
+                self.forget(ctx, *sid);
             }
         }
         sent || !dirty.is_empty()
@@ -469,38 +501,96 @@ impl Sessions {
         &self.host
     }
 
-    /// Does with each session of a user what a backend asks. Returns how many there were.
+    /// Does with each session of a user what a backend asks. The answer says how many there were, once
+    /// it is safe with all of them.
     pub(crate) fn command_user(
         &mut self,
         ctx: &mut Ctx<'_>,
-        product: &Arc<str>,
-        uid: &Arc<str>,
+        from: Address,
+        call: u64,
+        user: &UserKey,
         command: &Command,
-    ) -> u32 {
-        let key = (product.clone(), uid.clone());
-        if let Command::Emit { dedupe: Some(dedupe), .. } = command
-            && !self.first_emit(ctx.now, key.clone(), dedupe.clone())
-        {
-            return 0;
+    ) {
+        let placement = Placement::of_user(&user.0, &user.1);
+        let sids = self.by_user.get(user).cloned().unwrap_or_default();
+        if sids.is_empty() && ctx.pace.is_moving(ctx.now) {
+            return bounce_call(ctx, from, call, placement);
         }
-        let sids = self.by_user.get(&key).cloned().unwrap_or_default();
-        let mut reached = 0;
-        for sid in sids {
-            reached += u32::from(self.command(ctx, sid, command));
-        }
-        reached
+        let is_repeat = |sessions: &mut Self| match command {
+            Command::Emit { dedupe: Some(dedupe), .. } => {
+                !sessions.first_emit(ctx.now, user.clone(), dedupe.clone())
+            }
+            _ => false,
+        };
+        let sids = if is_repeat(self) { Vec::new() } else { sids };
+        self.command_all(ctx, Pending { from, call, placement, left: 0, reached: 0 }, &sids, command);
     }
 
-    /// Does with one session what a backend asks. Returns whether it was there and could take it.
+    /// Does with one session what a backend asks, and answers when it is safe.
     pub(crate) fn command_session(
         &mut self,
         ctx: &mut Ctx<'_>,
+        from: Address,
+        call: u64,
         product: &str,
         sid: SocketSid,
         command: &Command,
-    ) -> bool {
-        let here = self.host.peek(&sid).is_some_and(|(state, _)| &*state.identity.product == product);
-        here && self.command(ctx, sid, command)
+    ) {
+        let placement = self.ids.placement_of(sid);
+        match self.host.peek(&sid) {
+            Some((state, _)) if &*state.identity.product == product => {
+                let pending = Pending { from, call, placement, left: 0, reached: 0 };
+                self.command_all(ctx, pending, &[sid], command);
+            }
+            None if ctx.pace.is_moving(ctx.now) => bounce_call(ctx, from, call, placement),
+            _ => {
+                let answer = Err(CommandFailed::NotFound);
+                ctx.out.send_to_address(from, placement, Body::Answer { call, answer });
+            }
+        }
+    }
+
+    fn command_all(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        mut pending: Pending,
+        sids: &[SocketSid],
+        command: &Command,
+    ) {
+        self.answered += 1;
+        let answer = self.answered;
+        for sid in sids {
+            if self.command(ctx, *sid, command)
+                && let Some(session) = self.host.owned(sid)
+            {
+                session.live.effects.push_at(session.applied(), Effect::Told(answer));
+                pending.reached += 1;
+                self.dirty.insert(*sid);
+            }
+        }
+        pending.left = pending.reached;
+        self.pending.insert(answer, pending);
+        self.count_down(ctx, answer, 0);
+    }
+
+    /// So many more sessions are safe with what a backend asked.
+    fn count_down(&mut self, ctx: &mut Ctx<'_>, answer: u64, sessions: u32) {
+        let Some(pending) = self.pending.get_mut(&answer) else { return };
+        pending.left -= sessions;
+        if pending.left == 0 {
+            let Pending { from, call, placement, reached, .. } = *pending;
+            self.pending.remove(&answer);
+            let answer = Ok(Answer::Done { sessions: reached });
+            ctx.out.send_to_address(from, placement, Body::Answer { call, answer });
+        }
+    }
+
+    /// Whether it was carried out nobody here will know.
+    fn give_up(&mut self, ctx: &mut Ctx<'_>, answer: u64) {
+        if let Some(Pending { from, call, placement, .. }) = self.pending.remove(&answer) {
+            let answer = Err(CommandFailed::Timeout);
+            ctx.out.send_to_address(from, placement, Body::Answer { call, answer });
+        }
     }
 
     /// Remembers an idempotency key; `false` if it was known.
@@ -565,4 +655,11 @@ impl Sessions {
         assert!(self.busy.iter().all(|sid| self.host.owns(sid)));
         assert!(self.emitted.len() <= self.limits.dedupe_entries_max);
     }
+}
+
+/// The session may be on its way here: the call is repeated soon.
+fn bounce_call(ctx: &mut Ctx<'_>, from: Address, call: u64, placement: Placement) {
+    let owner = ctx.view.owner(placement);
+    let bounce = NotOwner { subject: Subject::Call(call), owner, ring_digest: ctx.view.ring.digest() };
+    ctx.out.send_to_address(from, placement, Body::NotOwner(bounce));
 }

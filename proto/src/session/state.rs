@@ -218,21 +218,22 @@ impl Entity for SessionState {
 
     fn released(self, _: &mut SessionsShared) {}
 
-    /// The transports it has had stand in for the places of a log.
+    /// The transports it has had, then its own log, stand in for the terms and places of a log.
     fn last(&self) -> Cursor {
-        Cursor { seq: self.attachment, ..Cursor::NONE }
+        let attachment = Term { number: self.attachment, ..Term::NONE };
+        Cursor { term: attachment, seq: self.own.last() }
     }
 
     fn covers(&self, last: Cursor) -> bool {
-        self.attachment >= last.seq
+        self.last() >= last
     }
 
     fn missing(&self, _: Term, other: &Box<SessionState>) -> Vec<SessionOp> {
-        if other.attachment > self.attachment { vec![SessionOp::Replace(other.clone())] } else { Vec::new() }
+        if self.covers(other.last()) { Vec::new() } else { vec![SessionOp::Replace(other.clone())] }
     }
 
     fn is_more_than(&self, copy: &Box<SessionState>) -> bool {
-        self.attachment > copy.attachment
+        !copy.covers(self.last())
     }
 
     fn copy_bytes(&self) -> usize {

@@ -217,15 +217,10 @@ impl Shard {
                 return self.calls.gather(&mut ctx, from, call, &room, list, edges);
             }
             Query::User { product, uid, command } => {
-                let sessions = self.sessions.command_user(&mut ctx, &product, &uid, &command);
-                Ok(Answer::Done { sessions })
+                return self.sessions.command_user(&mut ctx, from, call, &(product, uid), &command);
             }
             Query::Session { product, sid, command } => {
-                if self.sessions.command_session(&mut ctx, &product, sid, &command) {
-                    Ok(Answer::Done { sessions: 1 })
-                } else {
-                    Err(CommandFailed::NotFound)
-                }
+                return self.sessions.command_session(&mut ctx, from, call, &product, sid, &command);
             }
             Query::LocalMembers { room, list } => Ok(Answer::Members(self.edge.local_members(&room, list))),
             Query::History { room, count } => {

@@ -43,6 +43,9 @@ pub(crate) struct Ctx<'a> {
     pub(crate) pace: Pace,
 }
 
+/// Hand-overs after a change of the ring are mostly done within this time.
+const MOVING: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// Since when the ring has been as it is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
@@ -70,6 +73,11 @@ impl Pace {
     /// Whether this node has been on the ring for the settle time: what it should hold it has been given.
     pub(crate) fn is_settled(&self, now: crate::time::Instant) -> bool {
         self.active.is_some_and(|since| now.since(since) >= self.settle)
+    }
+
+    /// Whether the ring has changed so lately that what this node owns may not have been given to it.
+    pub(crate) fn is_moving(&self, now: crate::time::Instant) -> bool {
+        now.since(self.changed) < MOVING && self.changed > crate::time::Instant::ZERO
     }
 
     /// Whether the ring has been the same for the settle time.

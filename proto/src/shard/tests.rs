@@ -5,6 +5,7 @@ mod backends;
 mod backups;
 mod clients;
 mod crashes;
+mod misplaced;
 mod owners;
 mod readers;
 mod repeats;

@@ -68,7 +68,8 @@ fn a_publish_repeated_after_a_leave_is_judged_as_it_was() {
         mesh.cut = Some((1, 0));
         mesh.say(a, &format!("421[\"publish\",\"{room}\",\"e\"]"));
         if by_backend {
-            mesh.query(1, user(&uid, Command::Leave(room.as_str().into()))).unwrap();
+            mesh.begin_query(1, 9, user(&uid, Command::Leave(room.as_str().into())));
+            mesh.settle();
         } else {
             mesh.say(a, &format!("42[\"leave\",\"{room}\"]"));
         }
@@ -123,7 +124,8 @@ fn a_join_that_is_repeated_after_a_backends_leave_does_not_join_again() {
     let room = format!("{}2", mesh.room_at(0));
     mesh.cut = Some((1, 0));
     mesh.say(a, &format!("421[\"join\",\"{room}\"]"));
-    mesh.query(1, user(&uid, Command::Leave(room.as_str().into()))).unwrap();
+    mesh.begin_query(1, 9, user(&uid, Command::Leave(room.as_str().into())));
+    mesh.settle();
     mesh.reset();
     mesh.wait(second());
     assert_eq!(mesh.take(a), ["431[{\"ok\":true}]"]);

@@ -98,6 +98,8 @@ fn a_client_that_is_behind_can_leave_its_namespace() {
 fn a_client_that_is_behind_can_be_disconnected_by_a_backend() {
     let (mut mesh, fast, slow) = with_slow_member(Limits::default());
     (0..3).for_each(|number| publish_big(&mut mesh, fast, number));
+    // Long after the last change of the ring: what is not here is nowhere.
+    mesh.wait(3 * second());
     let done = mesh.query(1, user("slow", Command::Disconnect { close: false }));
     assert_eq!(done, Ok(Answer::Done { sessions: 1 }));
     assert_eq!(
