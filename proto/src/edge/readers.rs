@@ -22,6 +22,9 @@ use crate::mutant::{Mutant, is_planted};
 use crate::shard::{CloseCode, Ctx, Packet};
 use crate::wire::{Body, DetachReason, RoomEntry, ToRoom};
 
+/// A reader's next place, and the frames for it unless it is excepted.
+type Next = (Cursor, Option<Arc<[Packet]>>);
+
 /// How far a client got in a room.
 enum Caught {
     Up,
@@ -183,13 +186,7 @@ impl Edge {
     }
     /// What the reader gets next: its place, and its frames unless it is excepted. `Err`: nothing more in
     /// this chunk, which ends here.
-    fn next_of(
-        &mut self,
-        ctx: &Ctx<'_>,
-        index: u32,
-        place: usize,
-        found: Place,
-    ) -> Result<(Cursor, Option<Arc<[Packet]>>), Cursor> {
+    fn next_of(&mut self, ctx: &Ctx<'_>, index: u32, place: usize, found: Place) -> Result<Next, Cursor> {
         let session = &self.sessions[index as usize];
         let m = session.rooms[place];
         if let (Place::Older(chunk, _), Some(older)) = (found, &mut self.tails[m.tail as usize].older) {
