@@ -63,6 +63,10 @@ pub(super) struct Tail {
     /// The last publish of each publisher served under earlier owners.
     carried: FixedMap<Publisher, PublishNumber>,
     carried_since: Instant,
+    /// The last publish of each publisher among the entries trimmed since `trimmed_since`, and in the
+    /// window before that.
+    trimmed: [FixedMap<Publisher, PublishNumber>; 2],
+    trimmed_since: Instant,
     /// Sessions that are served (index into the edge's sessions).
     pub(super) members: Vec<u32>,
     /// Sessions whose own stream waits for this room to get somewhere, or for the tail to be live.
@@ -162,6 +166,8 @@ impl Tail {
             taken_bytes: 0,
             carried: memory.served,
             carried_since: now,
+            trimmed: Default::default(),
+            trimmed_since: now,
             members: Vec::new(),
             waiting: VecDeque::new(),
         }
@@ -328,8 +334,8 @@ impl Tail {
         if self.carried.len() > CARRIED_MAX {
             self.carried.clear();
         }
-        for entry in &self.entries {
-            let (publisher, number) = entry.id.split();
+        let trimmed = self.trimmed.iter_mut().flat_map(std::mem::take);
+        for (publisher, number) in trimmed.chain(self.entries.iter().map(|entry| entry.id.split())) {
             let served = self.carried.entry(publisher).or_insert(number);
             *served = number.max(*served);
         }
@@ -370,6 +376,12 @@ impl Tail {
     /// Drops the oldest entry; returns the bytes freed.
     pub(super) fn trim_first(&mut self) -> usize {
         let Some(entry) = self.entries.pop_front() else { return 0 };
+        if self.trimmed[0].len() >= CARRIED_MAX {
+            self.trimmed[1] = std::mem::take(&mut self.trimmed[0]);
+        }
+        let (publisher, number) = entry.id.split();
+        let served = self.trimmed[0].entry(publisher).or_insert(number);
+        *served = number.max(*served);
         self.base += 1;
         self.floor = entry.at;
         self.bytes -= entry.bytes;
@@ -380,8 +392,13 @@ impl Tail {
         self.entries.front().map(|entry| entry.since)
     }
 
-    /// Publishers of earlier owners' time are forgotten once nobody repeats what they sent then.
+    /// Publishers of earlier owners' time are forgotten once nobody repeats what they sent then, and those
+    /// of trimmed entries likewise.
     pub(super) fn expire_carried(&mut self, now: Instant, window: Duration) {
+        if now.since(self.trimmed_since) >= window {
+            self.trimmed[1] = std::mem::take(&mut self.trimmed[0]);
+            self.trimmed_since = now;
+        }
         if !self.carried.is_empty() && now.since(self.carried_since) >= window {
             self.carried = FixedMap::default();
             // Nobody can tell any more which of these a reader before them has had.

@@ -230,7 +230,7 @@ fn limits(random: &mut Random) -> Limits {
     Limits {
         room_log_entries_max: narrow(random, 1_000, 200),
         client_queue_bytes_max: narrow(random, defaults.client_queue_bytes_max, 1 << 10),
-        tail_bytes_max: narrow(random, defaults.tail_bytes_max, 16 << 10),
+        tail_bytes_max: narrow(random, defaults.tail_bytes_max, 2 << 10),
         inbound_packets_max: narrow(random, defaults.inbound_packets_max, 8),
         ..defaults
     }

@@ -266,6 +266,31 @@ fn a_reader_in_the_tail_goes_on_over_a_hole() {
 }
 
 #[test]
+fn what_the_tail_has_trimmed_is_not_served_again_in_another_history() {
+    let limits = Limits { tail_bytes_max: 50_000, ..Limits::default() };
+    let rules = ProductRules { durable: false, ..ProductRules::open("chat") };
+    let mut mesh = Mesh::with(3, 1, limits, rules);
+    let (room, uid) = (mesh.room_at(1), mesh.user_at(2));
+    let (reader, other, publisher) =
+        (mesh.client((0, 0), "reader"), mesh.client((0, 0), "other"), mesh.client((2, 0), &uid));
+    for client in [reader, other, publisher] {
+        mesh.say(client, &format!("42[\"join\",\"{room}\"]"));
+    }
+    // It is served, but its publisher does not hear of it and repeats it to the next owner.
+    mesh.cut = Some((1, 2));
+    mesh.say(publisher, &format!("42[\"publish\",\"{room}\",\"e\",0]"));
+    for number in 1..6 {
+        let filler = "x".repeat(BIG);
+        mesh.say(other, &format!("42[\"publish\",\"{room}\",\"e\",{number},\"{filler}\"]"));
+    }
+    mesh.alive[1] = false;
+    mesh.views();
+    mesh.wait(second());
+    mesh.say(publisher, &format!("42[\"publish\",\"{room}\",\"e\",6]"));
+    assert_eq!(numbers(&mesh.take(reader)), all(7));
+}
+
+#[test]
 fn a_session_put_at_a_cursor_reads_on_from_there() {
     let mut story = Story::new(2, 0);
     story.publish(50, 100);
