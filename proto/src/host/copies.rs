@@ -112,6 +112,10 @@ impl<E: Entity> Host<E> {
             return Err(Refusal::Lacks(held.version, held.state.to_copy()));
         }
         self.hold(ctx, key, version, copy);
+        if ctx.view.ring.backup(E::placement(&self.shared, key)) != Some(self.me.node) {
+            // The sender has not seen the present ring: somebody else is to have it.
+            self.offers.keep(key.clone());
+        }
         Ok(())
     }
 

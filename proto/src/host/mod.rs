@@ -74,8 +74,9 @@ pub(crate) trait Entity: Debug + Sized {
     fn last(&self) -> Cursor;
     /// Whether it holds all that a copy with this last place does.
     fn covers(&self, last: Cursor) -> bool;
-    /// The ops that bring in what only `other` holds, in its order, under `term`.
-    fn missing(&self, term: Term, other: &Self::Copy) -> Vec<Self::Op>;
+    /// The ops that bring in what only `other` holds, in its order, under `term`; and whether something of
+    /// it cannot be brought in any more.
+    fn missing(&self, term: Term, other: &Self::Copy) -> (Vec<Self::Op>, bool);
     /// Whether `copy` is without something that this one holds.
     fn is_more_than(&self, copy: &Self::Copy) -> bool;
     /// Bytes of a copy, roughly.
@@ -96,8 +97,8 @@ pub(crate) enum Event<E: Entity> {
     Began(E::Key),
     /// More of its ops are safe.
     Confirmed(E::Key),
-    /// It has taken in what another copy held, by ops of its own.
-    Merged(E::Key),
+    /// It has taken in what another copy held, by ops of its own; `true`: not all of it.
+    Merged(E::Key, bool),
     /// Another owns it, or is about to; what was live is to be sent there by those it came from.
     Lost(E::Key, E::Live),
 }

@@ -256,15 +256,15 @@ impl<E: Entity> Host<E> {
     pub(super) fn merge(&mut self, key: &E::Key, copy: &E::Copy) {
         let Some(held) = self.held.get(key) else { return };
         let Some(owning) = held.owning.as_deref() else { return };
-        let ops = held.state.missing(owning.term, copy);
-        if ops.is_empty() || is_planted(Mutant::NotMerged) {
+        let (ops, is_partial) = held.state.missing(owning.term, copy);
+        if (ops.is_empty() && !is_partial) || is_planted(Mutant::NotMerged) {
             return;
         }
         let Some(mut owned) = self.owned(key) else { return };
         for op in ops {
             owned.apply(op);
         }
-        self.events.push_back(Event::Merged(key.clone()));
+        self.events.push_back(Event::Merged(key.clone(), is_partial));
     }
 
     pub(super) fn on_not_yours(&mut self, ctx: &mut Ctx<'_>, from: Address, key: &E::Key) {

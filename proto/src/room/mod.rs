@@ -231,10 +231,13 @@ impl Rooms {
                         self.dirty.insert(key);
                     }
                 }
-                Event::Merged(key) => {
+                Event::Merged(key, is_partial) => {
                     if let Some(room) = self.host.owned(&key) {
                         let head = room.state.log.head();
                         room.live.effects.push_at(room.applied(), Effect::Serve(head));
+                        if is_partial {
+                            room.live.tell_gap(ctx, &key, room.term, &room.state.log);
+                        }
                         self.dirty.insert(key);
                     }
                 }
@@ -546,6 +549,16 @@ impl RoomLive {
         let (entries, end) = (log.head().saturating_sub(safe), log.offset_after(log.head()));
         let bytes = usize::try_from(end - log.offset_after(safe)).unwrap_or(usize::MAX);
         entries >= limits.room_log_entries_max as u64 / 2 || bytes >= limits.room_log_bytes_max / 2
+    }
+
+    /// Something of another history is lost to all who are served from this one.
+    fn tell_gap(&self, ctx: &mut Ctx<'_>, key: &RoomKey, term: Term, log: &RoomLog) {
+        for (address, subscriber) in &self.subscribers {
+            ctx.stats.gaps_total += 1;
+            let from = log.position(subscriber.sent);
+            let gap = RoomToEdge::Subscribed { room: key.clone(), term, from, gap: true };
+            ctx.out.send_to_address(*address, key.placement(), Body::RoomToEdge(gap));
+        }
     }
 
     fn carry_out(&mut self, placement: Placement, effect: Committed<Effect>, out: &mut Out) {

@@ -178,11 +178,18 @@ impl Entity for RoomState {
         last.seq == 0 || self.log.contains(last)
     }
 
-    fn missing(&self, term: Term, other: &RoomCopy) -> Vec<RoomOp> {
+    fn missing(&self, term: Term, other: &RoomCopy) -> (Vec<RoomOp>, bool) {
         let mut highest: BTreeMap<Publisher, PublishNumber> = BTreeMap::new();
-        let mut ops = Vec::new();
+        let (mut ops, mut is_partial) = (Vec::new(), false);
         for (at, entry) in self.only_in(other) {
             let (publisher, number) = entry.id.split();
+            // A session's events keep their order: what it sent later is here already. Requests of backends
+            // have none.
+            let later = self.dedupe.highest(publisher).is_some_and(|known| number <= known);
+            if later && matches!(publisher, Publisher::Session(_)) {
+                is_partial = true;
+                continue;
+            }
             let known = highest.entry(publisher).or_insert(number);
             *known = number.max(*known);
             let dedupe = other.keys.iter().find(|(_, place)| *place == at).map(|(key, _)| key.clone());
@@ -197,7 +204,7 @@ impl Entity for RoomState {
                 ops.push(RoomOp::Remember { id: PublishId::join(*publisher, *number), at: *at });
             }
         }
-        ops
+        (ops, is_partial)
     }
 
     fn is_more_than(&self, copy: &RoomCopy) -> bool {

@@ -244,7 +244,7 @@ impl Sessions {
         while let Some(event) = self.host.next_event() {
             match event {
                 Event::Began(sid) => self.began(ctx, sid),
-                Event::Confirmed(sid) | Event::Merged(sid) => {
+                Event::Confirmed(sid) | Event::Merged(sid, _) => {
                     self.dirty.insert(sid);
                 }
                 Event::Lost(sid, mut live) => {

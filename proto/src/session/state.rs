@@ -228,8 +228,9 @@ impl Entity for SessionState {
         self.last() >= last
     }
 
-    fn missing(&self, _: Term, other: &Box<SessionState>) -> Vec<SessionOp> {
-        if self.covers(other.last()) { Vec::new() } else { vec![SessionOp::Replace(other.clone())] }
+    fn missing(&self, _: Term, other: &Box<SessionState>) -> (Vec<SessionOp>, bool) {
+        let replace = (!self.covers(other.last())).then(|| SessionOp::Replace(other.clone()));
+        (replace.into_iter().collect(), false)
     }
 
     fn is_more_than(&self, copy: &Box<SessionState>) -> bool {
