@@ -46,6 +46,8 @@ pub(super) struct Checker {
     /// Broken promises that the journals show whatever the round: foreign and doubled events and such.
     broken: Broken,
     cut_at: u64,
+    /// Figures of the steps of the round so far.
+    measured: Round,
 }
 
 /// Broken promises since the last judgement.
@@ -170,10 +172,9 @@ impl Seat {
         self.transport.is_some_and(|transport| transport.joined)
     }
 
-    /// Whether its one transport went through the whole round, by a node that was not hurt.
+    /// Whether its transport stands since before `from`, by a node that was not hurt.
     fn undisturbed(&self, from: u64, hurt: &[Hurt]) -> bool {
-        self.disconnects.is_empty()
-            && self.transport.is_some_and(|now| now.joined && now.since < from && !now.by(hurt, u64::MAX))
+        self.transport.is_some_and(|now| now.joined && now.since < from && !now.by(hurt, u64::MAX))
     }
 }
 
@@ -201,6 +202,7 @@ impl Checker {
             members: std::iter::repeat_with(member).take(plan.rooms * plan.members).collect(),
             broken: Broken::default(),
             cut_at: 0,
+            measured: Round::default(),
         }
     }
 
@@ -307,7 +309,8 @@ impl Checker {
 
     /// Judges the round that began at `from`; `hurt` are the nodes that were hurt in it.
     pub(super) fn judge(&mut self, from: u64, hurt: &[Hurt]) -> Round {
-        let mut round = Round::default();
+        self.measure(from, self.cut_at, hurt);
+        let mut round = std::mem::take(&mut self.measured);
         let mut broken = std::mem::take(&mut self.broken);
         for (member, publisher, number) in self.missing() {
             round.lost += 1;
@@ -318,7 +321,6 @@ impl Checker {
         }
         self.judge_transports(from, hurt, &mut round, &mut broken);
         self.judge_order(from, &mut round, &mut broken);
-        self.measure_pauses(from, hurt, &mut round);
         for (index, publisher) in self.publishers.iter_mut().enumerate() {
             for (number, message) in publisher.to_judge() {
                 round.published += 1;
@@ -377,11 +379,12 @@ impl Checker {
                 round.not_back += 1;
                 broken.say(|| format!("{} is not back in its room", name()));
             }
-            if seat.undisturbed(from, hurt) {
-                round.undisturbed += 1;
-            } else if seat.disconnects.is_empty() && seat.in_room() {
+            if let Some(now) = seat.transport
+                && now.since < from
+                && now.by(hurt, u64::MAX)
+            {
                 // By a node that was stopped and went on.
-                round.still_attached += u64::from(seat.transport.is_some_and(|now| now.since < from));
+                round.still_attached += 1;
             }
         }
     }
@@ -413,17 +416,27 @@ impl Checker {
         }
     }
 
-    /// The longest time without a delivery of each undisturbed member whose room was published to.
-    fn measure_pauses(&self, from: u64, hurt: &[Hurt], round: &mut Round) {
+    /// Measures the members that were undisturbed from `from` until now, `until`: for each step of a round
+    /// in which every node is hurt in the end. [`Self::judge`] does it for the whole round.
+    pub(super) fn measure(&mut self, from: u64, until: u64, hurt: &[Hurt]) {
         let rooms = self.members.chunks(self.plan.members).zip(self.publishers.chunks(self.plan.publishers));
-        for (members, publishers) in rooms {
-            if !publishers.iter().any(|publisher| publisher.seat.undisturbed(from, hurt)) {
+        for (room, (members, publishers)) in rooms.enumerate() {
+            let undisturbed = |publisher: &Publisher| publisher.seat.undisturbed(from, hurt);
+            let steady: Vec<bool> = publishers.iter().map(undisturbed).collect();
+            if !steady.contains(&true) {
                 continue;
             }
             for member in members.iter().filter(|member| member.seat.undisturbed(from, hurt)) {
-                round.pause.add(member.longest_gap(from, self.cut_at).map(Duration::from_micros));
+                self.measured.pause.add(member.longest_gap(from, until).map(Duration::from_micros));
+                let delays = member.deliveries.iter().filter_map(|&(at, publisher, number)| {
+                    let own = usize::from(publisher) - room * self.plan.publishers;
+                    let message = publishers[own].messages.get(number as usize)?;
+                    (at >= from && steady[own]).then(|| at.saturating_sub(message.sent))
+                });
+                self.measured.slowest.add(delays.max().map(Duration::from_micros));
             }
         }
+        self.measured.undisturbed += self.seats().filter(|seat| seat.undisturbed(from, hurt)).count() as u64;
     }
 }
 

@@ -316,11 +316,14 @@ impl<'a> Run<'a> {
             self.nodes.ended(node).await?;
             self.open_doors().await;
             self.nodes.restart(node).await?;
-            hurt.push(Hurt { node, from, until: now_micros() });
+            let step = Hurt { node, from, until: now_micros() };
+            hurt.push(step);
             self.open_doors().await;
             self.nodes.agreed_with(node, life).await?;
             let pause = Duration::from_secs(self.kill9.pause);
             self.nodes.watch(self.random.between(pause, pause * 2)).await;
+            self.read_on().await?;
+            self.checker.measure(from, now_micros(), &[step]);
         }
         Ok(("rolling restart".to_owned(), hurt))
     }

@@ -10,10 +10,12 @@ use crate::times::Times;
 /// The figures of a round, or of a whole run.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Round {
-    /// Clients on one transport all the time, by a node that lived.
+    /// Clients on one transport all the time, by a node that lived; in a rolling restart, of each step.
     pub(super) undisturbed: u64,
     /// Their longest times without a delivery.
     pub(super) pause: Times,
+    /// The slowest delivery of each, of messages whose publisher's edge lived too.
+    pub(super) slowest: Times,
     /// Lost transports of clients whose edge lived.
     pub(super) disconnected: u64,
     /// Messages acknowledged and not delivered to a member that is owed them, each time.
@@ -73,6 +75,7 @@ impl Round {
     /// Adds the figures of another round.
     pub(super) fn add(&mut self, round: &Self) {
         self.pause.extend(&round.pause);
+        self.slowest.extend(&round.slowest);
         self.back.extend(&round.back);
         for (sum, more) in [
             (&mut self.undisturbed, round.undisturbed),
@@ -103,9 +106,10 @@ impl Round {
         let [p50, p99, max] = self.pause.percentiles([50, 99, 100]);
         let Self { undisturbed, disconnected, lost, doubled, reordered, foreign, unanswered, .. } = self;
         println!("{title}");
+        let [slow50, slow99, slowest] = self.slowest.percentiles([50, 99, 100]);
         println!(
-            "  edge lived: {undisturbed} clients, pause p50 {p50:.3} s p99 {p99:.3} s max {max:.3} s, \
-             disconnected {disconnected}"
+            "  edge lived: {undisturbed} clients, disconnected {disconnected}, pause p50 {p50:.3} s p99 {p99:.3} s \
+             max {max:.3} s, slowest delivery p50 {slow50:.3} s p99 {slow99:.3} s max {slowest:.3} s"
         );
         let [p50, p99, max] = self.back.percentiles([50, 99, 100]);
         println!(
@@ -135,7 +139,7 @@ impl Round {
             json!({ "p50": p50, "p99": p99, "max": max, "missed": times.missed })
         };
         json!({
-            "undisturbed": self.undisturbed, "pause": times(&self.pause),
+            "undisturbed": self.undisturbed, "pause": times(&self.pause), "slowest": times(&self.slowest),
             "disconnected": self.disconnected, "lost": self.lost, "doubled": self.doubled,
             "out_of_order": self.reordered, "foreign": self.foreign, "unanswered": self.unanswered,
             "edge_lost": self.edge_lost, "still_attached": self.still_attached, "back": times(&self.back),
