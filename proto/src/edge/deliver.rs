@@ -16,6 +16,7 @@ use crate::mutant::{Mutant, is_planted};
 use crate::plain;
 use crate::shard::{ClientProtocol, CloseCode, Ctx, Output, Packet, TimerKey};
 use crate::socketio;
+use crate::time::Instant;
 use crate::wire::{
     AskedBy, Body, DetachReason, DisconnectCode, Done, OwnEntry, Payload, RoomEntry, RoomEvent, RoomToEdge,
     SessionToEdge, ToRoom,
@@ -288,7 +289,7 @@ impl Edge {
     fn take_done(&mut self, ctx: &mut Ctx<'_>, index: u32, packets: Vec<Done>) {
         let session = &mut self.sessions[index as usize];
         for packet in packets {
-            session.done(packet);
+            session.done(ctx.now, packet);
         }
         self.read_again(ctx, index);
         self.process_own(ctx, index);
@@ -306,11 +307,13 @@ impl Edge {
         while self.sessions.get(index as usize).is_some_and(|s| s.welcomed) {
             let session = &self.sessions[index as usize];
             let Some(owed) = session.owed.front() else { break };
-            let held_too_long = session.held_since.is_some_and(|since| ctx.now.since(since) >= HELD_MAX);
-            let waits_for = owed.after().and_then(|(room, at)| self.not_yet_served(index, room, *at));
-            let held_too_long = held_too_long || is_planted(Mutant::HoldIgnored);
-            if let Some(tail) = waits_for.filter(|_| !held_too_long) {
-                return self.hold_own(ctx, index, tail);
+            let held = owed.after().and_then(|(room, at, came)| {
+                let held_too_long = ctx.now.since(came) >= HELD_MAX || is_planted(Mutant::HoldIgnored);
+                let tail = self.not_yet_served(index, room, at).filter(|_| !held_too_long)?;
+                Some((tail, came))
+            });
+            if let Some((tail, came)) = held {
+                return self.hold_own(ctx, index, tail, came);
             }
             if !self.own_fits(index) {
                 // Nobody says so when the queue drains within the turn: it is served like all who are behind.
@@ -319,7 +322,7 @@ impl Edge {
                 return;
             }
             let session = &mut self.sessions[index as usize];
-            session.held_since = None;
+            session.is_held = false;
             let Some(owed) = session.pop_owed() else { break };
             self.dirty.insert(index);
             match owed {
@@ -343,11 +346,13 @@ impl Edge {
         (!served).then_some(tail)
     }
 
-    fn hold_own(&mut self, ctx: &mut Ctx<'_>, index: u32, tail: u32) {
+    /// Holds what is owed next, which came at `came`: a row of answers that came together waits for
+    /// `HELD_MAX` together.
+    fn hold_own(&mut self, ctx: &mut Ctx<'_>, index: u32, tail: u32, came: Instant) {
         let session = &mut self.sessions[index as usize];
-        if session.held_since.is_none() {
-            session.held_since = Some(ctx.now);
-            ctx.timers.set(ctx.now + HELD_MAX, TimerKey::Held(session.identity.sid));
+        if !session.is_held {
+            session.is_held = true;
+            ctx.timers.set(came + HELD_MAX, TimerKey::Held(session.identity.sid));
         }
         let waiting = &mut self.tails[tail as usize].waiting;
         if !waiting.contains(&index) {

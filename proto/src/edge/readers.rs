@@ -114,7 +114,7 @@ impl Edge {
         }
         // What it is owed and is not held back did not fit: that is for the next turn.
         let session = &self.sessions[index as usize];
-        let owed_now = !session.owed.is_empty() && session.held_since.is_none();
+        let owed_now = !session.owed.is_empty() && !session.is_held;
         let client = self.client_of(index);
         client.waits = waits && !owed_now;
         if !waits {

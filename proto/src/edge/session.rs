@@ -51,8 +51,8 @@ pub(super) struct EdgeSession {
     /// Answers among that, and their bytes.
     acks_owed: usize,
     acks_owed_bytes: usize,
-    /// The first of `owed` is held back since then.
-    pub(super) held_since: Option<Instant>,
+    /// The first of `owed` is held back.
+    pub(super) is_held: bool,
     pub(super) rooms: Vec<Membership>,
 }
 
@@ -83,8 +83,9 @@ pub(super) struct Membership {
 pub(super) enum Owed {
     /// An entry of the own log.
     Entry(OwnEntry),
-    /// The answer to its event `id`, held until it has been served as far as `after`.
-    Ack { id: u64, payload: Payload, after: Option<(RoomKey, Cursor)> },
+    /// The answer to its event `id`, held until it has been served as far as `after`, or for some time
+    /// since it `came`.
+    Ack { id: u64, payload: Payload, after: Option<(RoomKey, Cursor)>, came: Instant },
 }
 
 impl Owed {
@@ -96,9 +97,10 @@ impl Owed {
         }
     }
 
-    pub(super) fn after(&self) -> Option<&(RoomKey, Cursor)> {
+    /// What it waits for, and since when.
+    pub(super) fn after(&self) -> Option<(&RoomKey, Cursor, Instant)> {
         match self {
-            Self::Ack { after, .. } => after.as_ref(),
+            Self::Ack { after, came, .. } => after.as_ref().map(|(room, at)| (room, *at, *came)),
             Self::Entry(_) => None,
         }
     }
@@ -143,7 +145,7 @@ impl EdgeSession {
             owed: VecDeque::new(),
             acks_owed: 0,
             acks_owed_bytes: 0,
-            held_since: None,
+            is_held: false,
             rooms: Vec::new(),
         }
     }
@@ -177,10 +179,21 @@ impl EdgeSession {
 
     /// A packet is done: it is not repeated to another owner, and the client is owed its answer. Only
     /// the first such word of a packet counts, for an owner that repeats it repeats the answer.
-    pub(super) fn done(&mut self, done: Done) {
-        let place = done.number.checked_sub(self.confirmed + 1).and_then(|n| usize::try_from(n).ok());
+    pub(super) fn done(&mut self, now: Instant, done: Done) {
+        if self.end(done.number)
+            && let Some((id, payload)) = done.ack
+        {
+            self.acks_owed += 1;
+            self.acks_owed_bytes += payload.len();
+            self.owed.push_back(Owed::Ack { id, payload, after: done.after, came: now });
+        }
+    }
+
+    /// Packet `number` is done; whether that is news.
+    fn end(&mut self, number: u64) -> bool {
+        let place = number.checked_sub(self.confirmed + 1).and_then(|n| usize::try_from(n).ok());
         let packet = place.and_then(|place| self.unconfirmed.get_mut(place));
-        let Some(packet) = packet.filter(|packet| **packet != Inbound::Done) else { return };
+        let Some(packet) = packet.filter(|packet| **packet != Inbound::Done) else { return false };
         self.unconfirmed_bytes -= packet_bytes(packet);
         *packet = Inbound::Done;
         self.unconfirmed_bytes += packet_bytes(packet);
@@ -189,11 +202,7 @@ impl EdgeSession {
             self.unconfirmed_bytes -= PACKET_OVERHEAD_BYTES;
             self.confirmed += 1;
         }
-        if let Some((id, payload)) = done.ack {
-            self.acks_owed += 1;
-            self.acks_owed_bytes += payload.len();
-            self.owed.push_back(Owed::Ack { id, payload, after: done.after });
-        }
+        true
     }
 
     /// Takes the next own-log entry, to be carried out in its turn.
@@ -221,7 +230,7 @@ impl EdgeSession {
         self.sent = shown.clamp(oldest, self.confirmed);
         if is_planted(Mutant::InboundNotRepeated) {
             for number in self.confirmed + 1..=self.sent_ever {
-                self.done(Done { number, ack: None, after: None });
+                self.end(number);
             }
         }
     }
@@ -339,7 +348,7 @@ mod tests {
         let (first, sent) = session.take_unsent().unwrap();
         assert_eq!(sent.len(), 4);
         for number in [first + 2, first, first + 2, first, first + 9, 3] {
-            session.done(done(number, number - first.min(number)));
+            session.done(Instant::ZERO, done(number, number - first.min(number)));
             session.check_invariants(&limits);
         }
         let owed: Vec<u64> = (session.owed.iter())
@@ -355,7 +364,7 @@ mod tests {
         session.repeat_after(first - 1, &limits);
         let (from, packets) = session.take_unsent().unwrap();
         assert_eq!((from, packets.len(), &packets[0]), (first, 4, &Inbound::Done));
-        session.done(done(first + 1, 1));
+        session.done(Instant::ZERO, done(first + 1, 1));
         assert_eq!(session.confirmed, first + 2);
     }
 }

@@ -45,16 +45,26 @@ pub(super) struct Checker {
     members: Vec<Member>,
     /// Broken promises that the journals show whatever the round: foreign and doubled events and such.
     broken: Broken,
+    /// Events that came after a later one of their publisher, to be judged.
+    late: Vec<Late>,
     cut_at: u64,
     /// Figures of the steps of the round so far.
     measured: Round,
+}
+
+/// An event that came to a member after one with a higher number.
+struct Late {
+    at: u64,
+    member: usize,
+    publisher: u16,
+    number: u32,
+    last: u32,
 }
 
 /// Broken promises since the last judgement.
 #[derive(Default)]
 struct Broken {
     doubled: u64,
-    reordered: u64,
     foreign: u64,
     sentences: Vec<String>,
 }
@@ -201,6 +211,7 @@ impl Checker {
                 .collect(),
             members: std::iter::repeat_with(member).take(plan.rooms * plan.members).collect(),
             broken: Broken::default(),
+            late: Vec::new(),
             cut_at: 0,
             measured: Round::default(),
         }
@@ -250,11 +261,8 @@ impl Checker {
                 if heard.has(number as usize) {
                     self.broken.doubled += 1;
                     self.broken.say(|| format!("m{client} got p{publisher}#{number} twice, again at {at}"));
-                } else if heard.last.is_some_and(|last| number < last) {
-                    self.broken.reordered += 1;
-                    let last = heard.last;
-                    self.broken
-                        .say(|| format!("m{client} got p{publisher}#{number} at {at} after its {last:?}"));
+                } else if let Some(last) = heard.last.filter(|last| number < *last) {
+                    self.late.push(Late { at, member: client, publisher, number, last });
                 }
                 heard.set(number);
                 heard.last = heard.last.max(Some(number));
@@ -320,6 +328,7 @@ impl Checker {
             });
         }
         self.judge_transports(from, hurt, &mut round, &mut broken);
+        self.judge_late(&mut round, &mut broken);
         self.judge_order(from, &mut round, &mut broken);
         for (index, publisher) in self.publishers.iter_mut().enumerate() {
             for (number, message) in publisher.to_judge() {
@@ -338,7 +347,6 @@ impl Checker {
         }
         round.delivered = self.members.iter().map(|member| member.deliveries.len() as u64).sum();
         round.doubled = broken.doubled;
-        round.reordered += broken.reordered;
         round.foreign = broken.foreign;
         round.sentences = broken.sentences;
         for member in &mut self.members {
@@ -385,6 +393,18 @@ impl Checker {
             {
                 // By a node that was stopped and went on.
                 round.still_attached += 1;
+            }
+        }
+    }
+
+    /// One publisher's messages come in its order. What its session had under way when its edge died, and it
+    /// did not repeat, may come after what its next session sends.
+    fn judge_late(&mut self, round: &mut Round, broken: &mut Broken) {
+        for Late { at, member, publisher, number, last } in std::mem::take(&mut self.late) {
+            let message = self.publishers[usize::from(publisher)].messages.get(number as usize);
+            if message.is_none_or(|message| message.state != State::Unknown) {
+                round.reordered += 1;
+                broken.say(|| format!("m{member} got p{publisher}#{number} at {at} after its {last}"));
             }
         }
     }

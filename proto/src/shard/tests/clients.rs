@@ -83,6 +83,30 @@ fn a_publisher_sees_its_own_event_before_the_ack() {
     assert!(mesh.take(b).is_empty());
 }
 
+/// An answer whose event never comes is given after a second; twenty of them took twenty.
+#[test]
+fn answers_that_wait_for_a_room_wait_together() {
+    let mut mesh = Mesh::new(3, 1);
+    let at = |mesh: &Mesh, placement, first: [usize; 2]| {
+        mesh.view(0).ring.replicas(placement, 2) == first.map(|n| mesh.nodes[n])
+    };
+    let names = |kind| (0..).map(move |i| format!("{kind}{i}"));
+    let room = names("room").find(|room| at(&mesh, room_key(room).placement(), [1, 2])).unwrap();
+    let uid = names("user").find(|uid| at(&mesh, Placement::of_user("chat", uid), [2, 1])).unwrap();
+    let a = mesh.client((0, 0), &uid);
+    mesh.say(a, &format!("420[\"join\",\"{room}\"]"));
+    mesh.take(a);
+    // Nothing comes from the room's owner to the edge; acks come from the session's.
+    mesh.cut = Some((1, 0));
+    for id in 1..=20 {
+        mesh.say(a, &format!("42{id}[\"publish\",\"{room}\",\"e\"]"));
+    }
+    mesh.wait(second() / 2);
+    assert_eq!(mesh.take(a), [""; 0]);
+    mesh.wait(second() / 2);
+    assert_eq!(mesh.take(a).len(), 20);
+}
+
 #[test]
 fn members_of_an_excepted_room_are_left_out() {
     let mut mesh = Mesh::new(2, 1);

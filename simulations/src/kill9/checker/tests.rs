@@ -69,6 +69,21 @@ fn repeats_late_and_foreign_events_are_told_apart() {
 }
 
 #[test]
+fn what_was_under_way_when_a_publishers_edge_died_may_come_late() {
+    let mut checker = story(1);
+    checker.take_publisher(250, 0, Sent(1));
+    checker.take_publisher(260, 0, Disconnected);
+    checker.take_publisher(400, 0, Connected { node: 1, resumed: Resumed::New });
+    checker.take_publisher(401, 0, Joined);
+    checker.take_publisher(410, 0, Sent(2));
+    checker.take_publisher(415, 0, Acked(2));
+    for member in 0..2 {
+        deliver(&mut checker, member, &[0, 2, 1]);
+    }
+    assert_eq!(judged(&mut checker, &[HURT]).broken(), "");
+}
+
+#[test]
 fn two_members_see_one_order_of_two_publishers() {
     let mut checker = Checker::new(Plan { rooms: 1, members: 2, publishers: 2 });
     for member in 0..2 {
