@@ -251,6 +251,11 @@ section! {
         /// node has it before anybody sees it. `none`: it is seen at once, and lost with its owner.
         /// The same on all nodes.
         durability: String = "backup".into(), Kind::Choice(&["backup", "none"]);
+        /// Which Socket.IO clients may come back to their session after their node died: their events
+        /// end with one string argument more, which the stock JavaScript client hands back by itself.
+        /// `browser` (default): those with a browser's `Origin` or `User-Agent`, or `?recovery=1`.
+        /// `on`: all but those with `?recovery=0`, `off`: none.
+        recovery: String = "browser".into(), Kind::Choice(&["on", "browser", "off"]);
         /// How a client's uid is found. `jwt`: from a signed token. `query`: the client says
         /// `?uid=` and is believed, allowed only where `client.listen` is on loopback. Default
         /// `auto`: `jwt` where `jwt_key_file` is set, else `query`.
@@ -343,6 +348,10 @@ section! {
         own_log_entries_max, Kind::Count(1..=65_536);
         /// A session's own log, bytes. Default 64KiB.
         own_log_bytes_max, Kind::Size(KIB..=64 * MIB);
+        /// How long a session is kept for a client whose transport is gone. Default 2m, as the stock
+        /// server and as the logs of rooms reach back. Longer holds memory for clients that will not
+        /// come back.
+        recovery_window, Kind::Time(SECOND..=HOUR);
         /// How long a publish's id or an idempotency key is remembered. Default 2m.
         dedupe_window, Kind::Time(SECOND..=HOUR);
         /// Ids remembered per room. Default 10,000; at a higher rate the window is shorter.
@@ -434,7 +443,7 @@ impl ProductConfig {
     /// Its rules, as the machines know them.
     #[must_use]
     pub fn rules(&self, name: &str) -> mesh_proto::shard::ProductRules {
-        use mesh_proto::shard::{JoinRule, ProductRules, PublishRule};
+        use mesh_proto::shard::{JoinRule, ProductRules, PublishRule, RecoveryRule};
         ProductRules {
             name: name.into(),
             publish: match self.publish.as_str() {
@@ -448,6 +457,11 @@ impl ProductConfig {
                 _ => JoinRule::Anyone,
             },
             durable: self.durability != "none",
+            recovery: match self.recovery.as_str() {
+                "on" => RecoveryRule::On,
+                "off" => RecoveryRule::Off,
+                _ => RecoveryRule::Browser,
+            },
         }
     }
 }

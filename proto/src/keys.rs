@@ -10,9 +10,10 @@ use std::fmt;
 
 use aes::Aes128;
 use aes::cipher::{BlockCipherDecrypt as _, BlockCipherEncrypt as _, KeyInit as _};
-use ring::hkdf;
+use ring::{hkdf, hmac};
 
 use crate::id::{Pid, Placement, SocketSid};
+use crate::recovery::OffsetKey;
 
 /// The secret all nodes of a cluster share: 32 random bytes (`meshctl keygen`).
 #[derive(Clone, PartialEq, Eq)]
@@ -86,7 +87,10 @@ impl fmt::Debug for ClusterKey {
 
 /// Seals placements into socket ids and pids, and finds them again.
 #[derive(Clone)]
-pub struct IdKey(Aes128);
+pub struct IdKey {
+    ids: Aes128,
+    offsets: hmac::Key,
+}
 
 impl IdKey {
     /// The key for ids of this cluster.
@@ -95,7 +99,8 @@ impl IdKey {
         let derived = cluster.derive(Purpose::Ids, b"");
         let mut key = [0; 16];
         key.copy_from_slice(&derived[..16]);
-        Self(Aes128::new(&key.into()))
+        let offsets = hmac::Key::new(hmac::HMAC_SHA256, &cluster.derive(Purpose::Offsets, b""));
+        Self { ids: Aes128::new(&key.into()), offsets }
     }
 
     /// A new public session id at `placement`.
@@ -117,11 +122,41 @@ impl IdKey {
     /// whether there is such a session.
     #[must_use]
     pub fn placement_of(&self, sid: SocketSid) -> Placement {
-        let mut block = sid.0.into();
-        self.0.decrypt_block(&mut block);
-        let mut placement = [0; 8];
-        placement.copy_from_slice(&block[..8]);
-        Placement(u64::from_be_bytes(placement))
+        self.open(sid.0).0
+    }
+
+    /// The ids of a new session: its public one, and the secret that leads to it.
+    #[must_use]
+    pub fn seal_session(&self, placement: Placement, number: u64, secret: [u8; 16]) -> (SocketSid, Pid) {
+        (self.seal_sid(placement, number), self.seal_pid(placement, !number, secret))
+    }
+
+    /// The session that a pid resumes. Any 32 bytes have an answer; only the owner knows the secret part.
+    #[must_use]
+    pub fn sid_of(&self, pid: &Pid) -> SocketSid {
+        let mut block = [0; 16];
+        block.copy_from_slice(&pid.0[..16]);
+        let (placement, number) = self.open(block);
+        self.seal_sid(placement, !number)
+    }
+
+    /// What checks the offsets that are written under a pid.
+    #[must_use]
+    pub fn offset_key(&self, pid: &Pid) -> OffsetKey {
+        let mut seed = [0; 8];
+        seed.copy_from_slice(&hmac::sign(&self.offsets, &pid.0).as_ref()[..8]);
+        OffsetKey(u64::from_be_bytes(seed))
+    }
+
+    fn open(&self, block: [u8; 16]) -> (Placement, u64) {
+        let mut block = block.into();
+        self.ids.decrypt_block(&mut block);
+        let half = |range: std::ops::Range<usize>| {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(&block[range]);
+            u64::from_be_bytes(bytes)
+        };
+        (Placement(half(0..8)), half(8..16))
     }
 
     fn seal(&self, placement: Placement, random: u64) -> [u8; 16] {
@@ -129,7 +164,7 @@ impl IdKey {
         bytes[..8].copy_from_slice(&placement.0.to_be_bytes());
         bytes[8..].copy_from_slice(&random.to_be_bytes());
         let mut block = bytes.into();
-        self.0.encrypt_block(&mut block);
+        self.ids.encrypt_block(&mut block);
         block.into()
     }
 }
@@ -154,6 +189,15 @@ mod tests {
         assert_eq!(SocketSid::from_text(&sid.to_text()), Some(sid));
         let other = IdKey::new(&ClusterKey::new([8; 32]));
         assert_ne!(other.placement_of(sid), placement);
+    }
+
+    #[test]
+    fn a_pid_leads_to_its_session() {
+        let ids = IdKey::new(&ClusterKey::new([7; 32]));
+        let (sid, pid) = ids.seal_session(Placement::of_user("chat", "alice"), 42, [3; 16]);
+        assert_eq!(ids.sid_of(&pid), sid);
+        let other = Pid([9; 32]);
+        assert_ne!(ids.offset_key(&pid).0, ids.offset_key(&other).0);
     }
 
     #[test]

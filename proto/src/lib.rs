@@ -33,6 +33,7 @@ pub mod membership;
 pub mod mutant;
 pub mod plain;
 pub mod product;
+pub mod recovery;
 pub mod ring;
 mod room;
 mod session;

@@ -58,6 +58,8 @@ pub struct Limits {
     pub own_log_entries_max: usize,
     /// A session's own log: bytes.
     pub own_log_bytes_max: usize,
+    /// A session without a transport is kept so long for its client to come back.
+    pub recovery_window: Duration,
     /// A node on the ring for this long has been given what it owns: its "I hold nothing" counts.
     pub settle_time: Duration,
     /// How long a publish id or an idempotency key is remembered.
@@ -108,6 +110,7 @@ impl Default for Limits {
             room_logs_bytes_max: 1 << 30,
             own_log_entries_max: 256,
             own_log_bytes_max: 64 << 10,
+            recovery_window: Duration::from_secs(120),
             settle_time: Duration::from_secs(10),
             dedupe_window: Duration::from_secs(120),
             dedupe_entries_max: 10_000,

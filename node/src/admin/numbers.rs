@@ -15,7 +15,7 @@ use super::status::{ready, shares};
 type Read = fn(&ShardReport) -> u64;
 
 /// Per shard: name, kind, help, where it is read.
-const SHARD_FAMILIES: [(&str, Kind, &str, Read); 35] = [
+const SHARD_FAMILIES: [(&str, Kind, &str, Read); 37] = [
     (
         "meshd_clients",
         Kind::Gauge,
@@ -100,6 +100,15 @@ const SHARD_FAMILIES: [(&str, Kind, &str, Read); 35] = [
         Kind::Counter,
         "Envelopes bounced because this node does not own what they are about: normal for moments after a ring change.",
         |r| r.machine.not_owner_total,
+    ),
+    ("meshd_resumed_total", Kind::Counter, "Clients that came back to their session.", |r| {
+        r.machine.resumed_total
+    }),
+    (
+        "meshd_not_resumed_total",
+        Kind::Counter,
+        "Clients that came back and began anew: too late, or what they had missed was not kept any more.",
+        |r| r.machine.not_resumed_total,
     ),
     ("meshd_reattached_total", Kind::Counter, "Sessions attached anew after their owner changed.", |r| {
         r.machine.reattached_total

@@ -11,7 +11,7 @@ mod jwt;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mesh_proto::shard::{Admission, NewClient, ProductRules, Refusal};
+use mesh_proto::shard::{Admission, ClientProtocol, NewClient, ProductRules, RecoveryRule, Refusal};
 
 pub use jwt::{JWT_SECRET_BYTES_MIN, JwtPolicy, JwtSettings, WeakSecret};
 
@@ -25,7 +25,7 @@ pub const UID_INVALID: &str = "uid_invalid";
 pub const PRODUCT_UNKNOWN: &str = "product_unknown";
 
 /// Headers of a handshake that [`Identity`] reads; the client port keeps no others for it.
-pub const HEADERS_READ: [&str; 1] = ["authorization"];
+pub const HEADERS_READ: [&str; 3] = ["authorization", "origin", "user-agent"];
 
 /// The products of this node, by name.
 #[derive(Clone, Debug)]
@@ -157,8 +157,25 @@ fn uid_of_query(handshake: &Handshake) -> Result<String, Refusal> {
 
 impl Doorkeeper for Identity {
     fn admit(&self, handshake: &Handshake) -> NewClient {
-        NewClient { protocol: handshake.protocol, admission: self.admission(handshake) }
+        let admission = self.admission(handshake);
+        let offsets = admission.as_ref().is_ok_and(|a| carries_offsets(a.product.recovery, handshake));
+        NewClient { protocol: handshake.protocol, admission, offsets }
     }
+}
+
+/// Whether this client's events are to carry how far it has got.
+fn carries_offsets(rule: RecoveryRule, handshake: &Handshake) -> bool {
+    let asked = handshake.query_value("recovery");
+    let allowed = match (rule, asked.as_deref()) {
+        (RecoveryRule::Off, _) | (_, Some("0")) => false,
+        (RecoveryRule::On, _) | (RecoveryRule::Browser, Some("1")) => true,
+        // Every browser calls itself that.
+        (RecoveryRule::Browser, _) => {
+            handshake.header("origin").is_some()
+                || handshake.header("user-agent").is_some_and(|agent| agent.starts_with("Mozilla/"))
+        }
+    };
+    allowed && handshake.protocol == ClientProtocol::SocketIo
 }
 
 /// Whether a uid may name a user: 1 to `bytes_max` bytes, no control characters.

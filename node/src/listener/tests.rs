@@ -19,7 +19,7 @@ struct Stranger;
 impl Doorkeeper for Stranger {
     fn admit(&self, handshake: &Handshake) -> NewClient {
         let refusal = Refusal { code: "uid_required", message: handshake.query.clone() };
-        NewClient { protocol: handshake.protocol, admission: Err(refusal) }
+        NewClient { protocol: handshake.protocol, admission: Err(refusal), offsets: false }
     }
 }
 

@@ -260,6 +260,7 @@ impl<M: Machine> Driver<M> {
         match output {
             Output::Write(ix, packet) => self.queue_packets(&[ix], std::slice::from_ref(&packet)),
             Output::Fanout(packets, clients) => self.queue_packets(&clients, &packets),
+            Output::FanoutEach(each) => self.queue_each(&each),
             Output::Close(ix, code) => {
                 self.close(now, ix, Some(code.code()), code.reason(), ClientGone::Closed);
             }

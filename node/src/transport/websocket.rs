@@ -516,6 +516,12 @@ pub fn append_packet(out: &mut Vec<u8>, packet: &Packet) {
     out.extend_from_slice(bytes);
 }
 
+/// Appends the beginning of a text of `len` bytes: its header and its first bytes. The others follow.
+pub fn append_text_head(out: &mut Vec<u8>, first: &[u8], len: usize) {
+    append_header(out, SentOpcode::Text, len);
+    out.extend_from_slice(first);
+}
+
 /// Appends a pong.
 pub fn append_pong(out: &mut Vec<u8>, payload: &[u8]) {
     append_header(out, SentOpcode::Pong, payload.len());

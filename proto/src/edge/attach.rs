@@ -13,13 +13,14 @@ use super::tail::Tail;
 use crate::id::{Address, ClientIx, Cursor, NodeRef, Placement, RoomKey, SocketSid};
 use crate::mutant::{Mutant, is_planted};
 use crate::plain::{self, Welcome};
+use crate::recovery::room_tag;
 use crate::room;
 use crate::session::RETRY_AFTER;
 use crate::shard::{ClientProtocol, Ctx, TimerKey};
 use crate::socketio;
 use crate::wire::{
-    AskedBy, Body, DetachReason, EdgeRef, Lane, SessionIdentity, Shadow, Subject, Subscription, To, ToRoom,
-    ToSession,
+    AskedBy, Body, DetachReason, EdgeRef, Lane, SessionIdentity, Shadow, ShadowRoom, Subject, Subscription,
+    To, ToRoom, ToSession,
 };
 
 impl Edge {
@@ -33,7 +34,10 @@ impl Edge {
     ) {
         let everyone = room::everyone(&identity.product, &identity.namespace);
         let sid = identity.sid;
-        let index = self.sessions.insert(EdgeSession::new(identity, placement, protocol, ix, 1));
+        let key = identity.resumable.then(|| self.ids.offset_key(&identity.pid));
+        let mut session = EdgeSession::new(identity, placement, protocol, ix, 1);
+        session.offset_key = key;
+        let index = self.sessions.insert(session);
         let index = u32::try_from(index).expect("sessions of one shard are far fewer");
         self.by_sid.insert(sid, index);
         if let Some(client) = self.client(ix) {
@@ -53,16 +57,18 @@ impl Edge {
         let session = &mut self.sessions[index as usize];
         session.attached = false;
         session.owner = ctx.view.owner(session.placement);
-        session.own_reported = 0;
+        session.report_own_anew();
         let Some(owner) = session.owner else { return };
         let rooms = session
             .rooms
             .iter()
             .map(|m| (tails[m.tail as usize].key.clone(), m))
             .filter(|(key, m)| *key != everyone && m.slot.is_some() && !session.leaves_soon(key))
-            .map(|(key, m)| (key, m.joined))
+            .map(|(room, m)| ShadowRoom { room, own_seq: m.own_seq, joined: m.joined })
             .skip(usize::from(is_planted(Mutant::ShadowLosesRoom)))
             .collect();
+        let resumable = session.identity.resumable;
+        let everyone = session.rooms.first().filter(|m| resumable && m.slot.is_some()).map(|m| m.joined);
         let attach = ToSession::Attach {
             identity: session.identity.clone(),
             edge: EdgeRef { attachment: session.attachment, edge: self.me, client: session.client },
@@ -72,6 +78,7 @@ impl Edge {
                 inbound_sent: session.sent_ever,
                 own_seq: session.own_seq,
                 rooms,
+                everyone,
             },
         };
         ctx.out.send_to_host(owner, session.placement, Body::ToSession(attach));
@@ -85,10 +92,12 @@ impl Edge {
             return;
         }
         session.welcomed = true;
+        ctx.stats.resumed_total += u64::from(std::mem::take(&mut session.resumes));
         let identity = &session.identity;
         let packet = match session.protocol {
             ClientProtocol::SocketIo => {
-                socketio::encode_connect(&identity.namespace, &identity.sid.to_text(), None)
+                let pid = session.offset_key.map(|_| identity.pid.expose_text());
+                socketio::encode_connect(&identity.namespace, &identity.sid.to_text(), pid.as_deref())
             }
             ClientProtocol::Plain => Welcome {
                 sid: identity.sid,
@@ -103,7 +112,8 @@ impl Edge {
         };
         let ix = session.client;
         self.write(ctx, ix, packet);
-        self.client_of(index).waits = false;
+        let client = self.client_of(index);
+        (client.waits, client.resume_due) = (false, None);
         self.process_own(ctx, index);
     }
 
@@ -145,6 +155,8 @@ impl Edge {
             at: Cursor::NONE,
             verified: true,
             history: 0,
+            in_force_in: 0,
+            tag: 0,
         });
         if self.tails[tail as usize].live {
             self.put_in_force(ctx, index, tail);
@@ -159,11 +171,14 @@ impl Edge {
         let at = t.last;
         let session = &mut self.sessions[index as usize];
         let is_plain = session.protocol == ClientProtocol::Plain;
+        let carries = session.offset_key.is_some();
         let Some(membership) = session.membership(tail).filter(|m| m.slot.is_none()) else { return };
         membership.slot = Some(u32::try_from(t.members.len()).expect("bounded"));
         if membership.verified {
             membership.joined = at;
             membership.at = at;
+            membership.in_force_in = t.history();
+            membership.tag = if carries { room_tag(&t.key, at) } else { 0 };
         }
         let reads_on = !membership.verified;
         let tell = membership.tell && is_plain;
@@ -174,9 +189,10 @@ impl Edge {
             self.fall_behind(ctx, index, None);
             self.client_of(index).waits = false;
         }
-        if own_seq > 0 {
+        if own_seq > 0 || carries {
             self.say_joined(ctx, index, tail);
-        } else {
+        }
+        if own_seq == 0 {
             self.welcome(ctx, index);
         }
         if let Some(room) = joined_room {
@@ -259,6 +275,7 @@ impl Edge {
     pub(crate) fn on_bounced(&mut self, ctx: &mut Ctx<'_>, from: Address, subject: &Subject) {
         match subject {
             Subject::Session(sid) => {
+                self.resume_bounced(ctx, from, *sid);
                 let Some(&index) = self.by_sid.get(sid) else { return };
                 let session = &mut self.sessions[index as usize];
                 if session.owner != Some(from.node) {
@@ -288,6 +305,7 @@ impl Edge {
                 self.attach(ctx, index);
             }
         }
+        self.send_resumes(ctx);
         let rooms = std::mem::take(&mut self.bounced_rooms);
         let tails: Vec<u32> = rooms.iter().filter_map(|room| self.by_room.get(room).copied()).collect();
         self.subscribe(ctx, tails);
@@ -313,6 +331,7 @@ impl Edge {
     }
 
     fn ask_again(&mut self, ctx: &mut Ctx<'_>, which: impl Fn(Option<NodeRef>, Placement, &Ctx<'_>) -> bool) {
+        self.ask_resumes_again(ctx, &which);
         let sessions: Vec<u32> = self
             .sessions
             .iter()

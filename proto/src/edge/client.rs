@@ -25,6 +25,11 @@ pub(super) struct Client {
     pub(super) reassembly: Reassembly,
     /// Its session (index into the edge's sessions), once it has connected.
     pub(super) session: Option<u32>,
+    /// It carries its cursors.
+    pub(super) offsets: bool,
+    /// It has come back: the question for its session, and when it has waited long enough.
+    pub(super) resuming: Option<u64>,
+    pub(super) resume_due: Option<Instant>,
     /// Told to the driver; only its farewell is awaited.
     pub(super) closing: bool,
     /// It is served from tails, by cursors, until it has caught up.
@@ -65,6 +70,8 @@ pub(super) enum Due {
     Stalled,
     /// It may be read from again.
     Resume,
+    /// It has come back, and its session cannot be found.
+    ResumeIsLate,
 }
 
 /// What did not come in time.
@@ -83,6 +90,9 @@ impl Client {
             admission: new.admission,
             reassembly: Reassembly::new(),
             session: None,
+            offsets: new.offsets && new.protocol == ClientProtocol::SocketIo,
+            resuming: None,
+            resume_due: None,
             closing: false,
             behind: false,
             waits: false,
@@ -215,6 +225,10 @@ impl Client {
         if reached(self.connect_due) {
             return Some(Due::TimedOut(Silence::Connect));
         }
+        if reached(self.resume_due) {
+            self.resume_due = None;
+            return Some(Due::ResumeIsLate);
+        }
         if reached(self.attachments_due) {
             return Some(Due::TimedOut(Silence::Attachments));
         }
@@ -242,7 +256,8 @@ impl Client {
         let stall = self.queue.stalled_since.map(|since| since + limits.client_stall_max);
         let needs =
             [self.pong_judged_at(limits), self.connect_due, self.attachments_due, self.slowed_until, stall];
-        let at = needs.into_iter().flatten().fold(self.next_ping, Instant::min);
+        let needs = needs.into_iter().chain([self.resume_due]);
+        let at = needs.flatten().fold(self.next_ping, Instant::min);
         if self.timer_at.is_none_or(|armed| at < armed) {
             self.timer_at = Some(at);
             timers.set(at, TimerKey::Client(self.ix));

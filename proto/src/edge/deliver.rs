@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Edge;
-use super::session::Owed;
+use super::session::{Form, Owed};
 use super::tail::{Frames, Place};
 use crate::id::{Address, ClientIx, Cursor, RoomKey, SocketSid, Term};
 use crate::mutant::{Mutant, is_planted};
 use crate::plain;
-use crate::shard::{ClientProtocol, CloseCode, Ctx, Output, Packet, TimerKey};
+use crate::shard::{ClientProtocol, CloseCode, Ctx, FanoutEach, Output, Packet, TimerKey};
 use crate::socketio;
 use crate::time::Instant;
 use crate::wire::{
@@ -132,10 +132,7 @@ impl Edge {
         t.members = members;
         let key = t.key.clone();
         if let Some(entry) = t.get(index) {
-            for (protocol, clients) in served.into_groups() {
-                ctx.stats.deliveries_total += clients.len() as u64;
-                ctx.out.push(Output::Fanout(entry.frames(protocol, &key).clone(), clients));
-            }
+            served.send(ctx, |form| entry.frames(form, &key));
         }
         self.bound_tails();
     }
@@ -149,7 +146,7 @@ impl Edge {
         if is_excepted(&entry.event, s.identity.sid, |except| self.is_in_any(session, except)) {
             return;
         }
-        let (protocol, ix) = (s.protocol, s.client);
+        let (form, ix) = (s.form(), s.client);
         let client = self.clients[ix.0 as usize].as_deref_mut().expect("a session never outlives its client");
         if client.behind {
             // It reads on by its cursors, as soon as they lead here.
@@ -162,13 +159,23 @@ impl Edge {
         if entry.repeat && !s.rooms.iter().any(|m| m.tail == tail && t.is_exact(m)) {
             return;
         }
-        let len = frames_len(entry.frames(protocol, &t.key));
-        if client.fits(turn, len, &self.limits) {
-            client.count_queued(turn, len);
-            served.push(protocol, ix);
+        let shared = frames_len(entry.frames(form, &t.key));
+        let own = self.append_tail_of(session, served);
+        let client = self.clients[ix.0 as usize].as_deref_mut().expect("just seen");
+        if client.fits(turn, shared + own, &self.limits) {
+            client.count_queued(turn, shared + own);
+            served.push(form, ix);
             return;
         }
+        served.take_back(own);
         self.fall_behind(ctx, session, Some((tail, index)));
+    }
+
+    /// Appends what this session carries; its bytes.
+    fn append_tail_of(&mut self, session: u32, served: &mut Served) -> usize {
+        let before = served.tails.len();
+        self.append_tail(&mut served.tails, session);
+        served.tails.len() - before
     }
 
     pub(super) fn is_in_any(&self, session: u32, rooms: &[Arc<str>]) -> bool {
@@ -187,25 +194,26 @@ impl Edge {
             if is_excepted(event, s.identity.sid, |except| self.is_in_any(session, except)) {
                 continue;
             }
-            let (protocol, ix) = (s.protocol, s.client);
+            let (form, ix) = (s.form(), s.client);
             let turn = self.turn;
+            let tail = self.append_tail_of(session, &mut served);
             let client = self.client_of(session);
-            let len = frames_len(frames.of(protocol, &key, None, event));
+            let len = frames_len(frames.of(form, &key, None, event)) + tail;
             if client.is_idle() && client.fits(turn, len, &limits) {
                 client.count_queued(turn, len);
-                served.push(protocol, ix);
+                served.push(form, ix);
             } else {
+                served.take_back(tail);
                 ctx.stats.volatile_dropped_total += 1;
             }
         }
-        for (protocol, clients) in served.into_groups() {
-            ctx.stats.deliveries_total += clients.len() as u64;
-            ctx.out.push(Output::Fanout(frames.of(protocol, &key, None, event).clone(), clients));
-        }
+        served.send(ctx, |form| frames.of(form, &key, None, event));
     }
 
     pub(crate) fn take_from_session(&mut self, ctx: &mut Ctx<'_>, from: Address, message: SessionToEdge) {
+        let Some(message) = self.take_resume_answer(ctx, from, message) else { return };
         let sid = match &message {
+            SessionToEdge::Resumed(_) | SessionToEdge::NotResumed { .. } => return,
             SessionToEdge::Attached { sid, .. }
             | SessionToEdge::Done { sid, .. }
             | SessionToEdge::Own { sid, .. }
@@ -213,7 +221,7 @@ impl Edge {
             | SessionToEdge::Unknown { sid, .. } => *sid,
         };
         let Some(&index) = self.by_sid.get(&sid) else {
-            if !matches!(message, SessionToEdge::Unknown { .. }) {
+            if !matches!(message, SessionToEdge::Unknown { .. }) && !self.is_resuming(sid) {
                 self.disown(ctx, from, sid);
             }
             return;
@@ -223,6 +231,7 @@ impl Edge {
             return;
         }
         match message {
+            SessionToEdge::Resumed(_) | SessionToEdge::NotResumed { .. } => {}
             SessionToEdge::Attached { term, inbound_confirmed, .. } => {
                 if term < session.term {
                     return;
@@ -386,16 +395,20 @@ impl Edge {
 
     fn carry_out(&mut self, ctx: &mut Ctx<'_>, index: u32, entry: OwnEntry) {
         let session = &self.sessions[index as usize];
-        let (ix, protocol) = (session.client, session.protocol);
+        let (ix, protocol, form) = (session.client, session.protocol, session.form());
         let namespace = session.identity.namespace.clone();
         match entry {
             OwnEntry::Emit { volatile: true, .. } if !self.client_of(index).is_idle() => {
                 ctx.stats.volatile_dropped_total += 1;
             }
             OwnEntry::Emit { payload, .. } => {
-                let frames = match protocol {
-                    ClientProtocol::SocketIo => socketio::encode_event(&namespace, &payload),
-                    ClientProtocol::Plain => Arc::new([plain::encode_event(None, &payload)]),
+                let frames = match form {
+                    Form::SocketIo => socketio::encode_event(&namespace, &payload),
+                    Form::Carrying => {
+                        let open = socketio::encode_open_event(&namespace, &payload);
+                        self.with_tail(&open, index)
+                    }
+                    Form::Plain => Arc::new([plain::encode_event(None, &payload)]),
                 };
                 ctx.stats.deliveries_total += 1;
                 self.write_frames(ctx, ix, &frames);
@@ -441,20 +454,37 @@ impl Edge {
 struct Served {
     socket_io: Vec<ClientIx>,
     plain: Vec<ClientIx>,
+    /// Each with the end of its tail among `tails`.
+    carrying: Vec<(ClientIx, usize)>,
+    tails: Vec<u8>,
 }
 
 impl Served {
-    fn push(&mut self, protocol: ClientProtocol, ix: ClientIx) {
-        match protocol {
-            ClientProtocol::SocketIo => self.socket_io.push(ix),
-            ClientProtocol::Plain => self.plain.push(ix),
+    fn push(&mut self, form: Form, ix: ClientIx) {
+        match form {
+            Form::SocketIo => self.socket_io.push(ix),
+            Form::Carrying => self.carrying.push((ix, self.tails.len())),
+            Form::Plain => self.plain.push(ix),
         }
     }
 
-    fn into_groups(self) -> impl Iterator<Item = (ClientProtocol, Vec<ClientIx>)> {
-        [(ClientProtocol::SocketIo, self.socket_io), (ClientProtocol::Plain, self.plain)]
-            .into_iter()
-            .filter(|(_, clients)| !clients.is_empty())
+    /// The last tail is for nobody.
+    fn take_back(&mut self, bytes: usize) {
+        self.tails.truncate(self.tails.len() - bytes);
+    }
+
+    fn send<'a>(self, ctx: &mut Ctx<'_>, frames: impl Fn(Form) -> &'a Arc<[Packet]>) {
+        let groups = [(Form::SocketIo, self.socket_io), (Form::Plain, self.plain)];
+        for (form, clients) in groups.into_iter().filter(|(_, clients)| !clients.is_empty()) {
+            ctx.stats.deliveries_total += clients.len() as u64;
+            ctx.out.push(Output::Fanout(frames(form).clone(), clients));
+        }
+        if !self.carrying.is_empty() {
+            ctx.stats.deliveries_total += self.carrying.len() as u64;
+            let open = frames(Form::Carrying).clone();
+            let each = FanoutEach { open, clients: self.carrying, tails: self.tails };
+            ctx.out.push(Output::FanoutEach(each));
+        }
     }
 }
 

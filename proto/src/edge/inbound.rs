@@ -47,7 +47,8 @@ impl Edge {
                 self.socket_packet(ctx, ix, whole);
             }
             // Answers to our pings; what only servers say; an upgrade of what is not polling.
-            Ok(EnginePacket::Pong(_) | EnginePacket::Open | EnginePacket::Upgrade | EnginePacket::Noop) => {}
+            Ok(EnginePacket::Pong(_)) => self.ponged(ix),
+            Ok(EnginePacket::Open | EnginePacket::Upgrade | EnginePacket::Noop) => {}
             Ok(EnginePacket::Close) => {
                 self.close(ctx, ix, CloseCode::Normal, DetachReason::TransportClose);
             }
@@ -69,12 +70,14 @@ impl Edge {
         match packet {
             Err(error) => self.misbehaved(ctx, ix, error.close_code()),
             Ok(None) => {}
-            Ok(Some(ClientPacket::Connect { namespace, .. })) => self.socket_connect(ctx, ix, &namespace),
+            Ok(Some(ClientPacket::Connect { namespace, auth })) => {
+                self.socket_connect(ctx, ix, &namespace, auth.as_deref());
+            }
             Ok(Some(packet)) => self.socket_inbound(ctx, ix, packet),
         }
     }
 
-    fn socket_connect(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, namespace: &str) {
+    fn socket_connect(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, namespace: &str, auth: Option<&[u8]>) {
         let client = self.clients[ix.0 as usize].as_deref_mut().expect("checked by the caller");
         let refusal = client.admission.as_ref().err().cloned();
         if let Some(refusal) = refusal {
@@ -84,10 +87,13 @@ impl Edge {
             let data = String::from_utf8(data).unwrap_or_default();
             let packet = socketio::encode_connect_error(namespace, &refusal.message, Some(&data));
             self.reply(ctx, ix, packet);
-        } else if client.session.is_some() && namespace == MAIN_NAMESPACE {
+        } else if (client.session.is_some() || client.resuming.is_some()) && namespace == MAIN_NAMESPACE {
             self.misbehaved(ctx, ix, CloseCode::ProtocolError);
         } else if namespace == MAIN_NAMESPACE {
-            self.connect(ctx, ix);
+            match Self::resume_asked(auth).filter(|_| client.offsets) {
+                Some((pid, offset)) => self.ask_resume(ctx, ix, pid, offset),
+                None => self.connect(ctx, ix),
+            }
         } else {
             let packet = socketio::encode_connect_error(namespace, "Invalid namespace", None);
             self.reply(ctx, ix, packet);
@@ -118,8 +124,17 @@ impl Edge {
                 self.inbound(ctx, ix, Inbound::Event { ack: id, payload });
             }
             Ok(PlainRequest::Ping) => self.reply(ctx, ix, plain::PONG),
-            Ok(PlainRequest::Pong) => {}
+            Ok(PlainRequest::Pong) => self.ponged(ix),
             Err(error) => self.reply(ctx, ix, error.to_packet()),
+        }
+    }
+
+    /// The client has answered a ping: it has what was written before.
+    fn ponged(&mut self, ix: ClientIx) {
+        if let Some(index) = self.client(ix).and_then(|client| client.session)
+            && self.sessions[index as usize].ponged()
+        {
+            self.unreported.insert(index);
         }
     }
 
@@ -148,19 +163,16 @@ impl Edge {
         let namespace = self.main_namespace.clone();
         let Some(client) = self.client(ix) else { return };
         client.connected();
-        let protocol = client.protocol;
+        client.resume_due = None;
+        let (protocol, resumable) = (client.protocol, client.offsets);
         let Ok(Admission { product, uid }) = client.admission.clone() else { return };
         let placement = Placement::of_user(&product.name, &uid);
         let mut number = [0; 8];
         number.copy_from_slice(&random[..8]);
         let number = u64::from_be_bytes(number);
-        let identity = SessionIdentity {
-            sid: self.ids.seal_sid(placement, number),
-            pid: self.ids.seal_pid(placement, !number, secret),
-            product: product.name.clone(),
-            uid,
-            namespace,
-        };
+        let (sid, pid) = self.ids.seal_session(placement, number, secret);
+        let product = product.name.clone();
+        let identity = SessionIdentity { sid, pid, product, uid, namespace, resumable };
         self.begin_session(ctx, ix, identity, placement, protocol);
     }
 }

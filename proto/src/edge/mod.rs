@@ -10,16 +10,18 @@
 //! to go on (shadow, cursors), and what it had not confirmed is repeated before anything new.
 
 mod attach;
+mod carried;
 mod client;
 mod deliver;
 mod departed;
 mod inbound;
 mod older;
 mod readers;
+mod resume;
 mod session;
 mod tail;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use rand::rngs::StdRng;
@@ -35,6 +37,7 @@ use crate::shard::{ClientGone, ClientProtocol, CloseCode, Ctx, NewClient, Output
 use crate::wire::{Body, DetachReason, Member, Members, ToSession};
 use client::{Client, Due, Silence};
 use departed::Departed;
+use resume::Resuming;
 use session::EdgeSession;
 use tail::Tail;
 
@@ -78,6 +81,11 @@ pub(crate) struct Edge {
     /// Sessions and rooms whose owner bounced us: asked again at the next retry.
     bounced_sessions: BTreeSet<SocketSid>,
     bounced_rooms: BTreeSet<RoomKey>,
+    /// Sessions asked for on behalf of clients that come back, by question.
+    resuming: BTreeMap<u64, Resuming>,
+    resumes_asked: u64,
+    /// Where offsets are put together.
+    scratch: Vec<u8>,
     /// Clients to be closed for a restart go in this order.
     close_from: usize,
 }
@@ -108,6 +116,9 @@ impl Edge {
             unreported: BTreeSet::new(),
             bounced_sessions: BTreeSet::new(),
             bounced_rooms: BTreeSet::new(),
+            resuming: BTreeMap::new(),
+            resumes_asked: 0,
+            scratch: Vec::new(),
             close_from: 0,
         }
     }
@@ -184,6 +195,7 @@ impl Edge {
             ClientGone::Error => DetachReason::TransportError,
         };
         self.end_session(ctx, ix, false, reason);
+        self.forget_resume(ix);
         if let Some(client) = self.clients.get_mut(ix.0 as usize)
             && client.take().is_some()
         {
@@ -236,9 +248,13 @@ impl Edge {
                         Some(ClientProtocol::Plain) => plain::PING,
                         _ => engineio::PING,
                     };
+                    if let Some(index) = self.client(ix).and_then(|client| client.session) {
+                        self.sessions[index as usize].pinged();
+                    }
                     self.write(ctx, ix, ping);
                 }
                 Due::Resume => ctx.out.push(Output::ResumeReading(ix)),
+                Due::ResumeIsLate => self.resume_is_late(ctx, ix),
                 Due::Stalled => {
                     ctx.stats.too_slow_total += 1;
                     self.close(ctx, ix, CloseCode::TooSlow, DetachReason::TransportClose);
@@ -292,6 +308,7 @@ impl Edge {
             return;
         }
         self.end_session(ctx, ix, false, reason);
+        self.forget_resume(ix);
         if let Some(client) = self.client(ix) {
             client.closing = true;
             if client.protocol == ClientProtocol::Plain && !code.may_reconnect() {
@@ -399,13 +416,12 @@ impl Edge {
 
     fn report_own(&mut self, ctx: &mut Ctx<'_>, index: u32) {
         let session = &mut self.sessions[index as usize];
-        let own_seq = session.own_done;
-        if !session.attached || own_seq <= session.own_reported {
+        let Some(owner) = session.owner.filter(|_| session.attached && session.has_own_to_report()) else {
             return;
-        }
-        let Some(owner) = session.owner else { return };
+        };
         session.own_was_reported();
-        let message = ToSession::OwnReceived { sid: session.identity.sid, own_seq };
+        let (sid, own_seq, shown) = (session.identity.sid, session.own_done, session.shown());
+        let message = ToSession::OwnReceived { sid, own_seq, shown };
         ctx.out.send_to_host(owner, session.placement, Body::ToSession(message));
     }
 
@@ -462,6 +478,11 @@ impl Edge {
             let client = self.clients[session.client.0 as usize].as_ref().expect("its client is here");
             assert_eq!(client.session.map(|s| s as usize), Some(index));
             assert_eq!(client.behind, self.behind.contains(&client.ix));
+        }
+        for (id, resuming) in &self.resuming {
+            assert!(
+                self.clients[resuming.client().0 as usize].as_ref().is_some_and(|c| c.resuming == Some(*id))
+            );
         }
     }
 }

@@ -63,7 +63,6 @@ impl Edge {
     ///
     /// The tail need not be live, nor `cursor` be in it or before it. A cursor that the log does not
     /// hold, or not with everything that follows, closes the transport as too slow.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for sessions that resume"))]
     pub(super) fn read_from(&mut self, ctx: &mut Ctx<'_>, session: u32, tail: u32, cursor: Cursor) {
         let Some(m) = self.sessions[session as usize].membership(tail) else { return };
         let before = std::mem::replace(&mut m.at, cursor);
@@ -126,6 +125,10 @@ impl Edge {
 
     /// What a client should get next is gone: it has to come back.
     fn lose(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx) {
+        let session = self.client(ix).and_then(|client| client.session);
+        if session.is_some_and(|index| self.sessions[index as usize].resumes) {
+            return self.give_up_resume(ctx, ix);
+        }
         ctx.stats.too_slow_total += 1;
         self.close(ctx, ix, CloseCode::TooSlow, DetachReason::TransportClose);
     }
@@ -169,6 +172,16 @@ impl Edge {
                 }
             };
             if let Some(frames) = frames {
+                let carries = self.sessions[index as usize].offset_key.is_some();
+                let frames = if carries {
+                    // What it carries afterwards says that it has this one.
+                    self.sessions[index as usize].rooms[place].at = at;
+                    let frames = self.with_tail(&frames, index);
+                    self.sessions[index as usize].rooms[place].at = m.at;
+                    frames
+                } else {
+                    frames
+                };
                 let (turn, len) = (self.turn, frames_len(&frames));
                 let client = self.clients[ix.0 as usize].as_deref_mut().expect("checked by the caller");
                 if !client.fits(turn, len, &self.limits) {
@@ -200,7 +213,7 @@ impl Edge {
         };
         let excepted = t.is_repeat_for(&m, entry)
             || is_excepted(&entry.event, session.identity.sid, |except| self.is_in_any(index, except));
-        Ok((entry.at, (!excepted).then(|| entry.frames(session.protocol, &t.key).clone())))
+        Ok((entry.at, (!excepted).then(|| entry.frames(session.form(), &t.key).clone())))
     }
 
     /// Asks the owner of a tail for what the reader that is furthest behind gets next, unless a fetch is

@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use crate::id::{ClientIx, Cursor, NodeRef, Placement, RoomKey, Term};
 use crate::limits::Limits;
 use crate::mutant::{Mutant, is_planted};
+use crate::recovery::OffsetKey;
 use crate::shard::ClientProtocol;
 use crate::time::Instant;
 use crate::wire::{Done, Inbound, OwnEntry, Payload, SessionIdentity, before_first_packet};
@@ -22,6 +23,10 @@ pub(super) struct EdgeSession {
     pub(super) identity: SessionIdentity,
     pub(super) placement: Placement,
     pub(super) protocol: ClientProtocol,
+    /// Its client carries its cursors: what checks them.
+    pub(super) offset_key: Option<OffsetKey>,
+    /// It goes on from another transport, and its client has not been told yet.
+    pub(super) resumes: bool,
     pub(super) client: ClientIx,
     pub(super) attachment: u64,
     /// Whom we attached to, and whether it has taken the session on.
@@ -46,6 +51,11 @@ pub(super) struct EdgeSession {
     pub(super) own_reported: u64,
     /// Bytes of the entries carried out since then.
     own_unreported_bytes: usize,
+    /// The last own-log entry carried out before the last ping, before one that was answered, and the
+    /// last such that the owner has been told of.
+    own_pinged: u64,
+    own_shown: u64,
+    own_shown_reported: u64,
     /// What the client is owed, in the order it came.
     pub(super) owed: VecDeque<Owed>,
     /// Answers among that, and their bytes.
@@ -76,6 +86,19 @@ pub(super) struct Membership {
     pub(super) verified: bool,
     /// The tail's history in which a reader that was put at a cursor was found; 0 for other members.
     pub(super) history: u32,
+    /// The tail's history in which any other member's join took effect.
+    pub(super) in_force_in: u32,
+    /// Stands for room and `joined` in offsets.
+    pub(super) tag: u64,
+}
+
+/// How an event is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    SocketIo,
+    /// The same, open at its end: what each client carries follows.
+    Carrying,
+    Plain,
 }
 
 /// Something for this client alone.
@@ -127,6 +150,8 @@ impl EdgeSession {
             identity,
             placement,
             protocol,
+            offset_key: None,
+            resumes: false,
             client,
             attachment,
             owner: None,
@@ -142,6 +167,9 @@ impl EdgeSession {
             own_done: 0,
             own_reported: 0,
             own_unreported_bytes: 0,
+            own_pinged: 0,
+            own_shown: 0,
+            own_shown_reported: 0,
             owed: VecDeque::new(),
             acks_owed: 0,
             acks_owed_bytes: 0,
@@ -270,9 +298,50 @@ impl EdgeSession {
             || self.own_unreported_bytes >= limits.own_log_bytes_max / 4
     }
 
+    /// Another owner is told how far the own log is.
+    pub(super) fn report_own_anew(&mut self) {
+        (self.own_reported, self.own_shown_reported) = (0, 0);
+    }
+
+    pub(super) fn has_own_to_report(&self) -> bool {
+        self.own_done > self.own_reported || self.own_shown > self.own_shown_reported
+    }
+
     pub(super) fn own_was_reported(&mut self) {
         self.own_reported = self.own_done;
+        self.own_shown_reported = self.own_shown;
         self.own_unreported_bytes = 0;
+    }
+
+    /// A ping goes out behind everything carried out so far.
+    pub(super) fn pinged(&mut self) {
+        self.own_pinged = self.own_done;
+    }
+
+    /// The last ping is answered. Whether the owner is to be told.
+    pub(super) fn ponged(&mut self) -> bool {
+        self.own_shown = self.own_pinged;
+        self.offset_key.is_some() && self.own_shown > self.own_shown_reported
+    }
+
+    /// The last own-log entry that the client has shown to have.
+    pub(super) fn shown(&self) -> u64 {
+        self.own_shown
+    }
+
+    /// A session that goes on: own-log entries after this one follow.
+    pub(super) fn goes_on_after(&mut self, own_seq: u64) {
+        (self.own_seq, self.own_done, self.own_reported) = (own_seq, own_seq, own_seq);
+        (self.own_pinged, self.own_shown, self.own_shown_reported) = (own_seq, own_seq, own_seq);
+    }
+
+    /// How events are written to its client.
+    pub(super) fn form(&self) -> Form {
+        match self.protocol {
+            ClientProtocol::SocketIo if self.offset_key.is_some() => Form::Carrying,
+            ClientProtocol::SocketIo => Form::SocketIo,
+            ClientProtocol::Plain => Form::Plain,
+        }
     }
 
     pub(super) fn membership(&mut self, tail: u32) -> Option<&mut Membership> {
@@ -318,6 +387,7 @@ mod tests {
             product: "chat".into(),
             uid: "alice".into(),
             namespace: "/".into(),
+            resumable: false,
         };
         EdgeSession::new(identity, placement, ClientProtocol::SocketIo, ClientIx(0), attachment)
     }

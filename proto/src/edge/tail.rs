@@ -15,13 +15,13 @@ use std::time::Duration;
 
 use super::departed::Memory;
 use super::older::Older;
-use super::session::Membership;
+use super::session::{Form, Membership};
 use crate::collections::FixedMap;
 use crate::id::{Cursor, NodeRef, PublishId, PublishNumber, Publisher, RoomKey, Term};
 use crate::mutant::{Mutant, is_planted};
 use crate::plain;
 use crate::room::{REPORT_BYTES, entry_bytes};
-use crate::shard::{ClientProtocol, Packet};
+use crate::shard::Packet;
 use crate::socketio;
 use crate::time::Instant;
 use crate::wire::{RoomEntry, RoomEvent};
@@ -99,26 +99,30 @@ pub(super) enum Place {
     Gone,
 }
 
-/// An event encoded once for each protocol, whoever many get it.
+/// An event encoded once for each form, whoever many get it.
 #[derive(Debug, Default)]
 pub(super) struct Frames {
     socket_io: OnceCell<Arc<[Packet]>>,
+    carrying: OnceCell<Arc<[Packet]>>,
     plain: OnceCell<Arc<[Packet]>>,
 }
 
 impl Frames {
     pub(super) fn of(
         &self,
-        protocol: ClientProtocol,
+        form: Form,
         key: &RoomKey,
         at: Option<Cursor>,
         event: &RoomEvent,
     ) -> &Arc<[Packet]> {
-        match protocol {
-            ClientProtocol::SocketIo => {
+        match form {
+            Form::SocketIo => {
                 self.socket_io.get_or_init(|| socketio::encode_event(key.namespace(), &event.payload))
             }
-            ClientProtocol::Plain => self.plain.get_or_init(|| {
+            Form::Carrying => {
+                self.carrying.get_or_init(|| socketio::encode_open_event(key.namespace(), &event.payload))
+            }
+            Form::Plain => self.plain.get_or_init(|| {
                 let room = at.filter(|_| !key.is_everyone()).map(|at| (key.room(), at));
                 Arc::new([plain::encode_event(room, &event.payload)])
             }),
@@ -138,8 +142,8 @@ impl TailEntry {
         at.term == self.at.term && at.seq.checked_add(1) == Some(self.at.seq)
     }
 
-    pub(super) fn frames(&self, protocol: ClientProtocol, key: &RoomKey) -> &Arc<[Packet]> {
-        self.frames.of(protocol, key, Some(self.at), &self.event)
+    pub(super) fn frames(&self, form: Form, key: &RoomKey) -> &Arc<[Packet]> {
+        self.frames.of(form, key, Some(self.at), &self.event)
     }
 }
 

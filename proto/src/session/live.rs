@@ -7,13 +7,19 @@
 
 use std::collections::VecDeque;
 
+use super::resume::ResumePoint;
 use super::state::{Join, SessionState};
 use crate::entity::{CommitQueue, Committed};
 use crate::host::Owned;
 use crate::id::{Cursor, NodeRef, Placement, RoomKey};
 use crate::limits::Limits;
+use crate::room;
 use crate::shard::Out;
-use crate::wire::{Body, Done, EdgeRef, Inbound, NEXT_PACKET, Publish, SessionOp, SessionToEdge, Shadow};
+use crate::time::Instant;
+use crate::wire::{
+    Body, Done, EdgeRef, Inbound, NEXT_PACKET, Publish, Resumed, SessionOp, SessionToEdge, Shadow,
+    ShadowRoom, before_first_packet,
+};
 
 /// A session at its owner.
 pub(super) type Session<'a> = Owned<'a, SessionState>;
@@ -32,6 +38,8 @@ pub(crate) struct SessionLive {
     pub(super) open: VecDeque<Open>,
     /// The last own-log entry handed to the present edge.
     own_sent: u64,
+    /// It has no transport, since then.
+    pub(super) parked_since: Option<Instant>,
     pub(super) effects: CommitQueue<Effect>,
 }
 
@@ -56,6 +64,8 @@ pub(super) enum Wait {
 pub(super) enum Effect {
     /// The edge is told that its session is owned.
     Attached { inbound_confirmed: u64 },
+    /// The edge is told that its client goes on.
+    Resumed(Box<Resumed>),
     /// Own-log entries up to this one may go to the edge.
     Own(u64),
     /// A packet is carried out.
@@ -86,6 +96,11 @@ impl Session<'_> {
             let rooms = shadow.rooms.iter().take(limits.rooms_per_session_max);
             self.op(SessionOp::Rooms(rooms.cloned().collect()));
         }
+        if self.state.everyone.is_none()
+            && let Some(at) = shadow.everyone
+        {
+            self.joined_everyone(at);
+        }
         *self.live = SessionLive {
             attached: true,
             received: shadow.inbound_confirmed,
@@ -94,11 +109,56 @@ impl Session<'_> {
             effects: std::mem::take(&mut self.live.effects),
             ..SessionLive::default()
         };
-        for (room, at) in &shadow.rooms {
-            self.joined_in(room, *at, own_seq);
+        for ShadowRoom { room, joined, .. } in &shadow.rooms {
+            self.joined_in(room, *joined, own_seq);
         }
         let (applied, own) = (self.applied(), self.state.own.last());
         self.live.effects.push_at(applied, Effect::Attached { inbound_confirmed: shadow.inbound_confirmed });
+        self.live.effects.push_at(applied, Effect::Own(own));
+    }
+
+    /// From there on it is served what is for everyone: where that may be asked for again.
+    pub(super) fn joined_everyone(&mut self, at: Cursor) {
+        if self.state.identity.resumable && self.state.everyone.is_none() {
+            let room = room::everyone(&self.state.identity.product, &self.state.identity.namespace);
+            self.op(SessionOp::JoinedAt { room, at });
+        }
+    }
+
+    /// Another edge goes on with the session: `point` is what its client has shown. What the former one
+    /// has sent and is under way is carried out; nobody waits for its answers.
+    pub(super) fn resume(&mut self, edge: EdgeRef, id: u64, point: &ResumePoint) {
+        self.op(SessionOp::Resume { edge, own_seq: point.own_seq });
+        let confirmed = before_first_packet(edge.attachment);
+        let resumed = Resumed {
+            id,
+            identity: self.state.identity.clone(),
+            term: self.term,
+            attachment: edge.attachment,
+            own_seq: self.state.own.base(),
+            rooms: point.rooms(self.state),
+        };
+        let mut former = std::mem::take(self.live);
+        // What was for the former edge is void; backends are answered all the same.
+        let mut told = Vec::new();
+        former.effects.drain(|effect| {
+            if matches!(effect, Effect::Told(_)) {
+                told.push(effect);
+            }
+        });
+        former.open.retain(|open| !matches!(open.waits_for, Wait::Join { .. }));
+        *self.live = SessionLive {
+            attached: true,
+            received: confirmed,
+            begun_before: confirmed,
+            own_sent: resumed.own_seq,
+            open: former.open,
+            effects: former.effects,
+            ..SessionLive::default()
+        };
+        let (applied, own) = (self.applied(), self.state.own.last());
+        told.into_iter().for_each(|effect| self.live.effects.push_at(applied, effect));
+        self.live.effects.push_at(applied, Effect::Resumed(Box::new(resumed)));
         self.live.effects.push_at(applied, Effect::Own(own));
     }
 
@@ -112,10 +172,11 @@ impl Session<'_> {
     }
 
     /// The transport is gone. What it has sent is still carried out, but joins have nobody to be put in
-    /// force for.
-    pub(super) fn park(&mut self) {
-        self.op(SessionOp::Park);
+    /// force for. `over`: nobody may come back to it.
+    pub(super) fn park(&mut self, now: Instant, over: bool) {
+        self.op(SessionOp::Park { over });
         self.live.attached = false;
+        self.live.parked_since.get_or_insert(now);
         self.live.open.retain(|open| !matches!(open.waits_for, Wait::Join { .. }));
     }
 
@@ -123,9 +184,12 @@ impl Session<'_> {
         self.state.edge.is_none()
     }
 
-    /// A parked session ends when nothing of it is under way: no transport can come back to it yet.
+    /// A parked session that nobody may come back to ends when nothing of it is under way.
     pub(super) fn is_over(&self) -> bool {
-        self.is_parked() && self.live.open.is_empty() && self.live.program.is_empty()
+        self.is_parked()
+            && (self.state.ended || !self.state.identity.resumable)
+            && self.live.open.is_empty()
+            && self.live.program.is_empty()
     }
 
     /// The last packet begun.
@@ -155,6 +219,11 @@ impl Session<'_> {
                     let (sid, term) = (self.state.identity.sid, self.term);
                     let attached = SessionToEdge::Attached { sid, term, inbound_confirmed };
                     self.send(placement, attached, out);
+                }
+                Effect::Resumed(mut resumed) => {
+                    packets.clear();
+                    resumed.term = self.term;
+                    self.send(placement, SessionToEdge::Resumed(resumed), out);
                 }
                 Effect::Own(upto) => {
                     if let Some((first, entries)) = self.state.own.between(self.live.own_sent, upto) {

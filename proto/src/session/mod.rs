@@ -15,9 +15,11 @@
 //! | `own_log` | what is for the client alone, until its edge has it |
 //! | `live` | packets under way and effects: what every owner makes anew |
 //! | `run` | what each packet leads to |
+//! | `resume` | from where it goes on for a client that comes back |
 
 mod live;
 mod own_log;
+mod resume;
 mod run;
 mod state;
 
@@ -29,12 +31,13 @@ use crate::host::{Event, Host, MessageOf, Open};
 use crate::id::{Address, NodeRef, Placement, PublishId, RoomKey, SocketSid, Term};
 use crate::keys::IdKey;
 use crate::limits::Limits;
+use crate::recovery::{self, Carried};
 use crate::shard::{Ctx, ProductRules, TimerKey};
 use crate::time::Instant;
 use crate::wire::{
     ATTACHMENT_SHIFT, Answer, Body, Command, CommandFailed, DedupeKey, DisconnectCode, EdgeRef, Inbound,
-    NotOwner, Publish, RoomToPublisher, SessionFacts, SessionIdentity, SessionOp, SessionToEdge, Shadow,
-    Subject, ToSession,
+    NotOwner, Publish, Resume, RoomToPublisher, SessionFacts, SessionIdentity, SessionOp, SessionToEdge,
+    Shadow, Subject, ToSession,
 };
 use live::{Effect, Session, SessionLive};
 pub use state::SessionState;
@@ -66,6 +69,8 @@ pub(crate) struct Sessions {
     /// Backends' commands that are not safe yet, by their number here.
     pending: BTreeMap<u64, Pending>,
     answered: u64,
+    /// Sessions without a transport, in the order they lost it. A mark may be of one that has one again.
+    parked: VecDeque<(Instant, SocketSid)>,
 }
 
 type UserKey = (Arc<str>, Arc<str>);
@@ -88,6 +93,16 @@ pub(crate) struct Attach {
     edge: EdgeRef,
     shadow: Shadow,
 }
+
+/// What waits while a session is looked for.
+#[derive(Debug)]
+pub(crate) enum Word {
+    Attach(Attach),
+    Resume(Resume),
+}
+
+/// Sessions kept for clients that may come back; more end the one that has waited longest.
+const PARKED_MAX: usize = 100_000;
 
 impl Sessions {
     pub(crate) fn new(
@@ -114,6 +129,7 @@ impl Sessions {
             expected: Default::default(),
             pending: BTreeMap::new(),
             answered: 0,
+            parked: VecDeque::new(),
         }
     }
 
@@ -125,24 +141,29 @@ impl Sessions {
             ToSession::Inbound { sid, first, packets } => {
                 self.on_inbound(ctx, from, sid, first, packets);
             }
-            ToSession::OwnReceived { sid, own_seq } => {
+            ToSession::Resume(resume) => self.on_resume(ctx, from, *resume),
+            ToSession::OwnReceived { sid, own_seq, shown } => {
                 let Some(mut session) = self.attached_at(&sid, from) else {
                     return self.bounce(ctx, from, sid);
                 };
-                session.op(SessionOp::OwnReceived(own_seq));
+                session.op(SessionOp::OwnReceived { own_seq, shown });
                 self.run(ctx, sid);
             }
             ToSession::Joined { sid, own_seq, at } => {
                 let Some(mut session) = self.attached_at(&sid, from) else {
                     return self.bounce(ctx, from, sid);
                 };
-                session.joined(own_seq, at);
+                if own_seq == 0 {
+                    session.joined_everyone(at);
+                } else {
+                    session.joined(own_seq, at);
+                }
                 self.run(ctx, sid);
             }
-            ToSession::Detach { sid, attachment, .. } => {
-                let Some(mut session) = self.at_edge(&sid, from) else { return };
+            ToSession::Detach { sid, attachment, clean, reason } => {
+                let Some(session) = self.at_edge(&sid, from) else { return };
                 if session.state.attachment <= attachment {
-                    session.park();
+                    self.park(ctx, sid, clean || !reason.may_resume());
                     self.run(ctx, sid);
                 }
             }
@@ -193,16 +214,16 @@ impl Sessions {
             self.host.open(ctx, &sid, shadow.term)
         };
         self.react_to_events(ctx);
-        self.attach_to(ctx, from, attach, open);
+        self.attach_to(ctx, from, *attach, open);
     }
 
-    fn attach_to(&mut self, ctx: &mut Ctx<'_>, from: Address, attach: Box<Attach>, open: Open) {
+    fn attach_to(&mut self, ctx: &mut Ctx<'_>, from: Address, attach: Attach, open: Open) {
         let sid = attach.identity.sid;
         match open {
             Open::Yes => {}
             Open::No => return self.bounce(ctx, from, sid),
             Open::Wait => {
-                if self.host.wait(&sid, from, attach).is_err() {
+                if self.host.wait(&sid, from, Box::new(Word::Attach(attach))).is_err() {
                     self.bounce(ctx, from, sid);
                 }
                 return;
@@ -213,9 +234,11 @@ impl Sessions {
                 self.react_to_events(ctx);
             }
         }
-        let Attach { edge, shadow, .. } = *attach;
+        let Attach { edge, shadow, .. } = attach;
         let Some(session) = self.host.owned(&sid) else { return };
-        let at_least = session.state.attachment + u64::from(session.is_parked());
+        // A transport that was given up comes back by a resume only; but an edge may have been out of reach.
+        let is_gone = session.is_parked() && !session.state.identity.resumable;
+        let at_least = session.state.attachment + u64::from(is_gone);
         if edge.attachment < at_least || (session.is_parked() && session.state.ended) {
             let unknown = SessionToEdge::Unknown { sid, attachment: edge.attachment };
             let placement = self.ids.placement_of(sid);
@@ -234,8 +257,11 @@ impl Sessions {
     /// Carries out what has become of sessions, and the edges' words that waited for it.
     fn react(&mut self, ctx: &mut Ctx<'_>) {
         self.react_to_events(ctx);
-        while let Some((from, _, attach, open)) = self.host.next_ready(ctx) {
-            self.attach_to(ctx, from, attach, open);
+        while let Some((from, _, word, open)) = self.host.next_ready(ctx) {
+            match *word {
+                Word::Attach(attach) => self.attach_to(ctx, from, attach, open),
+                Word::Resume(resume) => self.resume_at(ctx, from, resume, open),
+            }
             self.react_to_events(ctx);
         }
     }
@@ -279,11 +305,93 @@ impl Sessions {
     }
 
     fn park_if_edge_is_gone(&mut self, ctx: &mut Ctx<'_>, sid: SocketSid) {
-        let Some(mut session) = self.host.owned(&sid) else { return };
-        if session.state.edge.is_some_and(|edge| !ctx.view.is_up(edge.edge.node)) {
-            session.park();
+        let Some(session) = self.host.owned(&sid) else { return };
+        let is_gone = match session.state.edge {
+            Some(edge) => !ctx.view.is_up(edge.edge.node),
+            // Parked under another owner; a new one waits for its first edge.
+            None => session.state.attachment > 0,
+        };
+        if is_gone {
+            self.park(ctx, sid, false);
         }
         self.run(ctx, sid);
+    }
+
+    /// The session has no transport: for a while its client may come back, unless it is `over`.
+    fn park(&mut self, ctx: &Ctx<'_>, sid: SocketSid, over: bool) {
+        let Some(mut session) = self.host.owned(&sid) else { return };
+        session.park(ctx.now, over);
+        if session.state.ended {
+            return self.unindex(&sid);
+        }
+        if session.state.identity.resumable {
+            self.parked.push_back((ctx.now, sid));
+        }
+        if self.parked.len() > PARKED_MAX
+            && let Some(oldest) = self.parked.pop_front()
+        {
+            self.expire(oldest);
+        }
+    }
+
+    /// A mark of a parked session is old: the session ends if it is still the same silence.
+    fn expire(&mut self, (since, sid): (Instant, SocketSid)) {
+        let parked = self.host.owned(&sid).filter(|s| s.is_parked() && s.live.parked_since == Some(since));
+        if let Some(mut session) = parked {
+            session.op(SessionOp::Park { over: true });
+            self.unindex(&sid);
+            self.dirty.insert(sid);
+        }
+    }
+
+    fn on_resume(&mut self, ctx: &mut Ctx<'_>, from: Address, resume: Resume) {
+        let sid = self.ids.sid_of(&resume.pid);
+        let open = self.host.open(ctx, &sid, Term::NONE);
+        self.react_to_events(ctx);
+        self.resume_at(ctx, from, resume, open);
+    }
+
+    fn resume_at(&mut self, ctx: &mut Ctx<'_>, from: Address, resume: Resume, open: Open) {
+        let sid = self.ids.sid_of(&resume.pid);
+        match open {
+            Open::Yes => {}
+            Open::No => return self.bounce(ctx, from, sid),
+            Open::Wait => {
+                if self.host.wait(&sid, from, Box::new(Word::Resume(resume))).is_err() {
+                    self.bounce(ctx, from, sid);
+                }
+                return;
+            }
+            Open::Absent => return self.not_resumed(ctx, from, sid, resume.id),
+        }
+        let Resume { id, pid, product, uid, namespace, client, offset } = resume;
+        let key = self.ids.offset_key(&pid);
+        let carried = offset.map_or(Carried::Nothing, |text| recovery::decode(&text, key));
+        let Some(mut session) = self.host.owned(&sid) else { return };
+        let identity = &session.state.identity;
+        let is_theirs = identity.pid == pid
+            && identity.product == product
+            && identity.uid == uid
+            && identity.namespace == namespace;
+        let point = session.state.resume_point(&carried).filter(|_| is_theirs && identity.resumable);
+        let Some(point) = point else { return self.not_resumed(ctx, from, sid, id) };
+        let attachment = session.state.attachment + 1;
+        let former = session.state.edge;
+        session.resume(EdgeRef { attachment, edge: from, client }, id, &point);
+        if let Some(former) = former {
+            // The client has given it up, whether that edge has noticed or not.
+            let unknown = SessionToEdge::Unknown { sid, attachment: former.attachment };
+            let placement = self.ids.placement_of(sid);
+            ctx.out.send_to_address(former.edge, placement, Body::SessionToEdge(unknown));
+        }
+        self.dirty.insert(sid);
+        self.run(ctx, sid);
+    }
+
+    fn not_resumed(&self, ctx: &mut Ctx<'_>, from: Address, sid: SocketSid, id: u64) {
+        let placement = self.ids.placement_of(sid);
+        let refused = SessionToEdge::NotResumed { sid, id };
+        ctx.out.send_to_address(from, placement, Body::SessionToEdge(refused));
     }
 
     /// Files a session under its user; one too many ends the oldest.
@@ -294,7 +402,11 @@ impl Sessions {
         if sids.len() <= self.limits.sessions_per_uid_max {
             return;
         }
-        let oldest = sids[0];
+        // One that nobody is using, if there is any.
+        let unused = |sid: &&SocketSid| {
+            **sid != identity.sid && self.host.copy(sid).is_some_and(|state| state.edge.is_none())
+        };
+        let oldest = sids.iter().find(unused).copied().unwrap_or(sids[0]);
         self.end(oldest, DisconnectCode::SessionsPerUid, true);
     }
 
@@ -450,10 +562,18 @@ impl Sessions {
         });
         old.extend(new);
         self.expected[1] = old;
+        while let Some(&mark) = self.parked.front()
+            && ctx.now.since(mark.0) >= self.limits.recovery_window
+        {
+            self.parked.pop_front();
+            self.expire(mark);
+        }
     }
 
     pub(crate) fn has_to_sweep(&self) -> bool {
-        self.host.has_to_sweep() || self.expected.iter().any(|sids| !sids.is_empty())
+        self.host.has_to_sweep()
+            || !self.parked.is_empty()
+            || self.expected.iter().any(|sids| !sids.is_empty())
     }
 
     fn forget(&mut self, ctx: &mut Ctx<'_>, sid: SocketSid) {
@@ -631,6 +751,11 @@ impl Sessions {
 
     pub(crate) fn len(&self) -> usize {
         self.host.owned_count()
+    }
+
+    /// Sessions without a transport.
+    pub(crate) fn parked_count(&self) -> usize {
+        self.host.iter().filter(|(_, state, _)| state.edge.is_none()).count()
     }
 
     /// Asserts bounds and order.

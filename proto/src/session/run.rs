@@ -53,20 +53,29 @@ impl Sessions {
 
     /// What a backend asks of one session. Returns whether it could be taken.
     pub(super) fn command(&mut self, ctx: &mut Ctx<'_>, sid: SocketSid, command: &Command) -> bool {
-        let Some(mut session) = self.host.owned(&sid).filter(|s| !s.is_parked()) else { return false };
+        let may = |s: &Session<'_>| !s.state.ended && (!s.is_parked() || s.state.identity.resumable);
+        let Some(mut session) = self.host.owned(&sid).filter(may) else { return false };
+        let (is_parked, is_full) = (session.is_parked(), session.state.own.is_full(&self.limits));
+        if is_parked && is_full {
+            // It cannot be owed more: its client begins anew.
+            session.op(SessionOp::Park { over: true });
+            self.unindex(&sid);
+            self.dirty.insert(sid);
+            return false;
+        }
         let taken = match command {
             Command::Emit { payload, except_rooms, except_sids, .. } => {
                 let mut rooms = session.state.rooms.iter();
                 let excepted = except_sids.contains(&sid)
                     || rooms.any(|m| except_rooms.iter().any(|except| **except == *m.room.room()));
                 // A full own log: the client has stopped taking what it is owed.
-                let taken = !excepted && !session.state.own.is_full(&self.limits);
+                let taken = !excepted && !is_full;
                 if taken {
                     session.op(SessionOp::Emit { payload: payload.clone(), volatile: false });
                 }
                 taken
             }
-            Command::Join(_) | Command::Leave(_) if session.state.own.is_full(&self.limits) => false,
+            Command::Join(_) | Command::Leave(_) if is_full => false,
             Command::Join(room) => session.add_room(&self.limits, room, AskedBy::Backend, 0).is_ok(),
             // It comes between the packets begun and those that are not.
             Command::Leave(room) => session.remove_room(room, AskedBy::Backend, session.next_packet()),
@@ -116,7 +125,7 @@ impl Session<'_> {
             Inbound::Done => {}
             Inbound::Disconnect => {
                 self.finished(number);
-                self.park();
+                self.park(ctx.now, true);
             }
         }
     }
@@ -337,10 +346,17 @@ mod tests {
     use crate::id::{Address, ClientIx, NodeId, Placement, ShardIx, Term};
     use crate::keys::{ClusterKey, IdKey};
     use crate::session::state::{SessionState, SessionsShared};
-    use crate::wire::{self, EdgeRef, SessionIdentity, Shadow};
+    use crate::wire::{self, EdgeRef, SessionIdentity, Shadow, ShadowRoom};
 
     fn shadow(inbound_confirmed: u64, inbound_sent: u64, own_seq: u64) -> Shadow {
-        Shadow { term: Term::NONE, inbound_confirmed, inbound_sent, own_seq, rooms: Vec::new() }
+        Shadow {
+            term: Term::NONE,
+            inbound_confirmed,
+            inbound_sent,
+            own_seq,
+            rooms: Vec::new(),
+            everyone: None,
+        }
     }
 
     type Alone = crate::host::Alone<SessionState>;
@@ -369,6 +385,7 @@ mod tests {
             product: "chat".into(),
             uid: "alice".into(),
             namespace: "/".into(),
+            resumable: false,
         };
         let mut session = alone(SessionState::new(identity));
         attach(&mut session, &shadow(0, 0, 0));
@@ -431,7 +448,13 @@ mod tests {
         owner.owned().join(&limits, "r", 1).unwrap();
         let room = owner.state.room_key("other");
         let at = Cursor { term: Term::NONE, seq: 3 };
-        attach(&mut owner, &Shadow { rooms: vec![(room.clone(), at)], ..shadow(4, 4, 6) });
+        attach(
+            &mut owner,
+            &Shadow {
+                rooms: vec![ShadowRoom { room: room.clone(), own_seq: 1, joined: at }],
+                ..shadow(4, 4, 6)
+            },
+        );
         assert!(owner.state.is_member(&room) && owner.state.rooms.len() == 1);
         assert_eq!(owner.owned().join(&limits, "r", 5).unwrap(), Some(7));
         owner.state.check_invariants(&limits);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::Attach;
+use super::Word;
 use super::live::SessionLive;
 use super::own_log::OwnLog;
 use crate::host::{Entity, MessageOf};
@@ -18,7 +18,10 @@ use crate::id::{Cursor, Placement, RoomKey, SocketSid, Term};
 use crate::keys::IdKey;
 use crate::limits::Limits;
 use crate::time::Instant;
-use crate::wire::{AskedBy, Body, EdgeRef, NEXT_PACKET, OwnEntry, SessionIdentity, SessionOp};
+use crate::wire::{
+    AskedBy, Body, EdgeRef, NEXT_PACKET, OwnEntry, SessionIdentity, SessionOp, ShadowRoom,
+    before_first_packet,
+};
 
 /// Leaves remembered, so that a repeated publish is judged by what was so when it was sent.
 const LEFT_MAX: usize = 16;
@@ -31,11 +34,16 @@ pub struct SessionState {
     pub(super) edge: Option<EdgeRef>,
     /// The last transport, counted from 1; 0: none yet.
     pub(super) attachment: u64,
-    /// Its client has been told that it is over.
+    /// Its client has been told that it is over, or has left for good.
     pub(super) ended: bool,
+    /// Since when it is served what is for everyone, if it can be resumed.
+    pub(super) everyone: Option<Cursor>,
+    /// In the order of their joins.
     pub(super) rooms: Vec<Membership>,
-    /// The last leaves, oldest first: of which room; packets below that number were sent by a member.
-    left: VecDeque<(RoomKey, u64)>,
+    /// The last leaves, oldest first.
+    pub(super) left: VecDeque<Left>,
+    /// The last own-log entry of a leave that is not remembered.
+    pub(super) forgotten: u64,
     /// The last packet whose join or leave is in here.
     pub(super) ops_upto: u64,
     pub(super) own: OwnLog,
@@ -46,6 +54,31 @@ pub struct SessionState {
 pub(super) struct Membership {
     pub(super) room: RoomKey,
     pub(super) join: Join,
+    /// The own-log entry that asked for the join; offsets with a lower number do not know of the room.
+    pub(super) since: u64,
+}
+
+impl Membership {
+    /// Where the join took effect, if it is in force.
+    pub(super) fn joined(&self) -> Option<Cursor> {
+        match self.join {
+            Join::At(at) => Some(at),
+            Join::Asked(_) => None,
+        }
+    }
+}
+
+/// A room that a session was in.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Left {
+    pub(super) room: RoomKey,
+    /// Packets below this one were sent by a member.
+    number: u64,
+    /// As of the membership.
+    pub(super) since: u64,
+    pub(super) joined: Option<Cursor>,
+    /// The own-log entry of the leave; offsets from there on do not know of the room.
+    pub(super) until: u64,
 }
 
 /// How far a join is.
@@ -65,8 +98,10 @@ impl SessionState {
             edge: None,
             attachment: 0,
             ended: false,
+            everyone: None,
             rooms: Vec::new(),
             left: VecDeque::new(),
+            forgotten: 0,
             ops_upto: 0,
             own: OwnLog::default(),
         }
@@ -80,48 +115,96 @@ impl SessionState {
                 self.edge = Some(*edge);
                 self.attachment = edge.attachment;
                 self.own.attached(*own_seq);
-                for (_, number) in self.left.iter_mut().filter(|(_, number)| *number == NEXT_PACKET) {
-                    *number = inbound_sent.saturating_add(1);
-                }
+                self.leaves_end_at(inbound_sent.saturating_add(1));
             }
             SessionOp::Rooms(rooms) => {
-                let in_force =
-                    |(room, at): &(RoomKey, Cursor)| Membership { room: room.clone(), join: Join::At(*at) };
+                let in_force = |ShadowRoom { room, own_seq, joined }: &ShadowRoom| Membership {
+                    room: room.clone(),
+                    join: Join::At(*joined),
+                    since: *own_seq,
+                };
                 self.rooms = rooms.iter().map(in_force).collect();
                 self.own.clear();
             }
-            SessionOp::Park => self.edge = None,
+            SessionOp::Resume { edge, own_seq } => self.resume(*edge, *own_seq),
+            SessionOp::Park { over } => {
+                self.edge = None;
+                self.ended |= over;
+            }
             SessionOp::Join { room, by, number } => {
                 if !self.is_member(room) {
-                    let own_seq = self.own.push(OwnEntry::Join(room.clone(), *by));
-                    self.rooms.push(Membership { room: room.clone(), join: Join::Asked(own_seq) });
+                    self.ask_to_join(room.clone(), *by);
                     self.counts(*by, *number);
                 }
             }
+            SessionOp::JoinedAt { room, at } if room.is_everyone() => self.everyone = Some(*at),
             SessionOp::JoinedAt { room, at } => {
                 if let Some(membership) = self.rooms.iter_mut().find(|m| m.room == *room) {
                     membership.join = Join::At(*at);
                 }
             }
             SessionOp::Leave { room, by, number } => {
-                if self.is_member(room) {
-                    self.rooms.retain(|m| m.room != *room);
-                    if self.left.len() == LEFT_MAX {
-                        self.left.pop_front();
+                if let Some(place) = self.rooms.iter().position(|m| m.room == *room) {
+                    let membership = self.rooms.remove(place);
+                    if self.left.len() == LEFT_MAX
+                        && let Some(oldest) = self.left.pop_front()
+                    {
+                        self.forgotten = self.forgotten.max(oldest.until);
                     }
-                    self.left.push_back((room.clone(), *number));
-                    self.own.push(OwnEntry::Leave(room.clone(), *by));
-                    self.counts(*by, *number);
+                    let until = self.own.push(OwnEntry::Leave(room.clone(), *by));
+                    let (since, joined) = (membership.since, membership.joined());
+                    let (room, number) = (membership.room, *number);
+                    self.left.push_back(Left { room, number, since, joined, until });
+                    self.counts(*by, number);
                 }
             }
             SessionOp::Emit { payload, volatile } => {
                 self.own.push(OwnEntry::Emit { payload: payload.clone(), volatile: *volatile });
             }
-            SessionOp::OwnReceived(seq) => self.own.received(*seq),
+            SessionOp::OwnReceived { own_seq, shown } => {
+                self.own.received(*own_seq);
+                // Nobody comes back to it: what the edge has is enough.
+                self.own.shown(if self.identity.resumable { *shown } else { *own_seq });
+            }
             SessionOp::End { close, code } => {
                 self.ended = true;
                 self.own.push(OwnEntry::Disconnect { close: *close, code: *code });
             }
+        }
+    }
+
+    fn ask_to_join(&mut self, room: RoomKey, by: AskedBy) {
+        let own_seq = self.own.push(OwnEntry::Join(room.clone(), by));
+        self.rooms.push(Membership { room, join: Join::Asked(own_seq), since: own_seq });
+    }
+
+    /// The edge of before has sent its last packet.
+    fn leaves_end_at(&mut self, next: u64) {
+        for left in self.left.iter_mut().filter(|left| left.number == NEXT_PACKET) {
+            left.number = next;
+        }
+    }
+
+    /// Another edge goes on after own-log entry `own_seq`. Offsets that were written before this moment
+    /// go on meaning what they meant; those written after it know the rooms that are in force now.
+    fn resume(&mut self, edge: EdgeRef, own_seq: u64) {
+        self.edge = Some(edge);
+        self.attachment = edge.attachment;
+        self.leaves_end_at(before_first_packet(edge.attachment));
+        let first = self.own.last() + 1;
+        self.own.renumber(own_seq, self.rooms.len() + 1);
+        for left in self.left.iter_mut().filter(|left| left.until > own_seq) {
+            left.until = first;
+        }
+        let (in_force, asked): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.rooms).into_iter().partition(|m| m.joined().is_some());
+        self.rooms = in_force;
+        for (number, membership) in (first..).zip(self.rooms.iter_mut().filter(|m| m.since > own_seq)) {
+            membership.since = number;
+        }
+        // Nobody has seen these in force: they begin with this edge.
+        for membership in asked {
+            self.ask_to_join(membership.room, AskedBy::Backend);
         }
     }
 
@@ -151,12 +234,13 @@ impl SessionState {
     /// Whether the join of packet `number` is in here, and over.
     pub(super) fn has_joined_and_left(&self, room: &RoomKey, number: u64) -> bool {
         // A leave that is not remembered any more may have been of this room.
-        let forgotten = self.left.len() == LEFT_MAX && self.left.front().is_some_and(|(_, by)| *by > number);
+        let forgotten =
+            self.left.len() == LEFT_MAX && self.left.front().is_some_and(|left| left.number > number);
         number <= self.ops_upto && !self.is_member(room) && (forgotten || self.has_left_since(room, number))
     }
 
     fn has_left_since(&self, room: &RoomKey, number: u64) -> bool {
-        self.left.iter().any(|(left, by)| left == room && *by > number)
+        self.left.iter().any(|left| left.room == *room && left.number > number)
     }
 
     pub(super) fn check_invariants(&self, limits: &Limits) {
@@ -188,7 +272,7 @@ impl Entity for SessionState {
     type Op = SessionOp;
     type Copy = Box<SessionState>;
     type Live = SessionLive;
-    type Input = Box<Attach>;
+    type Input = Box<Word>;
     type Shared = SessionsShared;
 
     fn placement(shared: &SessionsShared, key: &SocketSid) -> Placement {

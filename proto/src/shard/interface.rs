@@ -27,6 +27,8 @@ pub struct NewClient {
     pub protocol: ClientProtocol,
     /// The product it asked for, known to exist; or why it is refused.
     pub admission: Result<Admission, Refusal>,
+    /// Events are to carry how far it has got, so that it may come back to its session. Socket.IO only.
+    pub offsets: bool,
 }
 
 /// A client that may connect.
@@ -58,14 +60,34 @@ pub struct ProductRules {
     pub join: JoinRule,
     /// Whether rooms and sessions are backed up; else an owner's crash loses them.
     pub durable: bool,
+    /// Which clients are to carry how far they have got.
+    pub recovery: RecoveryRule,
 }
 
 impl ProductRules {
     /// The defaults: anyone with a uid joins, members publish.
     #[must_use]
     pub fn open(name: &str) -> Self {
-        Self { name: name.into(), publish: PublishRule::Members, join: JoinRule::Anyone, durable: true }
+        Self {
+            name: name.into(),
+            publish: PublishRule::Members,
+            join: JoinRule::Anyone,
+            durable: true,
+            recovery: RecoveryRule::Browser,
+        }
     }
+}
+
+/// Whose events end with one argument more: how far the client has got. The stock JavaScript client hands
+/// it back when it reconnects; others may trip over it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecoveryRule {
+    /// All Socket.IO clients.
+    On,
+    /// Those that look like a browser, or ask for it.
+    Browser,
+    /// None.
+    Off,
 }
 
 /// Who may publish into a room.
@@ -151,6 +173,39 @@ pub enum ClientGone {
     Error,
 }
 
+/// An event for many clients: the first message is a text that is open at its end, to be closed for each
+/// client by its own tail; further ones (attachments) are the same for all.
+#[derive(Debug)]
+pub struct FanoutEach {
+    /// The messages.
+    pub open: Arc<[Packet]>,
+    /// Who gets it, and where in `tails` its tail ends; it begins where the one before it ends.
+    pub clients: Vec<(ClientIx, usize)>,
+    /// All tails.
+    pub tails: Vec<u8>,
+}
+
+impl FanoutEach {
+    /// Each client with its tail.
+    pub fn tails(&self) -> impl Iterator<Item = (ClientIx, &[u8])> {
+        let mut start = 0;
+        self.clients.iter().map(move |&(ix, end)| {
+            let tail = &self.tails[start..end];
+            start = end;
+            (ix, tail)
+        })
+    }
+
+    /// The messages for one client, for drivers that write whole messages.
+    #[must_use]
+    pub fn whole(&self, tail: &[u8]) -> Arc<[Packet]> {
+        let (first, rest) = self.open.split_first().expect("an event is at least a text");
+        let (Packet::Text(open) | Packet::Binary(open)) = first;
+        let text = Packet::Text([&open[..], tail].concat().into());
+        std::iter::once(text).chain(rest.iter().cloned()).collect()
+    }
+}
+
 /// What to do.
 #[derive(Debug)]
 pub enum Output {
@@ -158,6 +213,8 @@ pub enum Output {
     Write(ClientIx, Packet),
     /// Queue the same messages for each of these clients (more than one where there are attachments).
     Fanout(Arc<[Packet]>, Vec<ClientIx>),
+    /// Queue an event for each of these clients, with an end of its own.
+    FanoutEach(FanoutEach),
     /// Close the transport after what is queued for it, with this code.
     Close(ClientIx, CloseCode),
     /// Stop reading from a client: it has sent more than its owner has confirmed, or too fast.
@@ -287,6 +344,10 @@ pub struct ShardStats {
     pub gaps_total: u64,
     /// Envelopes bounced because this node does not own what they are about.
     pub not_owner_total: u64,
+    /// Clients that came back to their sessions.
+    pub resumed_total: u64,
+    /// Clients that came back and had to begin anew.
+    pub not_resumed_total: u64,
     /// Sessions attached anew after their owner changed.
     pub reattached_total: u64,
     /// Entities handed over to this node.

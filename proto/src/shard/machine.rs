@@ -299,6 +299,7 @@ impl Shard {
             sessions: self.sessions.len() as u64,
             rooms: self.rooms.len() as u64,
             tails: self.edge.tail_count() as u64,
+            parked_sessions: self.sessions.parked_count() as u64,
             log_bytes: self.rooms.log_bytes() as u64,
             tail_bytes: self.edge.tail_bytes() as u64,
             copies: (rooms.copy_count() + sessions.copy_count()) as u64,

@@ -8,6 +8,7 @@ mod crashes;
 mod misplaced;
 mod owners;
 mod readers;
+mod recovery;
 mod repeats;
 mod slow;
 
@@ -58,6 +59,8 @@ struct Mesh {
     answers: BTreeMap<u64, Result<Answer, CommandFailed>>,
     clients: u32,
     shard_count: u16,
+    /// Clients opened from here on carry their cursors.
+    offsets: bool,
 }
 
 impl Mesh {
@@ -99,6 +102,7 @@ impl Mesh {
             answers: BTreeMap::new(),
             clients: 0,
             shard_count,
+            offsets: false,
         };
         mesh.views();
         mesh
@@ -157,6 +161,11 @@ impl Mesh {
                 Output::Fanout(packets, clients) => {
                     for ix in clients {
                         packets.iter().for_each(|packet| self.write(at, ix, packet));
+                    }
+                }
+                Output::FanoutEach(each) => {
+                    for (ix, tail) in each.tails() {
+                        each.whole(tail).iter().for_each(|packet| self.write(at, ix, packet));
                     }
                 }
                 Output::Close(ix, code) => {
@@ -268,7 +277,10 @@ impl Mesh {
         self.clients += 1;
         let admission =
             admission.map(|uid| Admission { product: Arc::new(ProductRules::open("chat")), uid: uid.into() });
-        self.input(at, Input::ClientOpened(ClientIx(ix), NewClient { protocol, admission }));
+        self.input(
+            at,
+            Input::ClientOpened(ClientIx(ix), NewClient { protocol, admission, offsets: self.offsets }),
+        );
         self.settle();
         Client { at, ix }
     }

@@ -12,6 +12,15 @@ pub fn encode_event(namespace: &str, payload: &Payload) -> Arc<[Packet]> {
     encode_array([b'2', b'5'], namespace, None, payload)
 }
 
+/// An event whose text is open at its end: a string without a quote and `"]` are to follow.
+#[must_use]
+pub fn encode_open_event(namespace: &str, payload: &Payload) -> Arc<[Packet]> {
+    let json = payload.json.trim_ascii_end();
+    let open = json.strip_suffix(b"]").unwrap_or(json);
+    let json: Vec<u8> = [open, b",\""].concat();
+    encode_event(namespace, &Payload { json: json.into(), attachments: payload.attachments.clone() })
+}
+
 /// The answer to the client's event `id`.
 #[must_use]
 pub fn encode_ack(namespace: &str, id: u64, payload: &Payload) -> Arc<[Packet]> {

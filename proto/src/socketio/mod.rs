@@ -25,7 +25,9 @@ use crate::json::JsonError;
 use crate::shard::CloseCode;
 
 pub use decode::decode;
-pub use encode::{encode_ack, encode_connect, encode_connect_error, encode_disconnect, encode_event};
+pub use encode::{
+    encode_ack, encode_connect, encode_connect_error, encode_disconnect, encode_event, encode_open_event,
+};
 pub use reassembly::{ClientPacket, Reassembly};
 
 /// The longest namespace name. Not a setting: nobody has needed more.

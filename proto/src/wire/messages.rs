@@ -54,6 +54,8 @@ pub struct SessionIdentity {
     pub uid: Arc<str>,
     /// Its namespace, `/` for the main one and for plain WebSocket.
     pub namespace: Arc<str>,
+    /// Whether its client carries its cursors, so that it may come back after its transport is gone.
+    pub resumable: bool,
 }
 
 /// Where the transport of a session ends. A newer one beats an older one.
@@ -78,8 +80,21 @@ pub struct Shadow {
     pub inbound_sent: u64,
     /// The last entry of the own log that has reached this edge.
     pub own_seq: u64,
-    /// Rooms joined, with the position of each join.
-    pub rooms: Vec<(RoomKey, Cursor)>,
+    /// Rooms joined, in the order of the joins.
+    pub rooms: Vec<ShadowRoom>,
+    /// Since when it is served what is for everyone; not told of sessions that cannot be resumed.
+    pub everyone: Option<Cursor>,
+}
+
+/// A room of a session as its edge has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShadowRoom {
+    /// Which.
+    pub room: RoomKey,
+    /// The own-log entry that asked for the join.
+    pub own_seq: u64,
+    /// Where the join took effect.
+    pub joined: Cursor,
 }
 
 impl Shadow {
@@ -150,18 +165,23 @@ pub enum ToSession {
         /// In order.
         packets: Vec<Inbound>,
     },
+    /// The client of this edge says that it had a session: it is to go on over this transport, whatever
+    /// other there was. Answered by [`SessionToEdge::Resumed`] or [`SessionToEdge::NotResumed`].
+    Resume(Box<Resume>),
     /// The own log has reached the edge up to here.
     OwnReceived {
         /// Whose.
         sid: SocketSid,
         /// The last entry.
         own_seq: u64,
+        /// The last one written to the client before something that it has answered.
+        shown: u64,
     },
     /// A join is in force at the edge: from `at` on the client is served.
     Joined {
         /// Whose.
         sid: SocketSid,
-        /// The own-log entry that asked for it.
+        /// The own-log entry that asked for it; 0 for the room of everyone.
         own_seq: u64,
         /// The position.
         at: Cursor,
@@ -177,6 +197,55 @@ pub enum ToSession {
         /// Socket.IO's word for why.
         reason: DetachReason,
     },
+}
+
+/// What a client says that comes back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resume {
+    /// The edge's name for this question.
+    pub id: u64,
+    /// The session's secret: it leads to the session as well.
+    pub pid: Pid,
+    /// The product it uses now.
+    pub product: Arc<str>,
+    /// Who it is now.
+    pub uid: Arc<str>,
+    /// The namespace it asks for.
+    pub namespace: Arc<str>,
+    /// Where it is.
+    pub client: ClientIx,
+    /// What it has carried ([`crate::recovery`]), as it came.
+    pub offset: Option<Arc<str>>,
+}
+
+/// A session that goes on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resumed {
+    /// Which question this answers.
+    pub id: u64,
+    /// Whose it is.
+    pub identity: SessionIdentity,
+    /// Under which term.
+    pub term: Term,
+    /// The number of the new transport.
+    pub attachment: u64,
+    /// Own-log entries after this one follow.
+    pub own_seq: u64,
+    /// The room of everyone, then the others in the order of their joins.
+    pub rooms: Vec<ResumedRoom>,
+}
+
+/// A room of a session that goes on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResumedRoom {
+    /// Which.
+    pub room: RoomKey,
+    /// The own-log entry that asked for the join; 0 for the room of everyone.
+    pub own_seq: u64,
+    /// Where the join took effect.
+    pub joined: Cursor,
+    /// What follows this place the client has not seen.
+    pub after: Cursor,
 }
 
 /// Why a transport ended, in Socket.IO's strings.
@@ -199,6 +268,12 @@ pub enum DetachReason {
 }
 
 impl DetachReason {
+    /// Whether the client may come back to its session: it did not mean to leave, nor was it sent away.
+    #[must_use]
+    pub fn may_resume(self) -> bool {
+        !matches!(self, Self::ClientDisconnect | Self::ServerDisconnect | Self::ParseError)
+    }
+
     /// Socket.IO's string.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -247,6 +322,16 @@ pub enum SessionToEdge {
         first: u64,
         /// In order.
         entries: Vec<OwnEntry>,
+    },
+    /// The session goes on at this edge (answer to `Resume`); its rooms are to be found before the client
+    /// is told.
+    Resumed(Box<Resumed>),
+    /// It does not, or not without a hole (answer to `Resume`): the client begins anew.
+    NotResumed {
+        /// Whose.
+        sid: SocketSid,
+        /// Which question this answers.
+        id: u64,
     },
     /// Something of what the owner sent is lost: attach anew, or say that the session is gone.
     Reattach {

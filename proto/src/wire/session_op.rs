@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{AskedBy, DisconnectCode, EdgeRef, Payload, SessionState};
+use super::{AskedBy, DisconnectCode, EdgeRef, Payload, SessionState, ShadowRoom};
 use crate::id::{Cursor, RoomKey};
 
 /// Stands for the next packet of an edge that has not said yet how far it is.
@@ -22,11 +22,21 @@ pub enum SessionOp {
     },
     /// The rooms of a session that its edge knows better than its owner: all of them. What its own log
     /// held for the edge is the past.
-    Rooms(Vec<(RoomKey, Cursor)>),
+    Rooms(Vec<ShadowRoom>),
     /// Another copy has a later transport: it takes the place of this one.
     Replace(Box<SessionState>),
+    /// The client is back on another transport, and goes on after what it has shown.
+    Resume {
+        /// Where.
+        edge: EdgeRef,
+        /// The last own-log entry it has shown.
+        own_seq: u64,
+    },
     /// The transport is gone.
-    Park,
+    Park {
+        /// For good: nobody may come back to it.
+        over: bool,
+    },
     /// It is in a room; the edge is asked to put that in force.
     Join {
         /// Which.
@@ -59,8 +69,13 @@ pub enum SessionOp {
         /// Written only if it can be written at once.
         volatile: bool,
     },
-    /// The own log has reached the edge up to here.
-    OwnReceived(u64),
+    /// How far the own log is.
+    OwnReceived {
+        /// The last entry that has reached the edge.
+        own_seq: u64,
+        /// The last one that the client has shown to have.
+        shown: u64,
+    },
     /// The session ends; the client is told.
     End {
         /// Close the transport as well.

@@ -133,6 +133,14 @@ impl Cluster {
                     written.insert(transport);
                 }
             }
+            Output::FanoutEach(each) => {
+                let whole = |(index, tail)| Some((clients.get(&index).copied()?, each.whole(tail)));
+                let messages: Vec<_> = each.tails().filter_map(whole).collect();
+                for (transport, packets) in messages {
+                    packets.iter().for_each(|packet| self.write(transport, packet.clone()));
+                    written.insert(transport);
+                }
+            }
             Output::Close(index, code) => {
                 if let Some(transport) = clients.get(&index).copied() {
                     self.close(slot, transport, code);

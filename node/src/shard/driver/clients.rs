@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use mesh_proto::id::ClientIx;
-use mesh_proto::shard::{ClientGone, Input, Packet};
+use mesh_proto::shard::{ClientGone, FanoutEach, Input, Packet};
 use mesh_proto::time::Instant;
 use slab::Slab;
 use socket2::SockRef;
@@ -184,6 +184,32 @@ impl<M: Machine> Driver<M> {
         for &ix in clients {
             if client_mut(&mut self.clients, ix).is_some_and(|client| client.phase == Phase::Open) {
                 self.queue(ix, &frames);
+            }
+        }
+    }
+
+    /// The shared part is encoded once for each length of the ends.
+    pub(super) fn queue_each(&mut self, each: &FanoutEach) {
+        let Some((first, rest)) = each.open.split_first() else { return };
+        let (Packet::Text(open) | Packet::Binary(open)) = first;
+        let rest = self.outbox.encode_packets(rest);
+        let mut heads: Vec<(usize, Range<usize>)> = Vec::new();
+        for (ix, tail) in each.tails() {
+            if client_mut(&mut self.clients, ix).is_none_or(|client| client.phase != Phase::Open) {
+                continue;
+            }
+            let known = heads.iter().find(|(len, _)| *len == tail.len()).map(|(_, head)| head.clone());
+            let head = known.unwrap_or_else(|| {
+                let len = open.len() + tail.len();
+                let head = self.outbox.encode(|arena| websocket::append_text_head(arena, open, len));
+                heads.push((tail.len(), head.clone()));
+                head
+            });
+            let tail = self.outbox.encode(|arena| arena.extend_from_slice(tail));
+            self.queue(ix, &head);
+            self.queue(ix, &tail);
+            if !rest.is_empty() {
+                self.queue(ix, &rest);
             }
         }
     }

@@ -114,7 +114,7 @@ impl Bench {
             stream: accepted.unwrap().0.into_std().unwrap(),
             greeting: GREETING.into(),
             read_ahead: first.to_vec(),
-            client: NewClient { protocol: ClientProtocol::Plain, admission: Err(refusal) },
+            client: NewClient { protocol: ClientProtocol::Plain, admission: Err(refusal), offsets: false },
             place: self.admission.admit([127, 0, 0, 1].into(), Instant::ZERO).unwrap(),
         };
         self.tx.send(ToShard::Client(opened)).await.unwrap();

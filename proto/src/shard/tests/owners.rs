@@ -167,6 +167,7 @@ fn words_of_a_peer_that_cannot_be_are_ignored() {
         product: "chat".into(),
         uid: uid.as_str().into(),
         namespace: "/".into(),
+        resumable: false,
     };
     let shadow = |inbound_confirmed| Shadow {
         term: crate::id::Term::NONE,
@@ -174,6 +175,7 @@ fn words_of_a_peer_that_cannot_be_are_ignored() {
         inbound_sent: inbound_confirmed,
         own_seq: 0,
         rooms: Vec::new(),
+        everyone: None,
     };
     let attach = |edge, inbound| {
         let edge = EdgeRef { attachment: 1, edge, client: ClientIx(0) };

@@ -1,0 +1,213 @@
+//! Clients that come back: asking for their session, and serving it from where they are.
+//!
+//! Belongs here: the question to the owner, what its answer leads to, falling back to a new session.
+//! Stays out: what an offset means (`session::resume`), serving a cursor (`readers`).
+//! Invariants: the client is told that it goes on only when the owner of every room has found its cursor;
+//! before that anything that fails gives it a new session; it is told before it gets any event.
+//! When it breaks: the question is repeated to whoever owns the session then; after `RESUME_MAX` the client
+//! begins anew.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Edge;
+use super::session::EdgeSession;
+use crate::id::{Address, ClientIx, NodeRef, Pid, Placement, SocketSid};
+use crate::json;
+use crate::recovery::room_tag;
+use crate::shard::{Admission, CloseCode, Ctx, TimerKey};
+use crate::wire::{AskedBy, Body, DetachReason, Resume, Resumed, SessionToEdge, ToSession};
+
+/// A client that comes back waits this long at most.
+pub(super) const RESUME_MAX: Duration = Duration::from_secs(10);
+
+/// A question under way.
+#[derive(Debug)]
+pub(super) struct Resuming {
+    sid: SocketSid,
+    placement: Placement,
+    /// Who was asked; `None`: to be asked again.
+    owner: Option<NodeRef>,
+    question: Resume,
+}
+
+impl Resuming {
+    pub(super) fn client(&self) -> ClientIx {
+        self.question.client
+    }
+}
+
+impl Edge {
+    /// The session that a CONNECT asks for, if it asks for one: its pid, and the offset carried here.
+    pub(super) fn resume_asked(auth: Option<&[u8]>) -> Option<(Pid, Option<Arc<str>>)> {
+        let auth = auth?;
+        let (mut pid, mut offset) = (None, None);
+        for member in json::members(auth, crate::limits::Limits::default().json_depth_max).flatten() {
+            let value = || json::unescape_str(&auth[member.value.clone()]);
+            match json::unescape_str(&auth[member.key.clone()]).as_deref() {
+                Some("pid") => pid = value().and_then(|text| Pid::from_text(&text)),
+                Some("offset") => offset = value().map(|text| text.as_ref().into()),
+                _ => {}
+            }
+        }
+        Some((pid?, offset))
+    }
+
+    /// Asks the owner of a session for it.
+    pub(super) fn ask_resume(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, pid: Pid, offset: Option<Arc<str>>) {
+        let namespace = self.main_namespace.clone();
+        let Some(client) = self.client(ix) else { return };
+        client.connected();
+        let Ok(Admission { product, uid }) = client.admission.clone() else { return };
+        client.resume_due = Some(ctx.now + RESUME_MAX);
+        self.resumes_asked += 1;
+        let id = self.resumes_asked;
+        if let Some(client) = self.client(ix) {
+            client.resuming = Some(id);
+        }
+        let sid = self.ids.sid_of(&pid);
+        let question = Resume { id, pid, product: product.name.clone(), uid, namespace, client: ix, offset };
+        let placement = self.ids.placement_of(sid);
+        self.resuming.insert(id, Resuming { sid, placement, owner: None, question });
+        self.send_resumes(ctx);
+        self.arm(ctx, ix);
+    }
+
+    /// Asks for whatever is not being asked for.
+    pub(super) fn send_resumes(&mut self, ctx: &mut Ctx<'_>) {
+        for resuming in self.resuming.values_mut().filter(|resuming| resuming.owner.is_none()) {
+            resuming.owner = ctx.view.owner(resuming.placement);
+            if let Some(owner) = resuming.owner {
+                let resume = ToSession::Resume(Box::new(resuming.question.clone()));
+                ctx.out.send_to_host(owner, resuming.placement, Body::ToSession(resume));
+            }
+        }
+    }
+
+    /// Asks again wherever `which` holds for the node asked.
+    pub(super) fn ask_resumes_again(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        which: impl Fn(Option<NodeRef>, Placement, &Ctx<'_>) -> bool,
+    ) {
+        for resuming in self.resuming.values_mut() {
+            if which(resuming.owner, resuming.placement, ctx) {
+                resuming.owner = None;
+            }
+        }
+        self.send_resumes(ctx);
+    }
+
+    /// The node asked does not own the session: ask again soon.
+    pub(super) fn resume_bounced(&mut self, ctx: &mut Ctx<'_>, from: Address, sid: SocketSid) {
+        for resuming in self.resuming.values_mut() {
+            if resuming.sid == sid && resuming.owner == Some(from.node) {
+                resuming.owner = None;
+                ctx.timers.set(ctx.now + crate::session::RETRY_AFTER, TimerKey::Retry);
+            }
+        }
+    }
+
+    pub(super) fn is_resuming(&self, sid: SocketSid) -> bool {
+        self.resuming.values().any(|resuming| resuming.sid == sid)
+    }
+
+    /// Takes a question off, if it is still open and this is who was asked: its client.
+    fn answered(&mut self, from: Address, id: u64) -> Option<ClientIx> {
+        self.resuming.get(&id).filter(|resuming| resuming.owner == Some(from.node))?;
+        let ix = self.resuming.remove(&id)?.question.client;
+        self.client(ix).filter(|client| client.resuming == Some(id))?.resuming = None;
+        Some(ix)
+    }
+
+    /// The client of a question is gone.
+    pub(super) fn forget_resume(&mut self, ix: ClientIx) {
+        let client = self.clients.get_mut(ix.0 as usize).and_then(|client| client.as_deref_mut());
+        if let Some(id) = client.and_then(|client| client.resuming.take()) {
+            self.resuming.remove(&id);
+        }
+    }
+
+    pub(super) fn not_resumed(&mut self, ctx: &mut Ctx<'_>, from: Address, id: u64) {
+        if let Some(ix) = self.answered(from, id) {
+            ctx.stats.not_resumed_total += 1;
+            self.connect(ctx, ix);
+        }
+    }
+
+    /// The session goes on here: its rooms are looked up before the client is told.
+    pub(super) fn resumed(&mut self, ctx: &mut Ctx<'_>, from: Address, resumed: Resumed) {
+        let Resumed { id, identity, term, attachment, own_seq, rooms } = resumed;
+        let (sid, placement) = (identity.sid, self.ids.placement_of(identity.sid));
+        let Some(ix) = self.answered(from, id) else {
+            // Nobody waits for it any more: the session is without a transport.
+            let reason = DetachReason::TransportClose;
+            let detach = ToSession::Detach { sid, attachment, clean: false, reason };
+            return ctx.out.send_to_address(from, placement, Body::ToSession(detach));
+        };
+        if let Some(&former) = self.by_sid.get(&sid) {
+            let former = self.sessions[former as usize].client;
+            self.close(ctx, former, CloseCode::Ended, DetachReason::TransportClose);
+        }
+        let Some(client) = self.client(ix) else { return };
+        let protocol = client.protocol;
+        let key = self.ids.offset_key(&identity.pid);
+        let mut session = EdgeSession::new(identity, placement, protocol, ix, attachment);
+        session.offset_key = Some(key);
+        session.resumes = true;
+        session.goes_on_after(own_seq);
+        (session.owner, session.term) = (Some(from.node), term);
+        let index =
+            u32::try_from(self.sessions.insert(session)).expect("sessions of one shard are far fewer");
+        self.by_sid.insert(sid, index);
+        if let Some(client) = self.client(ix) {
+            client.session = Some(index);
+        }
+        for room in rooms {
+            self.join_tail(ctx, index, &room.room, 0, AskedBy::Client);
+            let Some(&tail) = self.by_room.get(&room.room) else { continue };
+            if let Some(m) = self.sessions[index as usize].membership(tail) {
+                (m.own_seq, m.joined, m.tag) = (room.own_seq, room.joined, room_tag(&room.room, room.joined));
+            }
+            self.read_from(ctx, index, tail, room.after);
+        }
+        self.sessions[index as usize].attached = true;
+        self.catch_up(ctx, ix);
+        self.arm(ctx, ix);
+    }
+
+    /// A session that was to go on cannot without a hole: its client begins anew, and it is over.
+    pub(super) fn give_up_resume(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx) {
+        ctx.stats.not_resumed_total += 1;
+        self.end_session(ctx, ix, true, DetachReason::ServerDisconnect);
+        self.connect(ctx, ix);
+    }
+
+    /// It has taken too long to come back.
+    pub(super) fn resume_is_late(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx) {
+        let Some(client) = self.client(ix) else { return };
+        let (asked, session) = (client.resuming.is_some(), client.session);
+        if asked {
+            self.forget_resume(ix);
+            ctx.stats.not_resumed_total += 1;
+            self.connect(ctx, ix);
+        } else if session.is_some_and(|index| !self.sessions[index as usize].welcomed) {
+            self.give_up_resume(ctx, ix);
+        }
+    }
+
+    /// What an owner says of a resume.
+    pub(super) fn take_resume_answer(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        from: Address,
+        message: SessionToEdge,
+    ) -> Option<SessionToEdge> {
+        match message {
+            SessionToEdge::Resumed(resumed) => self.resumed(ctx, from, *resumed),
+            SessionToEdge::NotResumed { id, .. } => self.not_resumed(ctx, from, id),
+            other => return Some(other),
+        }
+        None
+    }
+}

@@ -1,0 +1,103 @@
+//! From where a session goes on for a client that comes back.
+//!
+//! Belongs here: what an offset means for a session: which rooms, and from which place in each.
+//! Stays out: the bytes of offsets (`recovery`), whether a room's log still has that place (`edge`).
+//! Invariants: nobody goes on below a join; what cannot be continued without a hole is refused.
+
+use super::state::{Membership, SessionState};
+use crate::id::{Cursor, RoomKey};
+use crate::recovery::{Carried, Offset, Tag, room_tag};
+use crate::room;
+use crate::wire::ResumedRoom;
+
+/// What a client that comes back has seen.
+#[derive(Debug, PartialEq)]
+pub(super) struct ResumePoint {
+    /// The last own-log entry it has shown.
+    pub(super) own_seq: u64,
+    /// Where its rooms have moved to since their joins.
+    moved: Vec<(RoomKey, Cursor)>,
+    everyone: (Cursor, Cursor),
+}
+
+impl ResumePoint {
+    /// The rooms to be served and from where, once the session has been resumed.
+    pub(super) fn rooms(&self, state: &SessionState) -> Vec<ResumedRoom> {
+        let identity = &state.identity;
+        let (joined, after) = self.everyone;
+        let room = room::everyone(&identity.product, &identity.namespace);
+        let mut rooms = vec![ResumedRoom { room, own_seq: 0, joined, after }];
+        rooms.extend(state.rooms.iter().filter_map(|m| {
+            let joined = m.joined()?;
+            let moved = self.moved.iter().find(|(room, _)| *room == m.room);
+            let after = moved.map_or(joined, |(_, at)| *at);
+            Some(ResumedRoom { room: m.room.clone(), own_seq: m.since, joined, after })
+        }));
+        rooms
+    }
+}
+
+/// A room that an offset may speak of, in the order of joins.
+struct Known<'a> {
+    since: u64,
+    room: &'a RoomKey,
+    joined: Option<Cursor>,
+    is_member: bool,
+}
+
+impl SessionState {
+    /// What `carried` says of this session; `None` if it cannot go on from there.
+    pub(super) fn resume_point(&self, carried: &Carried) -> Option<ResumePoint> {
+        let nothing = Offset::default();
+        let offset = match carried {
+            Carried::Lost => return None,
+            Carried::Nothing => &nothing,
+            Carried::Upto(offset) => offset,
+        };
+        let own_seq = offset.own_seq;
+        let everyone = self.everyone?;
+        if self.ended || !self.own.can_resume_after(own_seq) {
+            return None;
+        }
+        // Places are told by the order of joins: all rooms of that moment must be known.
+        if !offset.moved.is_empty() && self.forgotten > own_seq {
+            return None;
+        }
+        let identity = &self.identity;
+        let everyone_key = room::everyone(&identity.product, &identity.namespace);
+        let known = self.known_at(own_seq);
+        let (mut tag, mut moved, mut everyone_at) = (Tag::default(), Vec::new(), everyone);
+        for (index, step) in &offset.moved {
+            let Some(at) = index.checked_sub(1) else {
+                tag.add(room_tag(&everyone_key, everyone));
+                everyone_at = step.cursor(everyone)?.max(everyone);
+                continue;
+            };
+            let Known { room, joined, is_member, .. } = known.get(at)?;
+            let joined = (*joined)?;
+            tag.add(room_tag(room, joined));
+            if *is_member {
+                moved.push(((*room).clone(), step.cursor(joined)?.max(joined)));
+            }
+        }
+        let same_rooms = tag.value() == offset.tag || offset.moved.is_empty();
+        same_rooms.then_some(ResumePoint { own_seq, moved, everyone: (everyone, everyone_at) })
+    }
+
+    /// The rooms it was in when own-log entry `own_seq` was carried out at the edge.
+    fn known_at(&self, own_seq: u64) -> Vec<Known<'_>> {
+        let member = |m: &&Membership| m.since <= own_seq;
+        let members = self.rooms.iter().filter(member).map(|m| {
+            let (since, room, joined) = (m.since, &m.room, m.joined());
+            Known { since, room, joined, is_member: true }
+        });
+        let left = self.left.iter().filter(|left| (left.since..left.until).contains(&own_seq));
+        let left = left.map(|left| {
+            let (since, room, joined) = (left.since, &left.room, left.joined);
+            Known { since, room, joined, is_member: false }
+        });
+        let mut known: Vec<Known<'_>> = members.chain(left).collect();
+        known.sort_by_key(|known| known.since);
+        known
+    }
+}
