@@ -452,3 +452,37 @@ fn clients_without_offsets_get_events_as_they_are_and_begin_anew() {
     mesh.gone(client);
     assert_eq!(mesh.stats(|s| s.sessions), 0);
 }
+
+#[test]
+fn a_question_that_is_answered_twice_leaves_no_client_that_its_owner_does_not_know() {
+    let mut mesh = Mesh::new(4, 1);
+    let is_backed_up_elsewhere = |uid: &String| {
+        let replicas = mesh.view(0).ring.replicas(Placement::of_user("chat", uid), 2);
+        replicas[0] == mesh.nodes[1] && replicas[1] != mesh.nodes[0]
+    };
+    let uid = (0..).map(|i| format!("user{i}")).find(is_backed_up_elsewhere).unwrap();
+    let one = mesh.room_at(2);
+    let mut carrier = Carrier::new(&mut mesh, (0, 0), &uid);
+    carrier.join(&mut mesh, &one);
+    mesh.gone(carrier.client);
+    // The owner has answered, and the answer is slow; the edge believes it lost and asks again.
+    mesh.cut = Some((1, 0));
+    carrier.ask(&mut mesh, (0, 0));
+    mesh.settle();
+    assert!(!mesh.kept_back.is_empty());
+    let owner = mesh.nodes[1];
+    mesh.input((0, 0), Input::LinkReset(owner));
+    mesh.settle();
+    mesh.heal();
+    carrier.read(&mut mesh);
+    if mesh.closed(carrier.client).is_some() {
+        mesh.gone(carrier.client);
+        carrier.come_back(&mut mesh, (3, 0));
+    }
+    assert!(carrier.recovered);
+    emit_to(&mut mesh, &carrier.uid.clone(), 100);
+    publish(&mut mesh, &one, 0..1);
+    let mut seen = carrier.seen(&mut mesh);
+    seen.sort_unstable();
+    assert_eq!(seen, [0, 100]);
+}
