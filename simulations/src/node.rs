@@ -60,6 +60,8 @@ pub struct ShardSlot {
     pub free: Vec<ClientIx>,
     /// Indexes given out so far.
     pub used: u32,
+    /// Holes told to edges so far.
+    pub gaps_told: u64,
 }
 
 /// One life of a node.
@@ -176,6 +178,7 @@ impl Life {
                 clients: BTreeMap::new(),
                 free: Vec::new(),
                 used: 0,
+                gaps_told: 0,
             })
             .collect();
         Self {

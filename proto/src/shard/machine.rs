@@ -311,6 +311,12 @@ impl Shard {
         }
     }
 
+    /// Holes told to edges so far; for tests and simulations.
+    #[must_use]
+    pub fn gaps_told(&self) -> u64 {
+        self.stats.gaps_total
+    }
+
     /// Every entity held here, owned or backed up; for tests and simulations.
     #[must_use]
     pub fn holdings(&self) -> Vec<Holding> {

@@ -35,6 +35,8 @@ pub struct Kept {
     members: BTreeMap<(Room, SessionId), Instant>,
     /// Gaps told to edges.
     gaps: BTreeMap<(Room, NodeRef), Instant>,
+    /// The last gap that a shard told its own edge: in which room nobody outside hears.
+    gaps_within: BTreeMap<NodeRef, Instant>,
     /// Gaps told.
     pub gaps_told: u64,
 }
@@ -67,6 +69,12 @@ impl Kept {
         self.gaps.insert((room, edge), now);
     }
 
+    /// A shard tells its own edge that there is a hole in some room.
+    pub fn gap_within(&mut self, now: Instant, edge: NodeRef) {
+        self.gaps_told += 1;
+        self.gaps_within.insert(edge, now);
+    }
+
     /// Everything acknowledged that a member never got. `edge_of` tells where a session that is in a room
     /// until now has its transport.
     pub fn lost<'a>(
@@ -79,7 +87,8 @@ impl Kept {
             edge_of(*room, *member).map(|edge| (*room, *member, since, edge))
         };
         self.members.iter().filter_map(here).flat_map(move |(room, member, since, edge)| {
-            let gap = self.gaps.get(&(room, edge)).copied().filter(|_| gaps_excuse);
+            let gap = self.gaps.get(&(room, edge)).max(self.gaps_within.get(&edge));
+            let gap = gap.copied().filter(|_| gaps_excuse);
             let owed = self.acked.iter().filter(move |acked| {
                 let excused = gap.is_some_and(|gap| gap >= acked.asked);
                 acked.room == room && acked.asked > *since && acked.except != Some(member) && !excused

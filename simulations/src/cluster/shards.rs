@@ -48,7 +48,7 @@ impl Cluster {
         let now = self.clock.now();
         let Some(life) = &mut self.slots[slot].life else { return };
         let local = life.local(now);
-        let view = life.view.clone();
+        let (view, me) = (life.view.clone(), life.view.me);
         let at = &mut life.shards[shard];
         at.turn_due = false;
         at.wake_at.take_if(|wake_at| *wake_at <= now);
@@ -66,6 +66,12 @@ impl Cluster {
             at.shard.handle(local, Input::Timer);
         }
         let outputs: Vec<Output> = std::iter::from_fn(|| at.shard.poll()).collect();
+        let gaps = at.shard.gaps_told();
+        let outside = outputs.iter().filter(|output| is_gap(output)).count() as u64;
+        if gaps > at.gaps_told + outside {
+            self.checks.kept.gap_within(now, me);
+        }
+        at.gaps_told = gaps;
         gone.into_iter().for_each(|index| at.free_index(index));
         self.turns += 1;
         if self.turns.is_multiple_of(CHECKED_EVERY) {
@@ -221,4 +227,10 @@ impl Cluster {
             linked.insert(to);
         }
     }
+}
+
+/// Whether an edge of another shard is told of a hole.
+fn is_gap(output: &Output) -> bool {
+    let Output::Send { envelope, .. } = output else { return false };
+    matches!(envelope.body, Body::RoomToEdge(RoomToEdge::Subscribed { gap: true, .. }))
 }
