@@ -28,7 +28,7 @@ fn first_failure(seeds: std::ops::Range<u64>) -> Option<String> {
                 if seed >= seeds.end {
                     return None;
                 }
-                let size = Size::small(seed);
+                let size = Size { strict: true, ..Size::small(seed) };
                 if let Some(violation) = run(seed, size, None).violations.first() {
                     next.store(seeds.end, Ordering::Relaxed);
                     return Some(failure(seed, size, &violation.to_string()));
@@ -44,7 +44,7 @@ fn first_failure(seeds: std::ops::Range<u64>) -> Option<String> {
 fn failure(seed: u64, size: Size, violation: &str) -> String {
     format!(
         "seed {seed}: {violation}\n  cargo run --release -p mesh-simulations -- replay --seed {seed} --nodes {} \
-         --clients {} --trouble {}",
+         --clients {} --trouble {} --strict",
         size.nodes,
         size.clients,
         size.trouble.as_secs()

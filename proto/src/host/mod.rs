@@ -374,7 +374,7 @@ impl<E: Entity> Host<E> {
         }
     }
 
-    /// It is over: the backup is told, and whoever gave it and may still hold it.
+    /// It is over: the backup is told, and whoever gave or offered it and may still hold it.
     pub(crate) fn end(&mut self, key: &E::Key) {
         let Some(held) = self.held.remove(key) else { return };
         if let Some(owning) = held.owning.as_deref() {
@@ -382,7 +382,9 @@ impl<E: Entity> Host<E> {
                 Began::HandOver(giver) => Some(giver).filter(|giver| owning.backup != Some(*giver)),
                 Began::New | Began::TakeOver(_) => None,
             };
-            for holder in owning.backup.into_iter().chain(giver) {
+            let offerers = owning.drops.iter().map(|(offerer, ..)| offerer.node);
+            let holders: BTreeSet<NodeRef> = owning.backup.into_iter().chain(giver).chain(offerers).collect();
+            for holder in holders {
                 self.backups.ended(holder, key.clone(), owning.term);
             }
         }
