@@ -147,7 +147,8 @@ struct Held<E: Entity> {
     /// Given to that node, which is to own it: nobody else's ops are taken until it is gone or this
     /// has passed.
     promised: Option<(NodeRef, Instant)>,
-    /// Of an earlier life of this node: another may have gone on since, or ended it.
+    /// Of an earlier life of this node, or of a time when the ring did not place it here: another may have
+    /// gone on since, or ended it.
     unsure: bool,
     /// Copies of others that hold nothing more than this one.
     absorbed: Vec<(NodeRef, Version)>,

@@ -96,6 +96,10 @@ impl<E: Entity> Host<E> {
         for key in std::mem::take(&mut self.offers.fresh) {
             match self.who_should_have(ctx, &key) {
                 Some(owner) => {
+                    // Should the ring bring it home again, it may have ended elsewhere meanwhile.
+                    if let Some(held) = self.held.get_mut(&key) {
+                        held.unsure = true;
+                    }
                     self.offers.queues.entry(owner).or_default().insert(key);
                 }
                 None => self.offers.forget(&key),

@@ -21,6 +21,9 @@ use crate::wire::{
     ShadowRoom, before_first_packet,
 };
 
+/// Packets in one read of a socket (4 KiB), at most.
+const READ_PACKETS: usize = 512;
+
 /// A session at its owner.
 pub(super) type Session<'a> = Owned<'a, SessionState>;
 
@@ -259,7 +262,9 @@ impl Session<'_> {
 impl SessionLive {
     pub(super) fn check_invariants(&self, state: &SessionState, limits: &Limits) {
         assert!(self.open.iter().zip(self.open.iter().skip(1)).all(|(a, b)| a.number < b.number));
-        assert!(self.program.len() <= limits.inbound_packets_max + 1, "{} packets wait", self.program.len());
+        // What one read of a socket holds comes on top of the bound at which reading stops.
+        let bound = limits.inbound_packets_max + READ_PACKETS;
+        assert!(self.program.len() <= bound, "{} packets wait", self.program.len());
         assert!(self.program.len() as u64 <= self.received);
         assert!(!self.attached || state.edge.is_some(), "attached, yet parked");
     }
