@@ -187,28 +187,11 @@ pub(crate) fn is_last(view: &View) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use mesh_proto::id::{NodeId, NodeRef};
-    use mesh_proto::view::{NodeInfo, NodeRecord, NodeState};
+    use mesh_proto::view::NodeState;
 
     use super::*;
+    use crate::admin::tests::node;
     use crate::admission::AdmissionLimits;
-
-    fn node(name: &str, state: NodeState) -> NodeInfo {
-        let node = NodeRef { id: NodeId::of_name(name), incarnation: 1 };
-        let record = NodeRecord {
-            node,
-            version: 1,
-            name: name.into(),
-            state,
-            client_addr: String::new(),
-            admin_addr: String::new(),
-            api_addr: String::new(),
-            shards: 1,
-            software: String::new(),
-        };
-        let mesh_addr = ([127, 0, 0, 1], 1).into();
-        NodeInfo { node, mesh_addr, zone: 0, weight: 1, suspect: false, record: Some(record.into()) }
-    }
 
     fn view(other: NodeState) -> View {
         let me = node("a", NodeState::Active);

@@ -55,7 +55,7 @@ impl<E> Committed<E> {
 /// Effects waiting for their ops to be safe, in order.
 #[derive(Debug)]
 pub struct CommitQueue<E> {
-    /// Number of the last op applied.
+    /// Number of the last op that has effects here.
     applied: u64,
     /// Number of the last op that is safe.
     confirmed: u64,
@@ -69,19 +69,8 @@ impl<E> Default for CommitQueue<E> {
 }
 
 impl<E> CommitQueue<E> {
-    /// Counts an op whose effects follow by [`CommitQueue::push`]. Returns its number.
-    pub fn applied(&mut self) -> u64 {
-        self.applied += 1;
-        self.applied
-    }
-
-    /// Adds an effect of the last op applied.
-    pub fn push(&mut self, effect: E) {
-        self.waiting.push_back((self.applied, effect));
-    }
-
     /// Adds an effect of op number `op`, or of something after it that changed nothing.
-    pub fn push_at(&mut self, op: u64, effect: E) {
+    pub fn push(&mut self, op: u64, effect: E) {
         debug_assert!(self.applied <= op, "effects in the order of ops");
         self.applied = op;
         self.waiting.push_back((op, effect));
@@ -90,11 +79,6 @@ impl<E> CommitQueue<E> {
     /// Every op up to `op` is safe.
     pub fn confirm(&mut self, op: u64) {
         self.confirmed = self.confirmed.max(op.min(self.applied));
-    }
-
-    /// There is one copy only: every op is as safe as it gets.
-    pub fn confirm_all(&mut self) {
-        self.confirmed = self.applied;
     }
 
     /// The next effect that may leave.
@@ -132,20 +116,17 @@ mod tests {
     #[test]
     fn effects_leave_in_order_and_not_before_their_op_is_safe() {
         let mut queue = CommitQueue::default();
-        let first = queue.applied();
-        queue.push("a");
-        queue.push("b");
-        queue.applied();
-        queue.push("c");
+        queue.push(1, "a");
+        queue.push(1, "b");
+        queue.push(2, "c");
         assert_eq!(queue.release(), None);
-        queue.confirm(first);
+        queue.confirm(1);
         assert_eq!(queue.release(), Some(Committed("a")));
         assert_eq!(queue.release(), Some(Committed("b")));
         assert_eq!(queue.release(), None);
         queue.confirm(99);
         assert_eq!(queue.release(), Some(Committed("c")));
-        queue.applied();
-        queue.push("d");
+        queue.push(3, "d");
         assert_eq!(queue.release(), None, "a confirm of the future confirms nothing");
     }
 

@@ -115,8 +115,10 @@ impl View {
     /// Whether the same lives of the same nodes are up in `other`, and own the same.
     #[must_use]
     pub fn is_same_mesh(&self, other: &Self) -> bool {
-        let states = |view: &Self| view.nodes.iter().map(|n| (n.node, n.state())).collect::<Vec<_>>();
-        self.me == other.me && self.ring.digest() == other.ring.digest() && states(self) == states(other)
+        let state = |n: &NodeInfo| (n.node, n.state());
+        self.me == other.me
+            && self.ring.digest() == other.ring.digest()
+            && self.nodes.iter().map(state).eq(other.nodes.iter().map(state))
     }
 
     /// The node that owns `placement`; `None` while nobody is active.

@@ -278,4 +278,4 @@ impl From<crate::config::reference::Shown> for ConfigValue {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

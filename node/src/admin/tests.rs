@@ -22,7 +22,7 @@ use crate::web::testing::{Answered, Running, run};
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
 /// A node called `name`, announced as `state`.
-pub(super) fn node(name: &str, state: NodeState) -> NodeInfo {
+pub(crate) fn node(name: &str, state: NodeState) -> NodeInfo {
     let node = NodeRef { id: NodeId::of_name(name), incarnation: 1 };
     let record = NodeRecord {
         node,

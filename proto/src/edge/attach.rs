@@ -370,7 +370,5 @@ type SubscribeGroup = (NodeRef, To, Lane);
 
 fn group_of(ctx: &Ctx<'_>, owner: NodeRef, room: &RoomKey) -> SubscribeGroup {
     let placement = room.placement();
-    let shards = ctx.view.node(owner).and_then(|n| n.record.as_ref()).map(|r| r.shards);
-    let to = shards.map_or(To::Host(placement), |shards| To::Shard(placement.shard(shards)));
-    (owner, to, Lane::of(placement))
+    (owner, ctx.host_of(owner, placement), Lane::of(placement))
 }

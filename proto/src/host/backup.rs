@@ -279,9 +279,7 @@ impl<E: Entity> Host<E> {
         let Some(held) = self.held.get_mut(key) else { return };
         let Some(owning) = held.owning.as_deref_mut() else { return };
         let Some(backup) = owning.backup else {
-            if owning.confirmed < held.version.op {
-                owning.confirmed = held.version.op;
-            }
+            owning.confirmed = held.version.op;
             self.events.push_back(Event::Confirmed(key.clone()));
             return;
         };
@@ -390,7 +388,9 @@ impl<E: Entity> Host<E> {
                         owning.confirmed = version.op;
                         self.events.push_back(Event::Confirmed(key.clone()));
                     }
-                    self.send_drops(ctx, &key);
+                    if !owning.drops.is_empty() {
+                        self.send_drops(ctx, &key);
+                    }
                 }
                 // A whole copy has followed, or is the answer to what was refused before.
                 Some(_) if number < owning.copied => {}
@@ -467,7 +467,5 @@ impl<E: Entity> Host<E> {
 }
 
 fn group<E: Entity>(ctx: &Ctx<'_>, shared: &E::Shared, peer: NodeRef, key: &E::Key) -> Group {
-    let placement = E::placement(shared, key);
-    let shards = ctx.view.node(peer).and_then(|n| n.record.as_ref()).map(|r| r.shards);
-    (peer, shards.map_or(To::Host(placement), |shards| To::Shard(placement.shard(shards))))
+    (peer, ctx.host_of(peer, E::placement(shared, key)))
 }

@@ -9,7 +9,7 @@ use super::{Entity, Held, Host, Version};
 use crate::id::{Address, Term};
 use crate::mutant::{Mutant, is_planted};
 use crate::shard::Ctx;
-use crate::wire::{Item, News, Refusal, Replication};
+use crate::wire::{Item, News, Refusal, Replication, To};
 
 impl<E: Entity> Host<E> {
     pub(super) fn take_batch(
@@ -26,8 +26,7 @@ impl<E: Entity> Host<E> {
             }
         }
         let answer = Replication::Replicated { batch, refused };
-        let to = crate::wire::To::Shard(from.shard);
-        ctx.out.send(from.node, to, self.lane(), E::body(answer));
+        ctx.out.send(from.node, To::Shard(from.shard), self.lane(), E::body(answer));
     }
 
     fn take_item(
@@ -67,9 +66,7 @@ impl<E: Entity> Host<E> {
                 self.take_copy(ctx, &key, Version { term, op }, copy, absorbed)
             }
             News::Ended => {
-                if let Some(held) = self.held.remove(&key) {
-                    self.released(held);
-                }
+                self.let_go(&key);
                 self.offers.forget(&key);
                 Ok(())
             }
@@ -121,11 +118,8 @@ impl<E: Entity> Host<E> {
 
     /// Holds this copy, in place of any other.
     pub(super) fn hold(&mut self, ctx: &Ctx<'_>, key: &E::Key, version: Version, copy: E::Copy) {
-        if let Some(former) = self.held.remove(key) {
-            self.released(former);
-        }
+        self.let_go(key);
         let state = E::from_copy(&mut self.shared, key, ctx.now, copy);
-        let held = Held { version, state, owning: None, promised: None, unsure: false, absorbed: Vec::new() };
-        self.held.insert(key.clone(), held);
+        self.held.insert(key.clone(), Held::new(version, state));
     }
 }

@@ -59,7 +59,7 @@ pub(crate) trait Entity: Debug + Sized {
     /// Where a key lives.
     fn placement(shared: &Self::Shared, key: &Self::Key) -> Placement;
     /// Whether this entity is to survive its owner.
-    fn is_durable(&self, shared: &Self::Shared) -> bool;
+    fn is_durable(&self, shared: &Self::Shared, key: &Self::Key) -> bool;
     /// A new one, if anybody may begin one that nobody holds.
     fn new(shared: &mut Self::Shared, key: &Self::Key, now: Instant, term: Term) -> Option<Self>;
     /// Carries out an op, here and at the backup alike.
@@ -177,6 +177,12 @@ struct Owning<E: Entity> {
     backed: Option<u64>,
     /// Whoever offered what we hold too, and may drop it once the backup has this op.
     drops: Vec<(Address, Version, u64)>,
+}
+
+impl<E: Entity> Held<E> {
+    fn new(version: Version, state: E) -> Self {
+        Self { version, state, owning: None, promised: None, unsure: false, absorbed: Vec::new() }
+    }
 }
 
 impl<E: Entity> Owning<E> {
@@ -354,13 +360,21 @@ impl<E: Entity> Host<E> {
     /// Begins an entity that cannot be anywhere yet, or that was looked for in vain.
     pub(crate) fn create(&mut self, ctx: &Ctx<'_>, key: &E::Key, state: E, above: Term) {
         let term = self.terms.begin(above);
-        let version = Version { term, op: 0 };
-        if let Some(former) = self.held.remove(key) {
-            self.released(former);
-        }
-        let held = Held { version, state, owning: None, promised: None, unsure: false, absorbed: Vec::new() };
-        self.held.insert(key.clone(), held);
+        self.let_go(key);
+        self.begin_new(ctx, key, term, state);
+    }
+
+    /// Begins what nobody holds.
+    fn begin_new(&mut self, ctx: &Ctx<'_>, key: &E::Key, term: Term, state: E) {
+        self.held.insert(key.clone(), Held::new(Version { term, op: 0 }, state));
         self.begin(ctx, key, term, Began::New, None);
+    }
+
+    /// The copy is not held here any more.
+    fn let_go(&mut self, key: &E::Key) {
+        if let Some(held) = self.held.remove(key) {
+            self.released(held);
+        }
     }
 
     /// Goes on under a term above `seen`.
@@ -380,7 +394,7 @@ impl<E: Entity> Host<E> {
         let Some(held) = self.held.remove(key) else { return };
         if let Some(owning) = held.owning.as_deref() {
             let giver = match owning.began {
-                Began::HandOver(giver) => Some(giver).filter(|giver| owning.backup != Some(*giver)),
+                Began::HandOver(giver) => Some(giver),
                 Began::New | Began::TakeOver(_) => None,
             };
             let offerers = owning.drops.iter().map(|(offerer, ..)| offerer.node);
@@ -613,7 +627,7 @@ fn backup_for<E: Entity>(
     key: &E::Key,
     state: &E,
 ) -> Option<NodeRef> {
-    if !state.is_durable(shared) {
+    if !state.is_durable(shared, key) {
         return None;
     }
     ctx.view.ring.replicas(E::placement(shared, key), 2).into_iter().find(|node| *node != me)

@@ -118,9 +118,7 @@ impl<E: Entity> Host<E> {
                 let placement = E::placement(&self.shared, &key);
                 *self.offers.per_peer.entry(owner).or_default() += 1;
                 self.offers.offered.insert(key, owner);
-                let shards = ctx.view.node(owner).and_then(|n| n.record.as_ref()).map(|r| r.shards);
-                let to = shards.map_or(To::Host(placement), |shards| To::Shard(placement.shard(shards)));
-                groups.entry((owner, to)).or_default().push(offered);
+                groups.entry((owner, ctx.host_of(owner, placement))).or_default().push(offered);
             }
         }
         let any = !groups.is_empty();
@@ -214,9 +212,7 @@ impl<E: Entity> Host<E> {
         }
         if !self.owns(key) && !replicas.contains(&self.me.node) {
             self.offers.forget(key);
-            if let Some(held) = self.held.remove(key) {
-                self.released(held);
-            }
+            self.let_go(key);
         }
     }
 

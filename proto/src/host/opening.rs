@@ -10,13 +10,13 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::{Began, Entity, Event, Held, Host, Version, is_orphan};
+use super::{Began, Entity, Event, Host, Version, is_orphan};
 use crate::id::{Address, NodeRef, Term};
 use crate::mutant::{Mutant, is_planted};
 use crate::shard::{Ctx, TimerKey};
 use crate::time::Instant;
 use crate::view::NodeState;
-use crate::wire::{Replication, To};
+use crate::wire::{Lane, Replication, To};
 
 /// Nodes of the ring that are asked for a key at most (DESIGN §4).
 const CANDIDATES: usize = 4;
@@ -313,17 +313,7 @@ impl<E: Entity> Host<E> {
             (None, None) => {
                 let term = self.terms.begin(shown);
                 if let Some(state) = E::new(&mut self.shared, key, ctx.now, term) {
-                    let version = Version { term, op: 0 };
-                    let held = Held {
-                        version,
-                        state,
-                        owning: None,
-                        promised: None,
-                        unsure: false,
-                        absorbed: Vec::new(),
-                    };
-                    self.held.insert(key.clone(), held);
-                    self.begin(ctx, key, term, Began::New, None);
+                    self.begin_new(ctx, key, term, state);
                 }
             }
         }
@@ -421,8 +411,8 @@ impl<E: Entity> Host<E> {
     }
 
     /// The lane of everything this shard's host says: two things it says to one place keep their order.
-    pub(super) fn lane(&self) -> crate::wire::Lane {
-        let lanes = u16::from(crate::wire::Lane::DATA_LANES);
-        crate::wire::Lane(u8::try_from(self.me.shard.0 % lanes).unwrap_or(0))
+    pub(super) fn lane(&self) -> Lane {
+        let lanes = u16::from(Lane::DATA_LANES);
+        Lane(u8::try_from(self.me.shard.0 % lanes).unwrap_or(0))
     }
 }

@@ -24,8 +24,8 @@ use crate::limits::Limits;
 use crate::shard::{Ctx, Out, ProductRules};
 use crate::time::Instant;
 use crate::wire::{
-    Answer, Body, COUNTER_END, CommandFailed, Lane, NotOwner, Payload, Publish, PublishRefused, RoomEntry,
-    RoomEvent, RoomFacts, RoomOp, RoomToEdge, RoomToPublisher, Subject, Subscription, To, ToRoom, Version,
+    Answer, Body, COUNTER_END, CommandFailed, Lane, Payload, Publish, PublishRefused, RoomEntry, RoomEvent,
+    RoomFacts, RoomOp, RoomToEdge, RoomToPublisher, Subject, Subscription, To, ToRoom, Version,
 };
 use dedupe::Verdict;
 use log::RoomLog;
@@ -227,14 +227,14 @@ impl Rooms {
                         let head = room.state.log.head();
                         room.live.inherited = head;
                         room.live.used = ctx.now;
-                        room.live.effects.push_at(room.applied(), Effect::Serve(head));
+                        room.live.effects.push(room.applied(), Effect::Serve(head));
                         self.dirty.insert(key);
                     }
                 }
                 Event::Merged(key, is_partial) => {
                     if let Some(room) = self.host.owned(&key) {
                         let head = room.state.log.head();
-                        room.live.effects.push_at(room.applied(), Effect::Serve(head));
+                        room.live.effects.push(room.applied(), Effect::Serve(head));
                         if is_partial {
                             room.live.tell_gap(ctx, &key, room.term, &room.state.log);
                         }
@@ -268,7 +268,7 @@ impl Rooms {
                 let published = RoomToPublisher::Published { room: room.clone(), id, at };
                 self.tell(room, from, Body::RoomToPublisher(published));
             }
-            Published::OutOfOrder => not_owner(ctx, from, Subject::Room(room.clone()), &room),
+            Published::OutOfOrder => ctx.not_owner(from, room.placement(), Subject::Room(room)),
         }
     }
 
@@ -279,14 +279,14 @@ impl Rooms {
                 let answer = Ok(Answer::Published { at, duplicate });
                 self.tell(room, from, Body::Answer { call, answer });
             }
-            Published::OutOfOrder => not_owner(ctx, from, Subject::Call(call), &room),
+            Published::OutOfOrder => ctx.not_owner(from, room.placement(), Subject::Call(call)),
         }
     }
 
     /// Says so once the last op is safe.
     fn tell(&mut self, key: RoomKey, to: Address, body: Body) {
         if let Some(room) = self.host.owned(&key) {
-            room.live.effects.push_at(room.applied(), Effect::Tell(to, body));
+            room.live.effects.push(room.applied(), Effect::Tell(to, body));
             self.host.hurry(&key);
             self.dirty.insert(key);
         }
@@ -324,7 +324,7 @@ impl Rooms {
         let entry = RoomEntry { term, id, event };
         let op = room.apply(RoomOp::Append { entry, dedupe });
         let at = room.state.log.last();
-        room.live.effects.push_at(op, Effect::Serve(at.seq));
+        room.live.effects.push(op, Effect::Serve(at.seq));
         ctx.stats.publishes_total += 1;
         self.trim_to_bounds();
         self.dirty.insert(key);
@@ -607,7 +607,7 @@ impl RoomLive {
 /// Another owns the room: those served from here, and those who wait for an answer, ask there.
 fn give_back(ctx: &mut Ctx<'_>, key: &RoomKey, mut live: RoomLive) {
     for address in live.subscribers.keys() {
-        not_owner(ctx, *address, Subject::Room(key.clone()), key);
+        ctx.not_owner(*address, key.placement(), Subject::Room(key.clone()));
     }
     live.effects.drain(|effect| {
         if let Effect::Tell(to, body) = effect {
@@ -615,7 +615,7 @@ fn give_back(ctx: &mut Ctx<'_>, key: &RoomKey, mut live: RoomLive) {
                 Body::Answer { call, .. } => Subject::Call(call),
                 _ => Subject::Room(key.clone()),
             };
-            not_owner(ctx, to, subject, key);
+            ctx.not_owner(to, key.placement(), subject);
         }
     });
 }
@@ -625,9 +625,9 @@ fn bounce(ctx: &mut Ctx<'_>, from: Address, key: &RoomKey, input: &RoomInput) {
     match input {
         // Who is not served by this room as it is now has to subscribe first.
         RoomInput::Publish(_) | RoomInput::Subscribe(_) | RoomInput::Fetch { .. } => {
-            not_owner(ctx, from, Subject::Room(key.clone()), key);
+            ctx.not_owner(from, key.placement(), Subject::Room(key.clone()));
         }
-        RoomInput::Call(call, _) => not_owner(ctx, from, Subject::Call(*call), key),
+        RoomInput::Call(call, _) => ctx.not_owner(from, key.placement(), Subject::Call(*call)),
         RoomInput::Unsubscribe | RoomInput::Taken(_) => {}
     }
 }
@@ -637,13 +637,6 @@ fn refuse(ctx: &mut Ctx<'_>, from: Address, publish: Publish) {
     let placement = room.placement();
     let refused = RoomToPublisher::Refused { room, id, why: PublishRefused::RoomsPerNode };
     ctx.out.send_to_address(from, placement, Body::RoomToPublisher(refused));
-}
-
-fn not_owner(ctx: &mut Ctx<'_>, from: Address, subject: Subject, key: &RoomKey) {
-    ctx.stats.not_owner_total += 1;
-    let bounce =
-        NotOwner { subject, owner: ctx.view.owner(key.placement()), ring_digest: ctx.view.ring.digest() };
-    ctx.out.send_to_address(from, key.placement(), Body::NotOwner(bounce));
 }
 
 /// Addresses, ordered, as one shard mask per node.

@@ -25,8 +25,6 @@ const MARKS_SLACK: usize = 1_024;
 pub(crate) struct RoomState {
     pub(super) log: RoomLog,
     pub(super) dedupe: Dedupe,
-    /// By the rules of its product.
-    durable: bool,
 }
 
 /// Bookkeeping over all rooms of a shard, owned and backed up.
@@ -51,10 +49,6 @@ impl RoomsShared {
             log_entries: 0,
             log_bytes: 0,
         }
-    }
-
-    fn is_durable(&self, key: &RoomKey) -> bool {
-        !self.volatile_products.contains(key.product())
     }
 
     /// Whether marks of entries that are gone should be looked through.
@@ -121,13 +115,13 @@ impl Entity for RoomState {
         key.placement()
     }
 
-    fn is_durable(&self, _: &RoomsShared) -> bool {
-        self.durable
+    fn is_durable(&self, shared: &RoomsShared, key: &RoomKey) -> bool {
+        !shared.volatile_products.contains(key.product())
     }
 
-    fn new(shared: &mut RoomsShared, key: &RoomKey, _: Instant, term: Term) -> Option<Self> {
+    fn new(_: &mut RoomsShared, _: &RoomKey, _: Instant, term: Term) -> Option<Self> {
         let log = RoomLog::new(Cursor { term, seq: 0 });
-        Some(Self { log, dedupe: Dedupe::default(), durable: shared.is_durable(key) })
+        Some(Self { log, dedupe: Dedupe::default() })
     }
 
     fn apply(&mut self, shared: &mut RoomsShared, key: &RoomKey, now: Instant, op: &RoomOp) {
@@ -156,7 +150,7 @@ impl Entity for RoomState {
     fn from_copy(shared: &mut RoomsShared, key: &RoomKey, now: Instant, copy: RoomCopy) -> Self {
         let RoomCopy { before_first, first, entries, publishers, keys } = copy;
         let log = RoomLog::after(before_first, first);
-        let mut state = Self { log, dedupe: Dedupe::default(), durable: shared.is_durable(key) };
+        let mut state = Self { log, dedupe: Dedupe::default() };
         for entry in entries {
             state.append(shared, key, now, entry);
         }

@@ -83,7 +83,7 @@ impl Session<'_> {
         let before = self.state.own.last();
         let number = self.apply(op);
         if self.state.own.last() > before {
-            self.live.effects.push_at(number, Effect::Own(self.state.own.last()));
+            self.live.effects.push(number, Effect::Own(self.state.own.last()));
         }
     }
 
@@ -116,8 +116,8 @@ impl Session<'_> {
             self.joined_in(room, *joined, own_seq);
         }
         let (applied, own) = (self.applied(), self.state.own.last());
-        self.live.effects.push_at(applied, Effect::Attached { inbound_confirmed: shadow.inbound_confirmed });
-        self.live.effects.push_at(applied, Effect::Own(own));
+        self.live.effects.push(applied, Effect::Attached { inbound_confirmed: shadow.inbound_confirmed });
+        self.live.effects.push(applied, Effect::Own(own));
     }
 
     /// From there on it is served what is for everyone: where that may be asked for again.
@@ -160,9 +160,9 @@ impl Session<'_> {
             ..SessionLive::default()
         };
         let (applied, own) = (self.applied(), self.state.own.last());
-        told.into_iter().for_each(|effect| self.live.effects.push_at(applied, effect));
-        self.live.effects.push_at(applied, Effect::Resumed(Box::new(resumed)));
-        self.live.effects.push_at(applied, Effect::Own(own));
+        told.into_iter().for_each(|effect| self.live.effects.push(applied, effect));
+        self.live.effects.push(applied, Effect::Resumed(Box::new(resumed)));
+        self.live.effects.push(applied, Effect::Own(own));
     }
 
     /// The edge's shadow has the room: its join is in force, whether its word has reached us or not.

@@ -36,8 +36,8 @@ use crate::shard::{Ctx, ProductRules, TimerKey};
 use crate::time::Instant;
 use crate::wire::{
     ATTACHMENT_SHIFT, Answer, Body, Command, CommandFailed, DedupeKey, DisconnectCode, EdgeRef, Inbound,
-    NotOwner, Publish, Resume, RoomToPublisher, SessionFacts, SessionIdentity, SessionOp, SessionToEdge,
-    Shadow, Subject, ToSession,
+    Publish, Resume, RoomToPublisher, SessionFacts, SessionIdentity, SessionOp, SessionToEdge, Shadow,
+    Subject, ToSession,
 };
 use live::{Effect, Session, SessionLive};
 pub use state::SessionState;
@@ -136,7 +136,7 @@ impl Sessions {
     pub(crate) fn handle(&mut self, ctx: &mut Ctx<'_>, from: Address, message: ToSession) {
         match message {
             ToSession::Attach { identity, edge, shadow } => {
-                self.on_attach(ctx, from, Box::new(Attach { identity, edge, shadow }));
+                self.on_attach(ctx, from, Attach { identity, edge, shadow });
             }
             ToSession::Inbound { sid, first, packets } => {
                 self.on_inbound(ctx, from, sid, first, packets);
@@ -191,8 +191,8 @@ impl Sessions {
         self.at_edge(sid, from).filter(|s| s.live.attached)
     }
 
-    fn on_attach(&mut self, ctx: &mut Ctx<'_>, from: Address, attach: Box<Attach>) {
-        let Attach { identity, edge, shadow } = &*attach;
+    fn on_attach(&mut self, ctx: &mut Ctx<'_>, from: Address, attach: Attach) {
+        let Attach { identity, edge, shadow } = &attach;
         let sid = identity.sid;
         let placement = self.ids.placement_of(sid);
         if placement != Placement::of_user(&identity.product, &identity.uid) {
@@ -214,7 +214,7 @@ impl Sessions {
             self.host.open(ctx, &sid, shadow.term)
         };
         self.react_to_events(ctx);
-        self.attach_to(ctx, from, *attach, open);
+        self.attach_to(ctx, from, attach, open);
     }
 
     fn attach_to(&mut self, ctx: &mut Ctx<'_>, from: Address, attach: Attach, open: Open) {
@@ -451,14 +451,7 @@ impl Sessions {
     }
 
     fn bounce(&self, ctx: &mut Ctx<'_>, from: Address, sid: SocketSid) {
-        ctx.stats.not_owner_total += 1;
-        let placement = self.ids.placement_of(sid);
-        let bounce = NotOwner {
-            subject: Subject::Session(sid),
-            owner: ctx.view.owner(placement),
-            ring_digest: ctx.view.ring.digest(),
-        };
-        ctx.out.send_to_address(from, placement, Body::NotOwner(bounce));
+        ctx.not_owner(from, self.ids.placement_of(sid), Subject::Session(sid));
     }
 
     /// A room's owner answers.
@@ -634,7 +627,8 @@ impl Sessions {
         let placement = Placement::of_user(&user.0, &user.1);
         let sids = self.by_user.get(user).cloned().unwrap_or_default();
         if sids.is_empty() && ctx.pace.is_moving(ctx.now) {
-            return bounce_call(ctx, from, call, placement);
+            // They may be on their way here.
+            return ctx.ask_again(from, placement, Subject::Call(call));
         }
         let is_repeat = |sessions: &mut Self| match command {
             Command::Emit { dedupe: Some(dedupe), .. } => {
@@ -662,7 +656,7 @@ impl Sessions {
                 let pending = Pending { from, call, placement, left: 0, reached: 0 };
                 self.command_all(ctx, pending, &[sid], command);
             }
-            None if ctx.pace.is_moving(ctx.now) => bounce_call(ctx, from, call, placement),
+            None if ctx.pace.is_moving(ctx.now) => ctx.ask_again(from, placement, Subject::Call(call)),
             _ => {
                 let answer = Err(CommandFailed::NotFound);
                 ctx.out.send_to_address(from, placement, Body::Answer { call, answer });
@@ -683,7 +677,7 @@ impl Sessions {
             if self.command(ctx, *sid, command)
                 && let Some(session) = self.host.owned(sid)
             {
-                session.live.effects.push_at(session.applied(), Effect::Told(answer));
+                session.live.effects.push(session.applied(), Effect::Told(answer));
                 pending.reached += 1;
                 self.dirty.insert(*sid);
             }
@@ -780,11 +774,4 @@ impl Sessions {
         assert!(self.busy.iter().all(|sid| self.host.owns(sid)));
         assert!(self.emitted.len() <= self.limits.dedupe_entries_max);
     }
-}
-
-/// The session may be on its way here: the call is repeated soon.
-fn bounce_call(ctx: &mut Ctx<'_>, from: Address, call: u64, placement: Placement) {
-    let owner = ctx.view.owner(placement);
-    let bounce = NotOwner { subject: Subject::Call(call), owner, ring_digest: ctx.view.ring.digest() };
-    ctx.out.send_to_address(from, placement, Body::NotOwner(bounce));
 }

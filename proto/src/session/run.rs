@@ -324,11 +324,11 @@ impl Session<'_> {
     fn done(&mut self, number: u64, ack: Option<u64>, payload: Payload, after: Option<(RoomKey, Cursor)>) {
         let after = after.filter(|_| ack.is_some());
         let done = Done { number, ack: ack.map(|id| (id, payload)), after };
-        self.live.effects.push_at(self.applied(), Effect::Done(done));
+        self.live.effects.push(self.applied(), Effect::Done(done));
     }
 
     fn finished(&mut self, number: u64) {
-        self.live.effects.push_at(self.applied(), Effect::Done(Done { number, ack: None, after: None }));
+        self.live.effects.push(self.applied(), Effect::Done(Done { number, ack: None, after: None }));
     }
 }
 

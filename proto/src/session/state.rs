@@ -279,7 +279,7 @@ impl Entity for SessionState {
         shared.ids.placement_of(*key)
     }
 
-    fn is_durable(&self, shared: &SessionsShared) -> bool {
+    fn is_durable(&self, shared: &SessionsShared, _: &SocketSid) -> bool {
         !shared.volatile_products.contains(&self.identity.product)
     }
 

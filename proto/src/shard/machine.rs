@@ -202,13 +202,7 @@ impl Shard {
         let placement = query.placement(&self.ids);
         let mut ctx = context!(self);
         if let Some(placement) = placement.filter(|&p| !ctx.view.owns(p)) {
-            self.stats.not_owner_total += 1;
-            let bounce = NotOwner {
-                subject: Subject::Call(call),
-                owner: self.view.owner(placement),
-                ring_digest: self.view.ring.digest(),
-            };
-            return self.out.send_to_address(from, placement, Body::NotOwner(bounce));
+            return ctx.not_owner(from, placement, Subject::Call(call));
         }
         let answer = match query {
             Query::Publish(publish) => return self.rooms.on_call(&mut ctx, from, call, publish),

@@ -7,6 +7,9 @@
 //! wake it with [`Input::Timer`] at [`Shard::next_deadline`]. Inputs may be batched before polling:
 //! what belongs together then leaves in one envelope and one write.
 
+use crate::id::{Address, NodeRef, Placement};
+use crate::wire::{Body, NotOwner, Subject, To};
+
 mod calls;
 mod interface;
 /// What every machine of a shard is handed, borrowed from the shard's own fields.
@@ -41,6 +44,28 @@ pub(crate) struct Ctx<'a> {
     pub(crate) timers: &'a mut Timers,
     pub(crate) stats: &'a mut ShardStats,
     pub(crate) pace: Pace,
+}
+
+impl Ctx<'_> {
+    /// The shard of a peer that hosts `placement`: by number once its record has told how many it has, so
+    /// that what is for one shard can share an envelope.
+    pub(crate) fn host_of(&self, peer: NodeRef, placement: Placement) -> To {
+        let shards = self.view.node(peer).and_then(|n| n.record.as_ref()).map(|r| r.shards);
+        shards.map_or(To::Host(placement), |shards| To::Shard(placement.shard(shards)))
+    }
+
+    /// What `from` sent is not for this node: it asks again by its own ring.
+    pub(crate) fn not_owner(&mut self, from: Address, placement: Placement, subject: Subject) {
+        self.stats.not_owner_total += 1;
+        self.ask_again(from, placement, subject);
+    }
+
+    /// What `from` sent cannot be answered here yet: it asks again soon.
+    pub(crate) fn ask_again(&mut self, from: Address, placement: Placement, subject: Subject) {
+        let owner = self.view.owner(placement);
+        let bounce = NotOwner { subject, owner, ring_digest: self.view.ring.digest() };
+        self.out.send_to_address(from, placement, Body::NotOwner(bounce));
+    }
 }
 
 /// Hand-overs after a change of the ring are mostly done within this time.
