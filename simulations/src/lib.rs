@@ -25,6 +25,7 @@ pub mod load;
 pub mod network;
 pub mod node;
 pub mod plot;
+mod processes;
 pub mod random;
 pub mod scenarios;
 pub mod speech;

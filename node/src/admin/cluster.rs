@@ -62,6 +62,12 @@ pub struct LinkFact {
     pub black_holes: u64,
     /// Datagrams lost.
     pub lost_packets: u64,
+    /// Bytes of datagrams sent.
+    pub sent_bytes: u64,
+    /// Bytes of datagrams received.
+    pub received_bytes: u64,
+    /// Datagrams sent.
+    pub sent_datagrams: u64,
     /// Connections so far.
     pub connections_total: u64,
     /// Envelopes sent, repeats included.
@@ -107,6 +113,9 @@ impl Cluster for MeshHandle {
                 connected: link.connected_for.is_some(),
                 black_holes: link.black_holes,
                 lost_packets: link.lost_packets,
+                sent_bytes: link.sent_bytes,
+                received_bytes: link.received_bytes,
+                sent_datagrams: link.sent_datagrams,
                 connections_total: link.connections_total,
                 sent_total: link.stats.sent_total,
                 resent_total: link.stats.resent_total,

@@ -369,6 +369,13 @@ fn links(links: &[LinkFact], out: &mut Exposition) {
         "Bytes on present links that peers have not confirmed.",
         sum(|l| l.unconfirmed_bytes as u64),
     );
+    gauge(
+        "meshd_link_sent_bytes",
+        "Bytes sent to peers on present connections, encryption and repeats included. Not counted: UDP/IP headers, gossip.",
+        sum(|l| l.sent_bytes),
+    );
+    gauge("meshd_link_received_bytes", "Bytes received likewise.", sum(|l| l.received_bytes));
+    gauge("meshd_link_sent_datagrams", "Datagrams sent likewise.", sum(|l| l.sent_datagrams));
     gauge("meshd_link_lost_packets", "Datagrams lost on present connections.", sum(|l| l.lost_packets));
     gauge(
         "meshd_link_black_holes",

@@ -59,6 +59,12 @@ pub struct LinkFacts {
     pub connections_total: u64,
     /// Datagrams lost on the present connection.
     pub lost_packets: u64,
+    /// Bytes of the datagrams sent on the present connection, UDP/IP headers left out.
+    pub sent_bytes: u64,
+    /// Bytes of the datagrams received on it.
+    pub received_bytes: u64,
+    /// Datagrams sent on it.
+    pub sent_datagrams: u64,
     /// Black holes quinn believes to have met on the present connection: should be 0.
     pub black_holes: u64,
     /// Counts of the link machine.
@@ -132,13 +138,17 @@ impl Peer {
     fn facts(&self) -> LinkFacts {
         let report = self.shared.report.lock().unwrap_or_else(PoisonError::into_inner);
         let connection = report.connection.as_ref();
-        let path = connection.map(|(_, connection)| connection.stats().path);
+        let stats = connection.map(|(_, connection)| connection.stats());
+        let path = stats.map(|stats| stats.path);
         LinkFacts {
             peer: self.node,
             addr: self.addr,
             connected_for: connection.map(|(since, _)| since.elapsed()),
             rtt: path.map(|path| path.rtt),
             connections_total: report.connections_total,
+            sent_bytes: stats.map_or(0, |stats| stats.udp_tx.bytes),
+            received_bytes: stats.map_or(0, |stats| stats.udp_rx.bytes),
+            sent_datagrams: stats.map_or(0, |stats| stats.udp_tx.datagrams),
             lost_packets: path.map_or(0, |path| path.lost_packets),
             black_holes: path.map_or(0, |path| path.black_holes_detected),
             stats: report.stats,

@@ -25,6 +25,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use tokio::signal::unix::{SignalKind, signal};
 use watch::{Ring, Watch};
 
+use crate::processes::program;
 use crate::times::Times;
 
 /// Agreement and news of a death are waited for this long.
@@ -103,11 +104,7 @@ struct Report {
 
 impl Cluster {
     async fn drill(drill: &Drill) -> anyhow::Result<()> {
-        let meshd = match &drill.meshd {
-            Some(meshd) => meshd.clone(),
-            None => std::env::current_exe()?.with_file_name("meshd"),
-        };
-        ensure!(meshd.is_file(), "{} is missing: build it, or name another by --meshd", meshd.display());
+        let meshd = program(drill.meshd.as_deref())?;
         println!("seed={} nodes={} kills={} burn={}", drill.seed, drill.nodes, drill.kills, drill.burn);
         let burn = drill.burn.then(Burn::start);
         let (mut cluster, joined) = Self::start(meshd, drill.nodes).await?;

@@ -1,7 +1,7 @@
 //! Real nodes killed, stopped and restarted under load, judged by what their clients saw.
 //!
 //! Belongs here: the `kill9` command: the rounds, and what happens in each. Stays out: nodes
-//! (`nodes`), clients (`clients`, `session`), the judgement (`checker`), its figures (`report`).
+//! (`processes`), clients (`clients`, `session`), the judgement (`checker`), its figures (`report`).
 //! Method: members and publishers are two processes of clients beside the nodes; each writes a journal of
 //! what was sent, answered and delivered, by one clock. A round: a node is hurt and healed, the rings
 //! agree, some time passes; then all that was sent so far is judged, as soon as nothing is open or
@@ -12,7 +12,6 @@
 mod checker;
 mod clients;
 mod journal;
-mod nodes;
 mod report;
 mod session;
 
@@ -25,11 +24,11 @@ use clap::{Args, ValueEnum};
 pub use clients::{Clients, run as run_clients};
 use journal::{Reader, now_micros};
 use mesh_tests::process::Process;
-use nodes::Nodes;
 use report::Round;
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::processes::{self, Nodes, program};
 use crate::random::Random;
 
 /// After a round, what is owed must have come within this time.
@@ -177,11 +176,7 @@ impl Crowd {
 impl<'a> Run<'a> {
     /// Starts everything; returns when all clients are in their rooms and messages flow.
     async fn start(kill9: &'a Kill9, directory: &Path) -> anyhow::Result<Self> {
-        let meshd = match &kill9.meshd {
-            Some(meshd) => meshd.clone(),
-            None => std::env::current_exe()?.with_file_name("meshd"),
-        };
-        ensure!(meshd.is_file(), "{} is missing: build it, or name another by --meshd", meshd.display());
+        let meshd = program(kill9.meshd.as_deref())?;
         if !kill9.json {
             println!(
                 "seed={} nodes={} mode={:?} rounds={}: {} rooms of {} members and {} publishers, {} messages/s",
@@ -195,7 +190,8 @@ impl<'a> Run<'a> {
                 kill9.rate
             );
         }
-        let nodes = Nodes::start(meshd, directory.to_owned(), kill9.nodes, &kill9.log).await?;
+        let extra = [("LOG__FILTER".to_owned(), kill9.log.clone())].into();
+        let nodes = Nodes::start(meshd, Some(directory.to_owned()), kill9.nodes, extra).await?;
         let seed = format!("--seed={}", kill9.seed);
         let members = [
             seed.clone(),
@@ -374,7 +370,7 @@ impl<'a> Run<'a> {
     fn keep_logs(&self) -> anyhow::Result<()> {
         for (name, crowd) in [("members", &self.members), ("publishers", &self.publishers)] {
             let path = self.directory.join(format!("{name}.log"));
-            nodes::write(&path, &crowd.process.output().lines().join("\n"))?;
+            processes::write(&path, &crowd.process.output().lines().join("\n"))?;
         }
         self.nodes.keep_logs()
     }

@@ -1,9 +1,9 @@
 //! The nodes of a run: real processes, hurt and healed.
 //!
 //! Belongs here: starting, killing, stopping, restarting one node, and waiting until all agree again.
-//! Stays out: clients, and when what happens to whom (`mod`).
+//! Stays out: clients, and when what happens to whom (`kill9`, `load`).
 //! Invariants: a node starts again under its name and mesh address, at other client ports; what it logged
-//! in each life is kept in a file.
+//! in each life is kept in a file where a directory is given.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,9 +22,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// The nodes, and what is seen of them.
-pub(super) struct Nodes {
+pub(crate) struct Nodes {
     meshd: PathBuf,
-    directory: PathBuf,
+    /// Where logs are kept.
+    directory: Option<PathBuf>,
+    key: String,
+    extra: Settings,
     nodes: Vec<Node>,
     watch: Watch,
 }
@@ -40,27 +43,19 @@ struct Node {
 }
 
 impl Nodes {
-    /// Starts `count` nodes; returns when they agree.
-    pub(super) async fn start(
+    /// Starts `count` nodes with `extra` settings; returns when they agree.
+    pub(crate) async fn start(
         meshd: PathBuf,
-        directory: PathBuf,
+        directory: Option<PathBuf>,
         count: usize,
-        log: &str,
+        extra: Settings,
     ) -> anyhow::Result<Self> {
-        let key = fresh_key();
-        let mut cluster = Self { meshd, directory, nodes: Vec::new(), watch: Watch::default() };
-        let mut seeds = Vec::new();
-        for number in 1..=count {
-            let name = format!("n{number}");
-            let mut settings = settings(&name, &key, &seeds);
-            settings.insert("LOG__FILTER".into(), log.to_owned());
-            let (process, at) = start_node(&cluster.meshd, &name, &settings).await?;
-            settings.insert("MESH__LISTEN".into(), at.mesh.to_string());
-            seeds.push(at.mesh);
-            cluster.watch.add(at.admin);
-            cluster.nodes.push(Node { name, settings, process, at, serves: true, lives: 1 });
+        let (key, nodes) = (fresh_key(), Vec::new());
+        let mut cluster = Self { meshd, directory, key, extra, nodes, watch: Watch::default() };
+        for _ in 0..count {
+            cluster.add().await?;
         }
-        let all: Vec<String> = seeds.iter().map(ToString::to_string).collect();
+        let all: Vec<String> = cluster.nodes.iter().map(|node| node.at.mesh.to_string()).collect();
         for node in &mut cluster.nodes {
             node.settings.insert("MESH__SEEDS".into(), all.join(","));
         }
@@ -68,39 +63,52 @@ impl Nodes {
         Ok(cluster)
     }
 
-    pub(super) fn len(&self) -> usize {
+    /// Starts one more node; does not wait for the others to agree.
+    pub(crate) async fn add(&mut self) -> anyhow::Result<()> {
+        let name = format!("n{}", self.nodes.len() + 1);
+        let seeds: Vec<_> = self.nodes.iter().map(|node| node.at.mesh).collect();
+        let mut settings = settings(&name, &self.key, &seeds);
+        settings.extend(self.extra.clone());
+        let (process, at) = start_node(&self.meshd, &name, &settings).await?;
+        settings.insert("MESH__LISTEN".into(), at.mesh.to_string());
+        self.watch.add(at.admin);
+        self.nodes.push(Node { name, settings, process, at, serves: true, lives: 1 });
+        Ok(())
+    }
+
+    pub(crate) fn len(&self) -> usize {
         self.nodes.len()
     }
 
-    pub(super) fn name(&self, node: usize) -> &str {
+    pub(crate) fn name(&self, node: usize) -> &str {
         &self.nodes[node].name
     }
 
     /// Where clients may connect, as `kill9-clients` reads it.
-    pub(super) fn doors(&self) -> String {
+    pub(crate) fn doors(&self) -> String {
         let door = |node: &Node| if node.serves { node.at.client.to_string() } else { "-".to_owned() };
         self.nodes.iter().map(door).collect::<Vec<_>>().join(",")
     }
 
     /// Looks at the nodes for some time.
-    pub(super) async fn watch(&mut self, time: Duration) {
+    pub(crate) async fn watch(&mut self, time: Duration) {
         self.watch.run(time).await;
     }
 
     /// `kill -9`.
-    pub(super) async fn kill(&mut self, node: usize) {
+    pub(crate) async fn kill(&mut self, node: usize) {
         self.watch.leave_out(node);
         self.nodes[node].serves = false;
         self.nodes[node].process.kill().await;
     }
 
     /// Waits until all but one node have a ring without that one.
-    pub(super) async fn agreed_without_one(&mut self) -> anyhow::Result<()> {
+    pub(crate) async fn agreed_without_one(&mut self) -> anyhow::Result<()> {
         self.agreed(self.nodes.len() - 1).await
     }
 
     /// Starts a node that has ended.
-    pub(super) async fn restart(&mut self, node: usize) -> anyhow::Result<()> {
+    pub(crate) async fn restart(&mut self, node: usize) -> anyhow::Result<()> {
         self.keep_log(node)?;
         let Node { name, settings, process, at, serves, lives } = &mut self.nodes[node];
         (*process, *at) = start_node(&self.meshd, name, settings).await?;
@@ -111,7 +119,7 @@ impl Nodes {
     }
 
     /// Waits until all have one ring, with this node in a life after `life`.
-    pub(super) async fn agreed_with(&mut self, node: usize, life: Option<u64>) -> anyhow::Result<()> {
+    pub(crate) async fn agreed_with(&mut self, node: usize, life: Option<u64>) -> anyhow::Result<()> {
         let (name, count) = (self.nodes[node].name.clone(), self.nodes.len());
         let agreed = self.watch.until(PATIENCE, |rings| {
             agree(rings, count) && rings.iter().flatten().all(|ring| ring.life_of(&name) > life)
@@ -121,30 +129,30 @@ impl Nodes {
     }
 
     /// The life of a node, as the others see it.
-    pub(super) fn life_of(&self, node: usize) -> Option<u64> {
+    pub(crate) fn life_of(&self, node: usize) -> Option<u64> {
         self.watch.life_of(&self.nodes[node].name)
     }
 
     /// `SIGSTOP`. Clients may still be sent to it: nobody knows.
-    pub(super) async fn stop(&mut self, node: usize) {
+    pub(crate) async fn stop(&mut self, node: usize) {
         self.watch.leave_out(node);
         self.nodes[node].process.signal("STOP").await;
     }
 
     /// `SIGCONT`.
-    pub(super) async fn wake(&mut self, node: usize) {
+    pub(crate) async fn wake(&mut self, node: usize) {
         self.nodes[node].process.signal("CONT").await;
         self.watch.put_back(node, self.nodes[node].at.admin);
     }
 
     /// `SIGTERM`.
-    pub(super) async fn terminate(&mut self, node: usize) {
+    pub(crate) async fn terminate(&mut self, node: usize) {
         self.watch.leave_out(node);
         self.nodes[node].process.signal("TERM").await;
     }
 
     /// Waits for the end of a node that was asked for it.
-    pub(super) async fn ended(&mut self, node: usize) -> anyhow::Result<()> {
+    pub(crate) async fn ended(&mut self, node: usize) -> anyhow::Result<()> {
         let mut waited = Duration::ZERO;
         while !self.nodes[node].process.has_ended() {
             self.watch.run(LOOK_EVERY).await;
@@ -157,14 +165,25 @@ impl Nodes {
         Ok(())
     }
 
-    async fn agreed(&mut self, count: usize) -> anyhow::Result<()> {
+    /// Where a node listens.
+    pub(crate) fn at(&self, node: usize) -> Addresses {
+        self.nodes[node].at
+    }
+
+    /// The process of a node that runs.
+    pub(crate) fn pid(&self, node: usize) -> u32 {
+        self.nodes[node].process.pid()
+    }
+
+    /// Waits until so many nodes have one ring of so many.
+    pub(crate) async fn agreed(&mut self, count: usize) -> anyhow::Result<()> {
         let agreed = self.watch.until(PATIENCE, |rings| agree(rings, count)).await;
         ensure!(agreed, "no one ring of {count} nodes within {PATIENCE:?}");
         Ok(())
     }
 
     /// Fails when a node has ended that was not asked to.
-    pub(super) fn check_alive(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn check_alive(&mut self) -> anyhow::Result<()> {
         for node in &mut self.nodes {
             if node.process.has_ended() {
                 bail!("{} ended by itself", node.name);
@@ -174,18 +193,32 @@ impl Nodes {
     }
 
     /// Keeps what all nodes have logged.
-    pub(super) fn keep_logs(&self) -> anyhow::Result<()> {
+    pub(crate) fn keep_logs(&self) -> anyhow::Result<()> {
         (0..self.nodes.len()).try_for_each(|node| self.keep_log(node))
     }
 
     fn keep_log(&self, node: usize) -> anyhow::Result<()> {
+        let Some(directory) = &self.directory else { return Ok(()) };
         let Node { name, process, lives, .. } = &self.nodes[node];
-        let path = self.directory.join(format!("{name}.{lives}.log"));
+        let path = directory.join(format!("{name}.{lives}.log"));
         write(&path, &process.output().lines().join("\n"))
     }
 }
 
+/// The `meshd` to run: the one that is named, or the one beside this program.
+///
+/// # Errors
+/// When it is not there.
+pub(crate) fn program(named: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let meshd = match named {
+        Some(meshd) => meshd.to_owned(),
+        None => std::env::current_exe()?.with_file_name("meshd"),
+    };
+    ensure!(meshd.is_file(), "{} is missing: build it, or name another by --meshd", meshd.display());
+    Ok(meshd)
+}
+
 /// Writes a file whole.
-pub(super) fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+pub(crate) fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }
