@@ -34,6 +34,11 @@ impl Times {
         })
     }
 
+    /// Cases that ended.
+    pub(crate) fn count(&self) -> usize {
+        self.all.len()
+    }
+
     /// Takes in the cases of another.
     pub(crate) fn extend(&mut self, other: &Self) {
         self.all.extend_from_slice(&other.all);

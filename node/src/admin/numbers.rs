@@ -217,8 +217,9 @@ pub(super) async fn exposition(state: &AdminState, snapshot: &Snapshot) -> Strin
     shards(state, &mut out).await;
     client_port(state, &mut out);
     cluster(state, snapshot, &mut out);
-    if let Some(mesh) = &snapshot.mesh {
-        gossip(mesh, &mut out);
+    // Asked for now, as the shards are: what the last look saw is a second old.
+    if let Some(mesh) = state.cluster.facts().await {
+        gossip(&mesh, &mut out);
         links(&mesh.links, &mut out);
     }
     for source in &state.sources {

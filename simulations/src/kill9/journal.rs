@@ -14,7 +14,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 /// Something that happened to a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fact {
+pub(crate) enum Fact {
     /// `+ NODE KIND`: connected by this node.
     Connected {
         /// Index of the node.
@@ -38,7 +38,7 @@ pub(super) enum Fact {
 
 /// What a server made of a client that was there before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Resumed {
+pub(crate) enum Resumed {
     /// `f`: its first connection.
     First,
     /// `n`: there is no recovery for it: a new session.
@@ -50,25 +50,25 @@ pub(super) enum Resumed {
 }
 
 /// Microseconds of the monotonic clock, which all processes of a machine share.
-pub(super) fn now_micros() -> u64 {
+pub(crate) fn now_micros() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000
 }
 
 /// The journal of one process of clients.
-pub(super) struct Writer {
+pub(crate) struct Writer {
     file: File,
     lines: Vec<u8>,
 }
 
 impl Writer {
-    pub(super) fn create(path: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn create(path: &Path) -> anyhow::Result<Self> {
         let file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
         Ok(Self { file, lines: Vec::new() })
     }
 
     /// Notes a fact, as of now. `words` go behind it, for people.
-    pub(super) fn note(&mut self, client: usize, fact: Fact, words: &str) {
+    pub(crate) fn note(&mut self, client: usize, fact: Fact, words: &str) {
         let micros = now_micros();
         // Writing into a Vec does not fail.
         let _ = write!(self.lines, "{micros} {client} ");
@@ -87,7 +87,7 @@ impl Writer {
     ///
     /// # Errors
     /// Those of the file.
-    pub(super) fn flush(&mut self) -> io::Result<()> {
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
         self.file.write_all(&self.lines)?;
         self.lines.clear();
         Ok(())
@@ -112,13 +112,13 @@ impl Resumed {
 }
 
 /// Reads on in the journal of another process.
-pub(super) struct Reader {
+pub(crate) struct Reader {
     file: File,
     partial: Vec<u8>,
 }
 
 impl Reader {
-    pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
         let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
         Ok(Self { file, partial: Vec::new() })
     }
@@ -127,7 +127,7 @@ impl Reader {
     ///
     /// # Errors
     /// Those of the file, and a line that is none of ours.
-    pub(super) fn read(&mut self, mut on: impl FnMut(u64, usize, Fact)) -> anyhow::Result<()> {
+    pub(crate) fn read(&mut self, mut on: impl FnMut(u64, usize, Fact)) -> anyhow::Result<()> {
         self.file.read_to_end(&mut self.partial)?;
         let whole = self.partial.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         for line in std::str::from_utf8(&self.partial[..whole])?.lines() {

@@ -11,9 +11,9 @@
 
 mod checker;
 mod clients;
-mod journal;
+pub(crate) mod journal;
 mod report;
-mod session;
+pub(crate) mod session;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

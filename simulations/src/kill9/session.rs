@@ -26,7 +26,7 @@ const PAYLOAD_BYTES: usize = 64;
 
 /// What a client speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Protocol {
+pub(crate) enum Protocol {
     /// Socket.IO over WebSocket.
     SocketIo,
     /// JSON over a plain WebSocket.
@@ -35,7 +35,7 @@ pub(super) enum Protocol {
 
 /// What a client keeps between its connections.
 #[derive(Debug, Default)]
-pub(super) struct Memory {
+pub(crate) struct Memory {
     connected_before: bool,
     pid: Option<String>,
     offset: Option<String>,
@@ -43,7 +43,7 @@ pub(super) struct Memory {
 
 /// What came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Heard {
+pub(crate) enum Heard {
     /// An event of a publisher.
     Event(Stamp),
     /// The answer to a request, and whether it was carried out.
@@ -51,11 +51,11 @@ pub(super) enum Heard {
 }
 
 /// A connection.
-pub(super) struct Session {
+pub(crate) struct Session {
     client: Client,
     protocol: Protocol,
     /// A server that is silent for longer is gone.
-    pub(super) silence_max: Duration,
+    pub(crate) silence_max: Duration,
 }
 
 impl Session {
@@ -63,7 +63,7 @@ impl Session {
     ///
     /// # Errors
     /// When the node does not take it, in the server's own words.
-    pub(super) async fn open(
+    pub(crate) async fn open(
         door: &Door,
         protocol: Protocol,
         uid: &str,
@@ -129,7 +129,7 @@ impl Session {
     }
 
     /// Asks to be in `room`.
-    pub(super) fn join(&mut self, id: u64, room: &str) {
+    pub(crate) fn join(&mut self, id: u64, room: &str) {
         let text = match self.protocol {
             Protocol::SocketIo => format!("42{id}[\"join\",\"{room}\"]"),
             Protocol::Plain => format!(r#"{{"type":"join","id":{id},"room":"{room}"}}"#),
@@ -138,7 +138,7 @@ impl Session {
     }
 
     /// Publishes a stamp; `key` lets it be repeated.
-    pub(super) fn publish(&mut self, id: u64, room: &str, stamp: Stamp, key: Option<&str>) {
+    pub(crate) fn publish(&mut self, id: u64, room: &str, stamp: Stamp, key: Option<&str>) {
         let head = match (self.protocol, key) {
             (Protocol::SocketIo, None) => format!("42{id}[\"publish\",\"{room}\",\"m\",\""),
             (Protocol::SocketIo, Some(key)) => {
@@ -162,7 +162,7 @@ impl Session {
     ///
     /// # Errors
     /// When the server has been silent for too long.
-    pub(super) async fn ready(&self) -> anyhow::Result<()> {
+    pub(crate) async fn ready(&self) -> anyhow::Result<()> {
         let ready = timeout(self.silence_max, self.client.ready()).await;
         Ok(ready.context("nothing heard from the server")??)
     }
@@ -171,7 +171,7 @@ impl Session {
     ///
     /// # Errors
     /// When the transport has ended, or the server ended the session.
-    pub(super) fn drain(
+    pub(crate) fn drain(
         &mut self,
         scratch: &mut [u8],
         memory: &mut Memory,

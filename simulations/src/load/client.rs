@@ -109,12 +109,7 @@ impl Client {
     }
 
     async fn upgrade(&mut self, host: &str, path: &str) -> anyhow::Result<()> {
-        let head = format!(
-            "GET {path} HTTP/1.1\r\nHost: {host}\r\n\
-             Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{BROWSER_HEADERS}\r\n"
-        );
-        self.outgoing.extend_from_slice(head.as_bytes());
+        self.outgoing.extend_from_slice(upgrade_head(host, path).as_bytes());
         let mut answer = Vec::new();
         let end = loop {
             if let Some(end) = answer.windows(4).position(|w| w == b"\r\n\r\n") {
@@ -130,24 +125,28 @@ impl Client {
         Ok(())
     }
 
-    /// Joins a room and waits until it is in.
+    /// Joins rooms, without waiting in between, and waits until it is in all of them.
     ///
     /// # Errors
-    /// When the room refuses.
-    pub(crate) async fn join(&mut self, room: &str) -> anyhow::Result<()> {
-        let id = self.next_ack();
-        self.send(format!("42{id}[\"join\",\"{room}\"]").as_bytes());
+    /// When a room refuses.
+    pub(crate) async fn join(&mut self, rooms: &[String]) -> anyhow::Result<()> {
+        for room in rooms {
+            let id = self.next_ack();
+            frame::put_text(&mut self.outgoing, format!("42{id}[\"join\",\"{room}\"]").as_bytes());
+        }
+        self.flush();
         let answering = async {
-            let answer = format!("43{id}[");
-            loop {
+            let mut open = rooms.len();
+            while open > 0 {
                 let text = self.text().await?;
-                if text.starts_with(answer.as_bytes()) {
+                if text.starts_with(b"43") {
                     ensure!(contains(&text, b"\"ok\":true"), "join refused: {}", printable(&text));
-                    return anyhow::Ok(());
+                    open -= 1;
                 }
             }
+            anyhow::Ok(())
         };
-        tokio::time::timeout(HANDSHAKE_TIMEOUT, answering).await.context("join takes over 30 s")??;
+        tokio::time::timeout(HANDSHAKE_TIMEOUT, answering).await.context("joins take over 30 s")??;
         if self.partial.is_empty() {
             self.partial = Vec::new();
         }
@@ -284,6 +283,15 @@ impl Client {
             }
         }
     }
+}
+
+/// The request that asks for a WebSocket at `path`.
+pub(crate) fn upgrade_head(host: &str, path: &str) -> String {
+    format!(
+        "GET {path} HTTP/1.1\r\nHost: {host}\r\n\
+         Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{BROWSER_HEADERS}\r\n"
+    )
 }
 
 /// Takes every whole frame of `bytes`; how many bytes they were.

@@ -21,9 +21,10 @@ struct Times {
 
 /// `load echo`.
 pub(super) async fn run(command: Echo) -> anyhow::Result<()> {
-    let servers = Servers::new(&command.nodes.pids)?;
+    let (nodes, _own) = command.nodes.or_own().await?;
+    let servers = Servers::new(&nodes.pids)?;
     let rooms: Vec<String> = (0..command.clients).map(|client| format!("echo-{client}")).collect();
-    let fleet = fleet::open(&command.nodes, &servers, rooms.iter().cloned().map(Some).collect()).await?;
+    let fleet = fleet::open(&nodes, &servers, rooms.iter().map(|room| vec![room.clone()]).collect()).await?;
     let times = Rc::new(RefCell::new(Times { to_event: histogram(), to_ack: histogram(), measuring: false }));
     let scratch = Rc::new(RefCell::new(vec![0; SCRATCH_BYTES]));
     for (client, room) in fleet.clients.into_iter().zip(rooms) {

@@ -1,12 +1,15 @@
 //! Opening many clients without flooding the nodes' handshake limits.
 
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use tokio::task::spawn_local;
 
 use super::Nodes;
-use super::client::{Client, Door};
+use super::client::{Client, Door, SCRATCH_BYTES};
 use super::process::{CpuNanos, Servers, allow_open_files};
 
 /// Handshakes under way at once.
@@ -21,15 +24,11 @@ pub(super) struct Fleet {
     pub(super) cpu: CpuNanos,
 }
 
-/// Connects one client for each of `rooms`, dealt over the targets in turn; each joins its room.
+/// Connects one client for each of `rooms`, dealt over the targets in turn; each joins its rooms.
 ///
 /// # Errors
 /// The first client that is refused.
-pub(super) async fn open(
-    nodes: &Nodes,
-    servers: &Servers,
-    rooms: Vec<Option<String>>,
-) -> anyhow::Result<Fleet> {
+pub(super) async fn open(nodes: &Nodes, servers: &Servers, rooms: Vec<Vec<String>>) -> anyhow::Result<Fleet> {
     ensure!(!nodes.targets.is_empty(), "give at least one --target ws://HOST:PORT");
     let doors: Vec<Door> =
         nodes.targets.iter().map(|target| Door::parse(target, &nodes.product)).collect::<Result<_, _>>()?;
@@ -40,13 +39,13 @@ pub(super) async fn open(
     let cpu_before = servers.cpu()?;
     let paced = async_ticks(&mut ticks, rooms.into_iter().enumerate());
     let clients = paced
-        .map(|(index, room)| {
+        .map(|(index, rooms)| {
             let door = &doors[index % doors.len()];
             async move {
                 let connecting = Client::connect(door, &format!("load{index}")).await;
                 let mut client = connecting.with_context(|| format!("client {index} at {}", door.host))?;
-                if let Some(room) = room {
-                    client.join(&room).await.with_context(|| format!("client {index} at {}", door.host))?;
+                if !rooms.is_empty() {
+                    client.join(&rooms).await.with_context(|| format!("client {index} at {}", door.host))?;
                 }
                 anyhow::Ok((index, client))
             }
@@ -59,6 +58,20 @@ pub(super) async fn open(
     let took = started.elapsed();
     let cpu = CpuNanos(servers.cpu()?.0 - cpu_before.0);
     Ok(Fleet { clients: clients.into_iter().map(|(_, client)| client).collect(), took, cpu })
+}
+
+/// Reads what comes for clients that do nothing; counts those whose connection has ended.
+pub(super) fn hold(clients: Vec<Client>) -> Rc<Cell<u64>> {
+    let scratch = Rc::new(RefCell::new(vec![0; SCRATCH_BYTES]));
+    let closed = Rc::new(Cell::new(0_u64));
+    for mut client in clients {
+        let (scratch, closed) = (scratch.clone(), closed.clone());
+        spawn_local(async move {
+            while client.ready().await.is_ok() && client.drain(&mut scratch.borrow_mut(), |_| {}).is_ok() {}
+            closed.set(closed.get() + 1);
+        });
+    }
+    closed
 }
 
 /// `items`, one per tick.

@@ -1,27 +1,27 @@
 //! Connections that do nothing: what each costs to open and to hold.
 
-use std::cell::{Cell, RefCell};
-use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::ensure;
-use tokio::task::spawn_local;
 
-use super::client::SCRATCH_BYTES;
 use super::process::Servers;
 use super::report::float;
 use super::{Idle, fleet};
 
 /// `load idle`.
 pub(super) async fn run(command: Idle) -> anyhow::Result<()> {
-    let servers = Servers::new(&command.nodes.pids)?;
-    let rooms = (0..command.clients)
-        .map(|client| (command.rooms > 0).then(|| format!("idle-{}", client % command.rooms)))
-        .collect();
+    let (nodes, _own) = command.nodes.or_own().await?;
+    let servers = Servers::new(&nodes.pids)?;
+    let rooms =
+        (0..command.clients)
+            .map(|client| {
+                if command.rooms > 0 { vec![format!("idle-{}", client % command.rooms)] } else { Vec::new() }
+            })
+            .collect();
     let before = servers.resident_bytes()?;
-    let fleet = fleet::open(&command.nodes, &servers, rooms).await?;
+    let fleet = fleet::open(&nodes, &servers, rooms).await?;
     let clients = fleet.clients.len() as u64;
-    println!("connections         {clients} over {} node(s)", command.nodes.targets.len());
+    println!("connections         {clients} over {} node(s)", nodes.targets.len());
     println!("opened per second   {:.0}", float(clients) / fleet.took.as_secs_f64());
     if !servers.is_empty() {
         let with = if command.rooms > 0 { "and a join " } else { "" };
@@ -30,15 +30,7 @@ pub(super) async fn run(command: Idle) -> anyhow::Result<()> {
             float(fleet.cpu.0) / 1e3 / float(clients.max(1))
         );
     }
-    let scratch = Rc::new(RefCell::new(vec![0; SCRATCH_BYTES]));
-    let closed = Rc::new(Cell::new(0_u64));
-    for mut client in fleet.clients {
-        let (scratch, closed) = (scratch.clone(), closed.clone());
-        spawn_local(async move {
-            while client.ready().await.is_ok() && client.drain(&mut scratch.borrow_mut(), |_| {}).is_ok() {}
-            closed.set(closed.get() + 1);
-        });
-    }
+    let closed = fleet::hold(fleet.clients);
     let cpu = servers.cpu()?;
     tokio::time::sleep(Duration::from_secs(command.hold)).await;
     if !servers.is_empty() {
@@ -47,7 +39,7 @@ pub(super) async fn run(command: Idle) -> anyhow::Result<()> {
         let after = servers.resident_bytes()?;
         let grown: u64 = after.iter().zip(&before).map(|(after, before)| after.saturating_sub(*before)).sum();
         println!("RSS per connection  {:.0} B", float(grown) / float(clients.max(1)));
-        for ((pid, before), after) in command.nodes.pids.iter().zip(before).zip(after) {
+        for ((pid, before), after) in nodes.pids.iter().zip(before).zip(after) {
             println!("  pid {pid:<8} {:>8} KiB before, {:>8} KiB after", before >> 10, after >> 10);
         }
     }

@@ -86,7 +86,7 @@ struct Seat {
 /// `load fanout`.
 pub(super) async fn fanout(command: Fanout) -> anyhow::Result<()> {
     let Fanout { nodes, span, rooms, publishers, window } = command;
-    compare(&nodes, &rooms, &Plan::new(&rooms, &span, publishers, Pace::Window(window))).await
+    compare(nodes, &rooms, &Plan::new(&rooms, &span, publishers, Pace::Window(window))).await
 }
 
 /// `load paced`.
@@ -94,7 +94,7 @@ pub(super) async fn paced(command: Paced) -> anyhow::Result<()> {
     let Paced { nodes, span, rooms, deliveries } = command;
     let deliveries_per_publisher = f64::from(deliveries) / rooms.rooms.max(1) as f64;
     let interval = Duration::from_secs_f64(rooms.members as f64 / deliveries_per_publisher);
-    compare(&nodes, &rooms, &Plan::new(&rooms, &span, 1, Pace::Every(interval))).await
+    compare(nodes, &rooms, &Plan::new(&rooms, &span, 1, Pace::Every(interval))).await
 }
 
 /// `load soak20`.
@@ -109,7 +109,8 @@ pub(super) async fn soak(command: Soak) -> anyhow::Result<()> {
         measured: Duration::MAX,
     };
     Outcome::print_head();
-    let outcome = run("soak", &command.nodes, &plan).await?;
+    let (nodes, _own) = command.nodes.or_own().await?;
+    let outcome = run("soak", &nodes, &plan).await?;
     outcome.print();
     if outcome.faults != Faults::default() {
         bail!("not every message reached every member once and in one order: {:?}", outcome.faults);
@@ -117,7 +118,7 @@ pub(super) async fn soak(command: Soak) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn compare(nodes: &Nodes, rooms: &Rooms, plan: &Plan) -> anyhow::Result<()> {
+async fn compare(nodes: Nodes, rooms: &Rooms, plan: &Plan) -> anyhow::Result<()> {
     Outcome::print_head();
     if rooms.beside_baseline {
         for (name, coalesce) in [("bare loop", false), ("bare loop, coalescing", true)] {
@@ -127,16 +128,15 @@ async fn compare(nodes: &Nodes, rooms: &Rooms, plan: &Plan) -> anyhow::Result<()
             child.stop().await?;
         }
     }
-    if !nodes.targets.is_empty() {
-        run(&format!("{} node(s)", nodes.targets.len()), nodes, plan).await?.print();
-    }
+    let (nodes, _own) = nodes.or_own().await?;
+    run(&format!("{} node(s)", nodes.targets.len()), &nodes, plan).await?.print();
     Ok(())
 }
 
 async fn run(name: &str, nodes: &Nodes, plan: &Plan) -> anyhow::Result<Outcome> {
     let servers = Servers::new(&nodes.pids)?;
     let (rooms, seats) = seats(plan);
-    let fleet = fleet::open(nodes, &servers, rooms.iter().cloned().map(Some).collect()).await?;
+    let fleet = fleet::open(nodes, &servers, rooms.iter().map(|room| vec![room.clone()]).collect()).await?;
     let shared = Rc::new(Shared {
         started: Instant::now(),
         publishing: Cell::new(true),
