@@ -17,6 +17,14 @@ const HUNTS: usize = 4;
 /// Each of them must be found within so many seeds.
 const HUNT_SEEDS: u64 = 2_000;
 
+/// Seeds that found something, held to everything.
+fn strictly_clean(seeds: &[u64]) {
+    for &seed in seeds {
+        let verdict = run(seed, Size { strict: true, ..Size::small(seed) }, None);
+        assert_eq!(verdict.violations.first().map(ToString::to_string), None, "seed={seed}");
+    }
+}
+
 /// Runs the seeds on all cores; the sentence about the first that broke a promise.
 fn first_failure(seeds: std::ops::Range<u64>) -> Option<String> {
     let next = AtomicU64::new(seeds.start);
@@ -74,6 +82,13 @@ fn an_owner_that_drops_a_session_forgets_whose_it_was() {
         let verdict = run(seed, Size::small(seed), None);
         assert_eq!(verdict.violations.first().map(ToString::to_string), None, "seed={seed}");
     }
+}
+
+/// A gap was told to an edge, which then was declared down and came back under another incarnation with
+/// the same clients: the gap still counts.
+#[test]
+fn what_an_edge_was_told_outlives_its_incarnation() {
+    strictly_clean(&[943, 1740, 17744]);
 }
 
 /// Which planted bugs are hunted, and on which seeds, changes with the commit. All of them:

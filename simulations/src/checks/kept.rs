@@ -3,10 +3,12 @@
 //! Belongs here: what was acknowledged, who was in its room from before it was asked until the end, gaps
 //! that were told instead. Stays out: what was delivered (`Checks`).
 //! A member whose stay ends owes nothing to this account: how far it had got is not known to it.
+//! Edges go by their names here: one that was declared down and is back under another incarnation still
+//! has its clients, and what they were told.
 
 use std::collections::BTreeMap;
 
-use mesh_proto::id::NodeRef;
+use mesh_proto::id::NodeId;
 use mesh_proto::time::Instant;
 
 use super::{EventId, SessionId};
@@ -34,9 +36,9 @@ pub struct Kept {
     /// Since when a session is in a room, by what its client was told last.
     members: BTreeMap<(Room, SessionId), Instant>,
     /// Gaps told to edges.
-    gaps: BTreeMap<(Room, NodeRef), Instant>,
+    gaps: BTreeMap<(Room, NodeId), Instant>,
     /// The last gap that a shard told its own edge: in which room nobody outside hears.
-    gaps_within: BTreeMap<NodeRef, Instant>,
+    gaps_within: BTreeMap<NodeId, Instant>,
     /// Gaps told.
     pub gaps_told: u64,
 }
@@ -64,13 +66,13 @@ impl Kept {
     }
 
     /// An edge is told that there is a hole in what it gets of a room.
-    pub fn gap(&mut self, now: Instant, room: Room, edge: NodeRef) {
+    pub fn gap(&mut self, now: Instant, room: Room, edge: NodeId) {
         self.gaps_told += 1;
         self.gaps.insert((room, edge), now);
     }
 
     /// A shard tells its own edge that there is a hole in some room.
-    pub fn gap_within(&mut self, now: Instant, edge: NodeRef) {
+    pub fn gap_within(&mut self, now: Instant, edge: NodeId) {
         self.gaps_told += 1;
         self.gaps_within.insert(edge, now);
     }
@@ -81,7 +83,7 @@ impl Kept {
         &'a self,
         gaps_excuse: bool,
         has: impl Fn(Room, SessionId, EventId) -> bool + 'a,
-        edge_of: impl Fn(Room, SessionId) -> Option<NodeRef> + 'a,
+        edge_of: impl Fn(Room, SessionId) -> Option<NodeId> + 'a,
     ) -> impl Iterator<Item = Lost> + 'a {
         let here = move |((room, member), since): (&(Room, SessionId), &'a Instant)| {
             edge_of(*room, *member).map(|edge| (*room, *member, since, edge))
@@ -104,11 +106,9 @@ impl Kept {
 
 #[cfg(test)]
 mod tests {
-    use mesh_proto::id::NodeId;
-
     use super::*;
 
-    const EDGE: NodeRef = NodeRef { id: NodeId(1), incarnation: 1 };
+    const EDGE: NodeId = NodeId(1);
 
     fn session(client: u32) -> SessionId {
         SessionId { client, session: 1 }

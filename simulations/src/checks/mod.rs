@@ -9,7 +9,7 @@ mod kept;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use mesh_proto::id::{NodeRef, PublishId, RoomKey, Term};
+use mesh_proto::id::{NodeId, NodeRef, PublishId, RoomKey, Term};
 use mesh_proto::time::Instant;
 
 pub use kept::{Acked, Kept, Room};
@@ -219,7 +219,7 @@ impl Checks {
         &mut self,
         now: Instant,
         excuses: Option<&BTreeSet<NodeRef>>,
-        edge_of: impl Fn(Room, SessionId) -> Option<NodeRef>,
+        edge_of: impl Fn(Room, SessionId) -> Option<NodeId>,
     ) {
         let taken_by_living: Option<BTreeSet<EventId>> = excuses.map(|living| {
             let taken = self.places.iter().filter(|(_, (term, _))| living.contains(&term.owner));

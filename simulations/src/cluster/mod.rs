@@ -470,7 +470,7 @@ impl Cluster {
                 let client = clients.iter().find(|client| client.session_id() == session)?;
                 let transport =
                     client.transport().filter(|_| client.product == product && client.is_in(room))?;
-                slots[transports.get(&transport)?.slot].life.as_ref().map(|life| life.view.me)
+                slots[transports.get(&transport)?.slot].life.as_ref().map(|life| life.view.me.id)
             };
             let living: BTreeSet<NodeRef> =
                 slots.iter().filter_map(|slot| slot.life.as_ref()).map(|life| life.view.me).collect();

@@ -69,7 +69,7 @@ impl Cluster {
         let gaps = at.shard.gaps_told();
         let outside = outputs.iter().filter(|output| is_gap(output)).count() as u64;
         if gaps > at.gaps_told + outside {
-            self.checks.kept.gap_within(now, me);
+            self.checks.kept.gap_within(now, me.id);
         }
         at.gaps_told = gaps;
         gone.into_iter().for_each(|index| at.free_index(index));
@@ -194,7 +194,7 @@ impl Cluster {
         if let Body::RoomToEdge(RoomToEdge::Subscribed { room, gap: true, .. }) = &envelope.body
             && let Some(room) = self.room_of(room)
         {
-            self.checks.kept.gap(now, room, to);
+            self.checks.kept.gap(now, room, to.id);
             self.timeline.mark(now, slot, Mark::Gap);
         }
         let begun = match &envelope.body {
