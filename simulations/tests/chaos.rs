@@ -91,6 +91,18 @@ fn what_an_edge_was_told_outlives_its_incarnation() {
     strictly_clean(&[943, 1740, 17744]);
 }
 
+/// A backup was given the copy of another owner, under a higher term, after its own owner's: nobody saw it.
+#[test]
+fn a_backup_holds_the_copy_of_its_owner() {
+    strictly_clean(&[9277]);
+}
+
+/// All seeds of the cluster were started again while a node stood that is none: two clusters for 3 s.
+#[test]
+fn no_second_cluster_begins_beside_whoever_is_left() {
+    strictly_clean(&[5272, 24232]);
+}
+
 /// Which planted bugs are hunted, and on which seeds, changes with the commit. All of them:
 /// `cargo run --release -p mesh-simulations --features mutants -- mutants`.
 #[test]

@@ -159,6 +159,8 @@ impl<E: Entity> Host<E> {
         if !ctx.view.owns(placement) {
             return;
         }
+        // Should the backup offer it: another owner's copy has replaced ours there, and a new term is news.
+        self.begin_above(&key, version.term);
         let Some(held) = self.held.get(&key).filter(|held| held.owning.is_some()) else {
             // Whoever offers it is asked first.
             self.open(ctx, &key, Term { number: version.term.number, owner: from.node });

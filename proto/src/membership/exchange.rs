@@ -144,13 +144,25 @@ impl Membership {
         }
     }
 
+    fn is_up_at(&self, addr: SocketAddr) -> bool {
+        addr == self.identity.addr
+            || self.known.values().any(|m| m.state() != State::Down && m.id().addr == addr)
+    }
+
+    /// How long seeds that are no members here are left alone. Should no seed be one, they may start
+    /// together any time, and begin a cluster that does not know of this one: they are to hear of it first.
+    pub(super) fn seed_pause(&self) -> Duration {
+        let seeds = &self.config.seeds;
+        match seeds.is_empty() || seeds.iter().any(|seed| self.is_up_at(*seed)) {
+            true => self.config.timing.seed_period,
+            false => self.config.timing.ask_again_after,
+        }
+    }
+
     /// Asks the seeds that are no member here: perhaps there is another cluster.
     pub(super) fn ask_strange_seeds(&mut self, now: Instant) {
-        let own = self.identity.addr;
-        let is_member =
-            |seed: &SocketAddr| self.known.values().any(|m| m.state() != State::Down && m.id().addr == *seed);
         let strange: Vec<SocketAddr> =
-            self.config.seeds.iter().copied().filter(|seed| *seed != own && !is_member(seed)).collect();
+            self.config.seeds.iter().copied().filter(|seed| !self.is_up_at(*seed)).collect();
         if strange.is_empty() {
             return;
         }

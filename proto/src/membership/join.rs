@@ -22,7 +22,8 @@
 //! without it; two seeds with one missing wait, as the one cannot know. Claims count only when fresh,
 //! and the condition must hold in two rounds in a row. Should two circles begin all the same (a
 //! partition between seeds during the start), nodes keep asking the seeds that they do not know as
-//! members, and the two clusters become one.
+//! members, and the two clusters become one. A member that knows none of its seeds as one asks them
+//! faster than they could agree: seeds that all start again join whoever is left.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

@@ -63,7 +63,7 @@ pub struct Membership {
     pub(super) agreed_at: Instant,
     pub(super) name_nonce: u64,
     pub(super) limits: Held,
-    seeds_at: Instant,
+    pub(super) seeds_at: Instant,
     sweep_at: Instant,
     records_at: Option<Instant>,
     pub(super) view: Arc<View>,
@@ -289,7 +289,7 @@ impl Membership {
                 }
                 if self.seeds_at <= now {
                     self.ask_strange_seeds(now);
-                    self.seeds_at = now + self.config.timing.seed_period;
+                    self.seeds_at = now + self.seed_pause();
                 }
                 if self.records_at.is_some_and(|at| at <= now) {
                     self.records_at = None;

@@ -38,7 +38,8 @@ pub struct Timing {
     pub down_kept_for: Duration,
     /// Two nodes that are down to each other are told so this often: heals partitions.
     pub announce_to_down_period: Duration,
-    /// Seeds that are not known as nodes are asked this often: two clusters find each other.
+    /// Seeds that are not known as nodes are asked this often: two clusters find each other. A node
+    /// that knows none of its seeds as one asks after `ask_again_after` each time.
     pub seed_period: Duration,
     /// A question of a join or an exchange is repeated after this time without an answer.
     pub ask_again_after: Duration,

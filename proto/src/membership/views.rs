@@ -86,6 +86,8 @@ impl Membership {
             self.ring_at = now;
         }
         self.digests.retain(|id, _| is_up_at_all(&self.known, *id));
+        // The last seed may have gone.
+        self.seeds_at = self.seeds_at.min(now + self.seed_pause());
         self.stats.views += 1;
         self.say_what_changed(&before);
         self.outputs.push_back(Output::View(view));

@@ -252,6 +252,21 @@ fn two_clusters_that_began_apart_find_each_other_by_their_seeds() {
     assert!((1..=4).all(|n| net.says(n, is_down) == 0), "merging renames nobody");
 }
 
+/// Simulation seed 5272: one node stood while its seeds were started again, and they began without it.
+#[test]
+fn seeds_that_all_start_again_join_whoever_is_left() {
+    for seed in 0..20 {
+        let mut net = Net::cluster(seed, 4, &[1, 2, 3]);
+        net.until(secs(3), Net::agrees);
+        (1..=3).for_each(|n| net.kill(n));
+        net.run(secs(3) + millis(250 * seed));
+        (1..=3).for_each(|n| net.start(n, &[1, 2, 3]));
+        net.until(secs(3), Net::agrees);
+        let began = (1..=3).map(|n| net.says(n, |n| *n == Notice::Began)).sum::<usize>();
+        assert_eq!(began, 0, "seed {seed}: {}", net.describe());
+    }
+}
+
 #[test]
 fn a_paused_node_finds_itself_fenced_and_rejoins_without_blaming_others() {
     for pause in [2, 5, 120] {

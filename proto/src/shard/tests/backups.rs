@@ -1,6 +1,7 @@
 //! What survives an owner: backups, hand-over, takeover.
 
 use super::*;
+use crate::wire::Version;
 
 pub(super) fn history(mesh: &mut Mesh, n: usize, room: &str) -> Vec<String> {
     let answer = mesh.query(n, Query::History { room: room_key(room), count: 1_000 });
@@ -9,12 +10,12 @@ pub(super) fn history(mesh: &mut Mesh, n: usize, room: &str) -> Vec<String> {
 }
 
 /// Every copy of a room: node, whether it owns it, version, digest.
-fn copies(mesh: &Mesh, room: &str) -> Vec<(usize, bool, u64, u64)> {
+fn copies(mesh: &Mesh, room: &str) -> Vec<(usize, bool, Version, u64)> {
     let key = room_key(room);
     let mut found = Vec::new();
     for (at, shard) in mesh.shards.iter().filter(|(at, _)| mesh.alive[at.0]) {
         let held = shard.holdings().into_iter().filter(|held| held.name == format!("{key:?}"));
-        found.extend(held.map(|held| (at.0, held.owned, held.version.op, held.digest)));
+        found.extend(held.map(|held| (at.0, held.owned, held.version, held.digest)));
     }
     found
 }

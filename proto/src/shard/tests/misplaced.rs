@@ -345,3 +345,32 @@ fn a_draining_node_that_has_all_is_asked_first() {
     let got = history(&mut mesh, 1, &room);
     assert_eq!(got, ["[\"e\",1]", "[\"e\",2]", "[\"e\",3]"]);
 }
+
+#[test]
+fn a_backup_that_was_given_another_owners_copy_gets_ours() {
+    // The owner, its backup, and one that believes itself alone and has begun many terms.
+    let mut mesh = Mesh::new(3, 1);
+    let room = room_with(&mut mesh, &[(&[true; 3], &[0, 1, 2])]);
+    mesh.alive = vec![false, false, true];
+    mesh.view_at(2);
+    for other in 0..4 {
+        mesh.query(2, api_publish(&format!("other{other}"), "[\"e\"]", None)).unwrap();
+    }
+    let guest = mesh.client((2, 0), "carol");
+    mesh.say(guest, &format!("421[\"join\",\"{room}\"]"));
+    mesh.gone(guest);
+    mesh.alive = vec![true, true, false];
+    mesh.views();
+    let member = mesh.client((0, 0), "bob");
+    mesh.say(member, &format!("421[\"join\",\"{room}\"]"));
+    assert_eq!(owners(&mesh, &room), [(0, true), (1, false)]);
+    // It sees the backup again, before anybody sees everybody: it is to hand over to it.
+    mesh.alive = vec![false, true, true];
+    mesh.view_at(2);
+    mesh.alive = vec![true; 3];
+    mesh.settle();
+    mesh.views();
+    mesh.wait(5 * second());
+    assert_settled(&mesh, &room);
+    assert_eq!(mesh.stats(|s| s.to_hand_over), 0, "still offered");
+}
