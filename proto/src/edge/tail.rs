@@ -234,13 +234,17 @@ impl Tail {
         true
     }
 
-    /// Whether this tail has been at `at`. Sequence numbers are those of one owner's log, and that owner
-    /// keeps them when it begins a higher term; of another owner's log this tail knows only how far it
-    /// had got when it left: the rest may come again under the new owner, or never.
+    /// Whether this tail has been at `at`: it keeps that very entry, or has got past it. Sequence numbers
+    /// are those of one owner's log, and that owner keeps them when it begins a higher term; past entries of
+    /// another owner's log this tail knows only how far it had got when it left: the rest may come again
+    /// under the new owner, or never.
     pub(super) fn has_served(&self, at: Cursor) -> bool {
         let is_past =
             |place: Cursor| place.term.owner == at.term.owner && place.term >= at.term && place.seq >= at.seq;
-        at.seq == 0 || is_past(self.last) || is_past(self.before_gap)
+        at.seq == 0
+            || is_past(self.last)
+            || is_past(self.before_gap)
+            || self.is_here(at, self.index_after(at))
     }
 
     /// Whether an entry after `reader` is one that leads up to `at`.
@@ -408,5 +412,46 @@ impl Tail {
             // Nobody can tell any more which of these a reader before them has had.
             self.history_start = self.history_start.max(self.last_repeat);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{Address, NodeId, ShardIx};
+    use crate::wire::Payload;
+
+    fn node(id: u64) -> NodeRef {
+        NodeRef { id: NodeId(id), incarnation: 1 }
+    }
+
+    fn entry(term: Term, number: u64) -> RoomEntry {
+        let via = Address { node: node(9), shard: ShardIx(0) };
+        let event = RoomEvent {
+            payload: Payload::json("[\"m\"]"),
+            except_sids: Vec::new(),
+            except_rooms: Vec::new(),
+            volatile: false,
+        };
+        RoomEntry { term, id: PublishId::Api { via, number }, event }
+    }
+
+    #[test]
+    fn an_answer_to_what_a_dead_owner_had_appended_waits_for_that_entry_only() {
+        let key = RoomKey::new(&"p".into(), &"/".into(), "r");
+        let mut tail = Tail::new(Instant::ZERO, key, Memory::default());
+        let (dead, next) = (Term { number: 1, owner: node(1) }, Term { number: 2, owner: node(2) });
+        let at = |term, seq| Cursor { term, seq };
+        tail.asked(Some(dead.owner));
+        assert!(tail.subscribed(Instant::ZERO, dead.owner, dead, at(dead, 4), false));
+        assert!(tail.take(Instant::ZERO, 5, entry(dead, 5)).is_some());
+        assert!(tail.has_served(at(dead, 5)) && !tail.has_served(at(dead, 6)));
+        // Its owner dies; the next one's log has one entry more of it, then its own.
+        tail.asked(Some(next.owner));
+        assert!(tail.subscribed(Instant::ZERO, next.owner, next, at(dead, 5), false));
+        assert!(tail.take(Instant::ZERO, 6, entry(dead, 6)).is_some());
+        assert!(tail.take(Instant::ZERO, 7, entry(next, 7)).is_some());
+        assert!(tail.has_served(at(dead, 5)) && tail.has_served(at(dead, 6)) && tail.has_served(at(next, 7)));
+        assert!(!tail.has_served(at(dead, 7)), "that one never came");
     }
 }
