@@ -26,6 +26,9 @@ pub use status::*;
 /// The largest encoded envelope a link carries: a copy of the largest room, with its dedupe table.
 pub const ENVELOPE_BYTES_MAX: usize = 8 << 20;
 
+/// Most messages fit: an envelope with a small event has some 200 bytes.
+const ENCODED_BYTES_USUAL: usize = 256;
+
 /// Bytes from a peer that are no message of this protocol. The link they came on is closed; nothing
 /// of them is applied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -52,7 +55,29 @@ pub enum DecodeError {
 /// Never for the types of this module: they have no unserialisable values.
 #[must_use]
 pub fn encode<T: Serialize>(value: &T) -> Bytes {
-    Bytes::from(postcard::to_stdvec(value).expect("wire types always serialise"))
+    let storage = Growing(Vec::with_capacity(ENCODED_BYTES_USUAL));
+    Bytes::from(postcard::serialize_with_flavor(value, storage).expect("wire types always serialise"))
+}
+
+/// Where [`encode`] writes to. postcard's own begins with nothing and grows five times for a usual message.
+struct Growing(Vec<u8>);
+
+impl postcard::ser_flavors::Flavor for Growing {
+    type Output = Vec<u8>;
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.0.push(byte);
+        Ok(())
+    }
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<Vec<u8>> {
+        Ok(self.0)
+    }
 }
 
 /// Decodes a wire type that fills `bytes` exactly.
