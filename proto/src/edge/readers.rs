@@ -20,7 +20,7 @@ use super::{Edge, TAIL_MARKS_SLACK};
 use crate::id::{Address, ClientIx, Cursor, Term};
 use crate::mutant::{Mutant, is_planted};
 use crate::shard::{CloseCode, Ctx, Packet};
-use crate::wire::{Body, DetachReason, RoomEntry, ToRoom};
+use crate::wire::{Body, DetachReason, NotResumed, RoomEntry, ToRoom};
 
 /// A reader's next place, and the frames for it unless it is excepted.
 type Next = (Cursor, Option<Arc<[Packet]>>);
@@ -127,7 +127,7 @@ impl Edge {
     fn lose(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx) {
         let session = self.client(ix).and_then(|client| client.session);
         if session.is_some_and(|index| self.sessions[index as usize].resumes) {
-            return self.give_up_resume(ctx, ix);
+            return self.give_up_resume(ctx, ix, NotResumed::RoomLog);
         }
         ctx.stats.too_slow_total += 1;
         self.close(ctx, ix, CloseCode::TooSlow, DetachReason::TransportClose);

@@ -16,7 +16,7 @@ use crate::id::{Address, ClientIx, NodeRef, Pid, Placement, SocketSid};
 use crate::json;
 use crate::recovery::room_tag;
 use crate::shard::{Admission, CloseCode, Ctx, TimerKey};
-use crate::wire::{AskedBy, Body, DetachReason, Resume, Resumed, SessionToEdge, ToSession};
+use crate::wire::{AskedBy, Body, DetachReason, NotResumed, Resume, Resumed, SessionToEdge, ToSession};
 
 /// A client that comes back waits this long at most.
 pub(super) const RESUME_MAX: Duration = Duration::from_secs(10);
@@ -128,11 +128,17 @@ impl Edge {
         }
     }
 
-    pub(super) fn not_resumed(&mut self, ctx: &mut Ctx<'_>, from: Address, id: u64) {
+    pub(super) fn not_resumed(&mut self, ctx: &mut Ctx<'_>, from: Address, id: u64, why: NotResumed) {
         if let Some(ix) = self.answered(from, id) {
-            ctx.stats.not_resumed_total += 1;
-            self.connect(ctx, ix);
+            self.begin_anew(ctx, ix, why);
         }
+    }
+
+    /// A client that came back gets a new session.
+    fn begin_anew(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, why: NotResumed) {
+        ctx.stats.not_resumed_total += 1;
+        tracing::debug!(client = ix.0, ?why, "a client that came back begins anew");
+        self.connect(ctx, ix);
     }
 
     /// The session goes on here: its rooms are looked up before the client is told.
@@ -177,10 +183,9 @@ impl Edge {
     }
 
     /// A session that was to go on cannot without a hole: its client begins anew, and it is over.
-    pub(super) fn give_up_resume(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx) {
-        ctx.stats.not_resumed_total += 1;
+    pub(super) fn give_up_resume(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, why: NotResumed) {
         self.end_session(ctx, ix, true, DetachReason::ServerDisconnect);
-        self.connect(ctx, ix);
+        self.begin_anew(ctx, ix, why);
     }
 
     /// It has taken too long to come back.
@@ -189,10 +194,9 @@ impl Edge {
         let (asked, session) = (client.resuming.is_some(), client.session);
         if asked {
             self.forget_resume(ix);
-            ctx.stats.not_resumed_total += 1;
-            self.connect(ctx, ix);
+            self.begin_anew(ctx, ix, NotResumed::Late);
         } else if session.is_some_and(|index| !self.sessions[index as usize].welcomed) {
-            self.give_up_resume(ctx, ix);
+            self.give_up_resume(ctx, ix, NotResumed::Late);
         }
     }
 
@@ -205,7 +209,7 @@ impl Edge {
     ) -> Option<SessionToEdge> {
         match message {
             SessionToEdge::Resumed(resumed) => self.resumed(ctx, from, *resumed),
-            SessionToEdge::NotResumed { id, .. } => self.not_resumed(ctx, from, id),
+            SessionToEdge::NotResumed { id, why, .. } => self.not_resumed(ctx, from, id, why),
             other => return Some(other),
         }
         None

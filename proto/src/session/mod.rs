@@ -36,8 +36,8 @@ use crate::shard::{Ctx, ProductRules, TimerKey};
 use crate::time::Instant;
 use crate::wire::{
     ATTACHMENT_SHIFT, Answer, Body, Command, CommandFailed, DedupeKey, DisconnectCode, EdgeRef, Inbound,
-    Publish, Resume, RoomToPublisher, SessionFacts, SessionIdentity, SessionOp, SessionToEdge, Shadow,
-    Subject, ToSession,
+    NotResumed, Publish, Resume, RoomToPublisher, SessionFacts, SessionIdentity, SessionOp, SessionToEdge,
+    Shadow, Subject, ToSession,
 };
 use live::{Effect, Session, SessionLive};
 pub use state::SessionState;
@@ -362,7 +362,7 @@ impl Sessions {
                 }
                 return;
             }
-            Open::Absent => return self.not_resumed(ctx, from, sid, resume.id),
+            Open::Absent => return self.not_resumed(ctx, from, sid, resume.id, NotResumed::Gone),
         }
         let Resume { id, pid, product, uid, namespace, client, offset } = resume;
         let key = self.ids.offset_key(&pid);
@@ -373,8 +373,11 @@ impl Sessions {
             && identity.product == product
             && identity.uid == uid
             && identity.namespace == namespace;
-        let point = session.state.resume_point(&carried).filter(|_| is_theirs && identity.resumable);
-        let Some(point) = point else { return self.not_resumed(ctx, from, sid, id) };
+        let point = match session.state.resume_point(&carried) {
+            Ok(point) if is_theirs && identity.resumable => point,
+            Ok(_) => return self.not_resumed(ctx, from, sid, id, NotResumed::NotTheirs),
+            Err(why) => return self.not_resumed(ctx, from, sid, id, why),
+        };
         let attachment = session.state.attachment + 1;
         let former = session.state.edge;
         session.resume(EdgeRef { attachment, edge: from, client }, id, &point);
@@ -388,9 +391,9 @@ impl Sessions {
         self.run(ctx, sid);
     }
 
-    fn not_resumed(&self, ctx: &mut Ctx<'_>, from: Address, sid: SocketSid, id: u64) {
+    fn not_resumed(&self, ctx: &mut Ctx<'_>, from: Address, sid: SocketSid, id: u64, why: NotResumed) {
         let placement = self.ids.placement_of(sid);
-        let refused = SessionToEdge::NotResumed { sid, id };
+        let refused = SessionToEdge::NotResumed { sid, id, why };
         ctx.out.send_to_address(from, placement, Body::SessionToEdge(refused));
     }
 

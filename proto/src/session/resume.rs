@@ -8,7 +8,7 @@ use super::state::{Membership, SessionState};
 use crate::id::{Cursor, RoomKey};
 use crate::recovery::{Carried, Offset, Tag, room_tag};
 use crate::room;
-use crate::wire::ResumedRoom;
+use crate::wire::{NotResumed, ResumedRoom};
 
 /// What a client that comes back has seen.
 #[derive(Debug, PartialEq)]
@@ -46,22 +46,25 @@ struct Known<'a> {
 }
 
 impl SessionState {
-    /// What `carried` says of this session; `None` if it cannot go on from there.
-    pub(super) fn resume_point(&self, carried: &Carried) -> Option<ResumePoint> {
+    /// What `carried` says of this session.
+    ///
+    /// # Errors
+    /// Why it cannot go on from there.
+    pub(super) fn resume_point(&self, carried: &Carried) -> Result<ResumePoint, NotResumed> {
         let nothing = Offset::default();
         let offset = match carried {
-            Carried::Lost => return None,
+            Carried::Lost => return Err(NotResumed::Hole),
             Carried::Nothing => &nothing,
             Carried::Upto(offset) => offset,
         };
         let own_seq = offset.own_seq;
-        let everyone = self.everyone?;
-        if self.ended || !self.own.can_resume_after(own_seq) {
-            return None;
+        let everyone = self.everyone.filter(|_| !self.ended).ok_or(NotResumed::Gone)?;
+        if !self.own.can_resume_after(own_seq) {
+            return Err(NotResumed::OwnLog);
         }
         // Places are told by the order of joins: all rooms of that moment must be known.
         if !offset.moved.is_empty() && self.forgotten > own_seq {
-            return None;
+            return Err(NotResumed::Rooms);
         }
         let identity = &self.identity;
         let everyone_key = room::everyone(&identity.product, &identity.namespace);
@@ -70,18 +73,21 @@ impl SessionState {
         for (index, step) in &offset.moved {
             let Some(at) = index.checked_sub(1) else {
                 tag.add(room_tag(&everyone_key, everyone));
-                everyone_at = step.cursor(everyone)?.max(everyone);
+                everyone_at = step.cursor(everyone).ok_or(NotResumed::History)?.max(everyone);
                 continue;
             };
-            let Known { room, joined, is_member, .. } = known.get(at)?;
-            let joined = (*joined)?;
+            let Known { room, joined, is_member, .. } = known.get(at).ok_or(NotResumed::Rooms)?;
+            let joined = (*joined).ok_or(NotResumed::Rooms)?;
             tag.add(room_tag(room, joined));
             if *is_member {
-                moved.push(((*room).clone(), step.cursor(joined)?.max(joined)));
+                moved.push(((*room).clone(), step.cursor(joined).ok_or(NotResumed::History)?.max(joined)));
             }
         }
         let same_rooms = tag.value() == offset.tag || offset.moved.is_empty();
-        same_rooms.then_some(ResumePoint { own_seq, moved, everyone: (everyone, everyone_at) })
+        if !same_rooms {
+            return Err(NotResumed::History);
+        }
+        Ok(ResumePoint { own_seq, moved, everyone: (everyone, everyone_at) })
     }
 
     /// The rooms it was in when own-log entry `own_seq` was carried out at the edge.

@@ -288,6 +288,26 @@ impl DetachReason {
         }
     }
 }
+/// Why a client that came back begins anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NotResumed {
+    /// Nobody has the session: its window is over, it has ended, or owner and backup died together.
+    Gone,
+    /// The secret, the product, the uid or the namespace is not its own, or it was never to be resumed.
+    NotTheirs,
+    /// Its former edge knew that it had missed something.
+    Hole,
+    /// Its own log does not reach back to what it has seen.
+    OwnLog,
+    /// Which rooms it was in at that moment is not known any more.
+    Rooms,
+    /// It has seen another history of a room.
+    History,
+    /// The log of a room does not hold its place. Found by its edge.
+    RoomLog,
+    /// No answer in time. Found by its edge.
+    Late,
+}
 
 /// Session owner to edge.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -332,6 +352,8 @@ pub enum SessionToEdge {
         sid: SocketSid,
         /// Which question this answers.
         id: u64,
+        /// For logs; clients are not told.
+        why: NotResumed,
     },
     /// Something of what the owner sent is lost: attach anew, or say that the session is gone.
     Reattach {
