@@ -87,6 +87,9 @@ impl Edge {
             }
             return;
         }
+        if gap {
+            tracing::debug!(room = ?t.key, "a hole in the log of a room");
+        }
         self.bounced_rooms.remove(&t.key);
         // Readers before the tail ask the new owner by their cursors.
         self.fetch(ctx, tail);

@@ -37,7 +37,7 @@ use crate::time::Instant;
 use crate::wire::{
     ATTACHMENT_SHIFT, Answer, Body, Command, CommandFailed, DedupeKey, DisconnectCode, EdgeRef, Inbound,
     NotResumed, Publish, Resume, RoomToPublisher, SessionFacts, SessionIdentity, SessionOp, SessionToEdge,
-    Shadow, Subject, ToSession,
+    Shadow, Subject, ToSession, next_transport,
 };
 use live::{Effect, Session, SessionLive};
 pub use state::SessionState;
@@ -378,7 +378,9 @@ impl Sessions {
             Ok(_) => return self.not_resumed(ctx, from, sid, id, NotResumed::NotTheirs),
             Err(why) => return self.not_resumed(ctx, from, sid, id, why),
         };
-        let attachment = session.state.attachment + 1;
+        let Some(attachment) = next_transport(session.state.attachment) else {
+            return self.not_resumed(ctx, from, sid, id, NotResumed::Gone);
+        };
         let former = session.state.edge;
         session.resume(EdgeRef { attachment, edge: from, client }, id, &point);
         if let Some(former) = former {

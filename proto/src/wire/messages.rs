@@ -61,7 +61,7 @@ pub struct SessionIdentity {
 /// Where the transport of a session ends. A newer one beats an older one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct EdgeRef {
-    /// Counts the transports of this session, from 1.
+    /// Counts the transports of this session ([`next_transport`]) and, in between, the lives of the edge's node.
     pub attachment: u64,
     /// The edge's node and shard.
     pub edge: Address,
@@ -109,6 +109,17 @@ impl Shadow {
 
 /// Counters of peers at or above this are nonsense.
 pub const COUNTER_END: u64 = 1 << 62;
+
+/// The lower bits of an attachment's number count lives of the edge's node under one transport, the others
+/// the transports: a transport of a node in its next life is still older than the next transport.
+const ATTACHMENT_LIVES_BITS: u32 = 12;
+
+/// The number of the transport after that of `attachment`; `None`: all are used up.
+#[must_use]
+pub fn next_transport(attachment: u64) -> Option<u64> {
+    let next = ((attachment >> ATTACHMENT_LIVES_BITS) + 1) << ATTACHMENT_LIVES_BITS;
+    (next < COUNTER_END >> ATTACHMENT_SHIFT).then_some(next)
+}
 
 /// Packets of one attachment are counted by the lower 32 bits of their numbers.
 pub const ATTACHMENT_SHIFT: u32 = 32;

@@ -251,6 +251,29 @@ fn a_newer_transport_beats_an_older_one() {
 }
 
 #[test]
+fn a_woken_edge_does_not_take_back_a_client_that_came_back_elsewhere() {
+    let (mut mesh, mut carrier, one, _) = story();
+    let former = carrier.client;
+    // Node 0 stands still: the others go on without it, its client comes back by another node.
+    kill(&mut mesh, 0);
+    carrier.come_back(&mut mesh, (3, 0));
+    assert!(carrier.recovered);
+    // It wakes in a new life, its old transports still open.
+    mesh.alive[0] = true;
+    mesh.nodes[0].incarnation = 2;
+    mesh.views();
+    mesh.wait(second());
+    assert_eq!(mesh.closed(former), Some(CloseCode::Ended));
+    assert_eq!(mesh.closed(carrier.client), None);
+    publish(&mut mesh, &one, 0..1);
+    emit_to(&mut mesh, &carrier.uid.clone(), 100);
+    mesh.gone(former);
+    emit_to(&mut mesh, &carrier.uid.clone(), 101);
+    assert_eq!(carrier.seen(&mut mesh), [0, 100, 101]);
+    assert_eq!(mesh.stats(|s| s.sessions), 1);
+}
+
+#[test]
 fn edge_and_owner_and_a_rooms_owner_may_die() {
     let (mut mesh, mut carrier, one, two) = story();
     publish(&mut mesh, &one, 0..2);
