@@ -27,6 +27,7 @@ pub mod node;
 pub mod plot;
 mod processes;
 pub mod random;
+mod relay;
 pub mod scenarios;
 pub mod speech;
 mod times;

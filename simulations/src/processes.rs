@@ -5,6 +5,7 @@
 //! Invariants: a node starts again under its name and mesh address, at other client ports; what it logged
 //! in each life is kept in a file where a directory is given.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,11 +13,12 @@ use anyhow::{Context as _, bail, ensure};
 use mesh_tests::cluster::{Addresses, Settings, fresh_key, settings};
 use mesh_tests::process::Process;
 
-use crate::drill::watch::Watch;
+use crate::drill::watch::{Ring, Watch};
 use crate::drill::{agree, start_node};
+use crate::relay::Relay;
 
 /// Agreement, and the end of a node that was asked to stop, are waited for this long.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Between two looks at a node that is to end.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -30,6 +32,8 @@ pub(crate) struct Nodes {
     extra: Settings,
     nodes: Vec<Node>,
     watch: Watch,
+    /// What lies between the nodes; `None`: nothing.
+    relay: Option<Relay>,
 }
 
 struct Node {
@@ -40,6 +44,25 @@ struct Node {
     /// Whether clients may be sent to it.
     serves: bool,
     lives: usize,
+    /// Lines of its present life that were taken.
+    lines_taken: usize,
+}
+
+/// What the nodes of a cluster own together: a key with two owners counts twice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Holdings {
+    pub(crate) rooms: u64,
+    pub(crate) sessions: u64,
+    /// Owned by a node to which the ring does not give it.
+    pub(crate) misplaced: u64,
+}
+
+impl Node {
+    fn take_lines(&mut self, mut on: impl FnMut(&str)) {
+        let lines = self.process.output().lines();
+        lines.iter().skip(self.lines_taken).for_each(|line| on(line));
+        self.lines_taken = lines.len();
+    }
 }
 
 impl Nodes {
@@ -50,12 +73,23 @@ impl Nodes {
         count: usize,
         extra: Settings,
     ) -> anyhow::Result<Self> {
+        Self::start_behind(None, meshd, directory, count, extra).await
+    }
+
+    /// The same with a network between them that can be cut.
+    pub(crate) async fn start_behind(
+        relay: Option<Relay>,
+        meshd: PathBuf,
+        directory: Option<PathBuf>,
+        count: usize,
+        extra: Settings,
+    ) -> anyhow::Result<Self> {
         let (key, nodes) = (fresh_key(), Vec::new());
-        let mut cluster = Self { meshd, directory, key, extra, nodes, watch: Watch::default() };
+        let mut cluster = Self { meshd, directory, key, extra, nodes, watch: Watch::default(), relay };
         for _ in 0..count {
             cluster.add().await?;
         }
-        let all: Vec<String> = cluster.nodes.iter().map(|node| node.at.mesh.to_string()).collect();
+        let all: Vec<String> = (0..count).map(|node| cluster.reached_at(node).to_string()).collect();
         for node in &mut cluster.nodes {
             node.settings.insert("MESH__SEEDS".into(), all.join(","));
         }
@@ -66,13 +100,19 @@ impl Nodes {
     /// Starts one more node; does not wait for the others to agree.
     pub(crate) async fn add(&mut self) -> anyhow::Result<()> {
         let name = format!("n{}", self.nodes.len() + 1);
-        let seeds: Vec<_> = self.nodes.iter().map(|node| node.at.mesh).collect();
+        let seeds: Vec<_> = (0..self.nodes.len()).map(|node| self.reached_at(node)).collect();
         let mut settings = settings(&name, &self.key, &seeds);
         settings.extend(self.extra.clone());
+        if let Some(relay) = &self.relay {
+            settings.insert("MESH__ADVERTISE".into(), relay.door(self.nodes.len()).to_string());
+        }
         let (process, at) = start_node(&self.meshd, &name, &settings).await?;
+        if let Some(relay) = &self.relay {
+            relay.place(self.nodes.len(), at.mesh);
+        }
         settings.insert("MESH__LISTEN".into(), at.mesh.to_string());
         self.watch.add(at.admin);
-        self.nodes.push(Node { name, settings, process, at, serves: true, lives: 1 });
+        self.nodes.push(Node { name, settings, process, at, serves: true, lives: 1, lines_taken: 0 });
         Ok(())
     }
 
@@ -110,10 +150,11 @@ impl Nodes {
     /// Starts a node that has ended.
     pub(crate) async fn restart(&mut self, node: usize) -> anyhow::Result<()> {
         self.keep_log(node)?;
-        let Node { name, settings, process, at, serves, lives } = &mut self.nodes[node];
+        let Node { name, settings, process, at, serves, lives, lines_taken } = &mut self.nodes[node];
         (*process, *at) = start_node(&self.meshd, name, settings).await?;
         *serves = true;
         *lives += 1;
+        *lines_taken = 0;
         self.watch.put_back(node, at.admin);
         Ok(())
     }
@@ -163,6 +204,46 @@ impl Nodes {
         let status = self.nodes[node].process.ended().await;
         ensure!(status.success(), "{} ended with {status}", self.nodes[node].name);
         Ok(())
+    }
+
+    /// Where the others reach a node.
+    fn reached_at(&self, node: usize) -> SocketAddr {
+        self.relay.as_ref().map_or(self.nodes[node].at.mesh, |relay| relay.door(node))
+    }
+
+    /// The network between the nodes.
+    ///
+    /// # Panics
+    /// When they were not started behind one.
+    pub(crate) fn relay(&self) -> &Relay {
+        self.relay.as_ref().expect("started behind a relay")
+    }
+
+    /// Waits until `done`, asked about each node's ring, holds; whether that was within `limit`.
+    pub(crate) async fn until(&mut self, limit: Duration, done: impl FnMut(&[Option<Ring>]) -> bool) -> bool {
+        self.watch.until(limit, done).await
+    }
+
+    /// What every node says of itself, by one of them; `None` when one does not answer.
+    pub(crate) async fn holdings(&self, by: usize) -> Option<Holdings> {
+        let answer = mesh_tests::http::get(self.nodes[by].at.admin, "/v1/status").await.ok()?;
+        let told: serde_json::Value = serde_json::from_str(&answer.body).ok()?;
+        let nodes = told["nodes"].as_array().filter(|nodes| nodes.len() == self.nodes.len())?;
+        nodes.iter().try_fold(Holdings::default(), |sum, node| {
+            let count = |what: &str| node["counts"][what].as_u64();
+            Some(Holdings {
+                rooms: sum.rooms + count("rooms")?,
+                sessions: sum.sessions + count("sessions")?,
+                misplaced: sum.misplaced + count("to_hand_over")?,
+            })
+        })
+    }
+
+    /// Takes what all nodes have logged since the last time: the node, the line.
+    pub(crate) fn take_lines(&mut self, mut on: impl FnMut(usize, &str)) {
+        for (index, node) in self.nodes.iter_mut().enumerate() {
+            node.take_lines(|line| on(index, line));
+        }
     }
 
     /// Where a node listens.

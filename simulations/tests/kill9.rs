@@ -1,20 +1,41 @@
-//! Three nodes, three kills: what `kill9` checks, with every test run.
+//! What `kill9` checks, with every test run: three kills, transports left half open, a cut.
 //!
 //! More: `cargo run --release -p mesh-simulations -- kill9 --rounds 100`.
 
 use mesh_tests::process::binary;
 use tokio::process::Command;
 
-#[tokio::test]
-async fn clients_lose_nothing_when_nodes_are_killed() {
+/// Three nodes and 42 clients; what was printed.
+async fn kill9(mode: &str, rounds: usize) -> String {
     let mut kill9 = Command::new(env!("CARGO_BIN_EXE_mesh-simulations"));
-    kill9.args(["kill9", "--rounds=3", "--rooms=6", "--members=4", "--rate=60", "--pause=1"]);
+    kill9.args(["kill9", "--mode", mode, "--rounds", &rounds.to_string()]);
+    kill9.args(["--rooms=6", "--members=4", "--rate=60", "--pause=1"]);
     kill9.arg("--meshd").arg(binary("meshd")).kill_on_drop(true);
     let done = kill9.output().await.unwrap();
-    let told = String::from_utf8_lossy(&done.stdout);
+    let told = String::from_utf8_lossy(&done.stdout).into_owned();
     assert!(done.status.success(), "{told}{}", String::from_utf8_lossy(&done.stderr));
+    told
+}
+
+#[tokio::test]
+async fn clients_lose_nothing_and_are_recovered_when_nodes_are_killed() {
+    let told = kill9("kill", 3).await;
     // The rounds took place, and there was something to lose.
     assert_eq!(told.matches("kill -9 of n").count(), 3, "{told}");
     let sum = told.split("all 3 rounds").nth(1).unwrap_or_default();
     assert!(!sum.contains(" 0 lost their transport") && !sum.contains("acked 0 "), "{told}");
+    assert!(!sum.contains("recovered 0, not recovered"), "{told}");
+}
+
+#[tokio::test]
+async fn transports_that_clients_have_left_are_closed_also_by_a_node_that_stood_still() {
+    let told = kill9("half-open", 1).await;
+    let left = told.split("left as they were: ").nth(1).unwrap_or_default();
+    assert!(left.chars().next().is_some_and(|first| ('1'..='9').contains(&first)), "{told}");
+}
+
+#[tokio::test]
+async fn both_sides_of_a_cut_serve_and_heal() {
+    let told = kill9("cut", 1).await;
+    assert!(told.contains(" cut from "), "{told}");
 }

@@ -5,13 +5,17 @@
 //! What a member is owed: every message that was handed to a socket after the member's join was answered,
 //! and that was acknowledged, as long as its session goes on: on one transport, or over several if
 //! each CONNECT said `recovered`. A session that is over is owed nothing more; nothing may come twice
-//! or out of order within it.
+//! or out of order within it. A cut of the network excuses what `cut` says.
 //! Invariants: a message is judged once, in the round in which it was sent; the order of deliveries is
 //! compared among members of a room whose session went through the whole round.
 //! Units: microseconds of `journal::now_micros`. Memory: one bit per message and member of its room.
 
-use std::collections::BTreeMap;
+mod cut;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+pub(super) use cut::Cut;
 
 use super::journal::{Fact, Resumed};
 use super::report::Round;
@@ -48,8 +52,19 @@ pub(super) struct Checker {
     /// Events that came after a later one of their publisher, to be judged.
     late: Vec<Late>,
     cut_at: u64,
+    /// Of this round's network; `None`: whole.
+    cut: Option<Cut>,
     /// Figures of the steps of the round so far.
     measured: Round,
+}
+
+/// A message that a member is owed and has not got.
+struct Missing {
+    member: usize,
+    publisher: usize,
+    number: usize,
+    /// Whether a cut excuses it.
+    is_excused: bool,
 }
 
 /// An event that came to a member after one with a higher number.
@@ -87,6 +102,9 @@ struct Seat {
     reconnects: Vec<(u64, Resumed)>,
     /// When the last transport was lost.
     lost_at: u64,
+    /// Transports left as they were: since the last judgement, and those that the server has not closed.
+    left: u64,
+    left_open: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -111,6 +129,8 @@ struct Publisher {
 struct Message {
     /// First handed to a socket.
     sent: u64,
+    /// When it was answered; 0 before.
+    answered: u64,
     state: State,
 }
 
@@ -170,12 +190,24 @@ impl Seat {
                     transport.joined = true;
                 }
             }
-            Fact::Disconnected => {
-                self.lost_at = at;
-                self.disconnects.extend(self.transport.take().map(|transport| (at, transport)));
+            Fact::Disconnected => self.is_lost(at),
+            Fact::Left => {
+                self.is_lost(at);
+                self.left += 1;
+                self.left_open += 1;
             }
+            Fact::LeftClosed => self.left_open = self.left_open.saturating_sub(1),
             _ => {}
         }
+    }
+
+    fn is_lost(&mut self, at: u64) {
+        self.lost_at = at;
+        self.disconnects.extend(self.transport.take().map(|transport| (at, transport)));
+    }
+
+    fn node(&self) -> Option<usize> {
+        self.transport.map(|transport| transport.node)
     }
 
     fn in_room(&self) -> bool {
@@ -213,6 +245,7 @@ impl Checker {
             broken: Broken::default(),
             late: Vec::new(),
             cut_at: 0,
+            cut: None,
             measured: Round::default(),
         }
     }
@@ -224,12 +257,12 @@ impl Checker {
         let messages = &mut publisher.messages;
         match fact {
             Fact::Sent(number) if number as usize == messages.len() => {
-                messages.push(Message { sent: at, state: State::UnderWay });
+                messages.push(Message { sent: at, answered: 0, state: State::UnderWay });
             }
             Fact::Sent(number) => messages[number as usize].state = State::UnderWay,
-            Fact::Acked(number) => messages[number as usize].state = State::Acked,
-            Fact::Refused(number) => messages[number as usize].state = State::Refused,
-            Fact::Disconnected => {
+            Fact::Acked(number) => messages[number as usize].is_answered(at, State::Acked),
+            Fact::Refused(number) => messages[number as usize].is_answered(at, State::Refused),
+            Fact::Disconnected | Fact::Left => {
                 for message in messages.iter_mut().filter(|message| message.state == State::UnderWay) {
                     message.state = State::Unknown;
                 }
@@ -292,15 +325,33 @@ impl Checker {
                 .publishers
                 .iter()
                 .all(|publisher| publisher.to_judge().all(|(_, m)| m.state != State::UnderWay))
-            && self.missing().next().is_none()
+            && self.seats().all(|seat| seat.left_open == 0)
+            && self.missing().all(|missing| missing.is_excused)
+    }
+
+    /// The network was cut in this round.
+    pub(super) fn was_cut(&mut self, cut: Cut) {
+        self.cut = Some(cut);
+    }
+
+    /// A hole in the log of a room was told at `node`.
+    pub(super) fn gap_told(&mut self, node: usize, room: usize) {
+        if let Some(cut) = &mut self.cut {
+            cut.gaps.insert((node, room));
+        }
+    }
+
+    /// The side of a client; all are on one while the network is whole.
+    fn side(&self, seat: &Seat) -> Option<usize> {
+        self.cut.as_ref().map_or(Some(0), |cut| cut.side(seat.node()))
     }
 
     fn seats(&self) -> impl Iterator<Item = &Seat> {
         self.publishers.iter().map(|p| &p.seat).chain(self.members.iter().map(|m| &m.seat))
     }
 
-    /// Messages of the round that a member is owed and has not got: member, publisher, number.
-    fn missing(&self) -> impl Iterator<Item = (usize, usize, usize)> {
+    /// Messages of the round that a member is owed and has not got.
+    fn missing(&self) -> impl Iterator<Item = Missing> {
         let Plan { members, publishers, .. } = self.plan;
         self.members.iter().enumerate().flat_map(move |(index, member)| {
             let first = index / members * publishers;
@@ -309,10 +360,20 @@ impl Checker {
                     let owed = message.state == State::Acked
                         && member.seat.in_room()
                         && member.joined_at < message.sent;
-                    (owed && !heard.has(number)).then_some((index, first + own, number))
+                    (owed && !heard.has(number)).then(|| {
+                        let publisher = first + own;
+                        let is_excused = self.excuses(index, publisher, message);
+                        Missing { member: index, publisher, number, is_excused }
+                    })
                 })
             })
         })
+    }
+
+    fn excuses(&self, member: usize, publisher: usize, message: &Message) -> bool {
+        let Some((cut, node)) = self.cut.as_ref().zip(self.members[member].seat.node()) else { return false };
+        let by = cut.side(self.publishers[publisher].seat.node());
+        cut.excuses((message.sent, message.answered), member / self.plan.members, by, node)
     }
 
     /// Judges the round that began at `from`; `hurt` are the nodes that were hurt in it.
@@ -320,7 +381,11 @@ impl Checker {
         self.measure(from, self.cut_at, hurt);
         let mut round = std::mem::take(&mut self.measured);
         let mut broken = std::mem::take(&mut self.broken);
-        for (member, publisher, number) in self.missing() {
+        for Missing { member, publisher, number, is_excused } in self.missing() {
+            if is_excused {
+                round.gaps += 1;
+                continue;
+            }
             round.lost += 1;
             broken.say(|| {
                 let sent = self.publishers[publisher].messages[number].sent;
@@ -330,6 +395,7 @@ impl Checker {
         self.judge_transports(from, hurt, &mut round, &mut broken);
         self.judge_late(&mut round, &mut broken);
         self.judge_order(from, &mut round, &mut broken);
+        self.judge_sides(&mut round, &mut broken);
         for (index, publisher) in self.publishers.iter_mut().enumerate() {
             for (number, message) in publisher.to_judge() {
                 round.published += 1;
@@ -357,7 +423,9 @@ impl Checker {
         for seat in seats.chain(self.members.iter_mut().map(|m| &mut m.seat)) {
             seat.disconnects.clear();
             seat.reconnects.clear();
+            (seat.left, seat.left_open) = (0, 0);
         }
+        self.cut = None;
         round
     }
 
@@ -379,9 +447,17 @@ impl Checker {
                 round.back.add(Some(Duration::from_micros(*away)));
                 match resumed {
                     Resumed::Recovered => round.recovered += 1,
-                    Resumed::Refused => round.not_recovered += 1,
+                    Resumed::Refused | Resumed::NotOffered => {
+                        round.not_recovered += 1;
+                        broken.say(|| format!("{} came back and is not recovered: {resumed:?}", name()));
+                    }
                     Resumed::New | Resumed::First => round.new_sessions += 1,
                 }
+            }
+            round.left += seat.left;
+            round.left_open += seat.left_open;
+            if seat.left_open > 0 {
+                broken.say(|| format!("the transport that {} left is still open", name()));
             }
             if !seat.in_room() {
                 round.not_back += 1;
@@ -409,11 +485,38 @@ impl Checker {
         }
     }
 
-    /// All members of a room whose session went through the round have seen one order.
+    /// Each side has had answers while it stood alone.
+    fn judge_sides(&self, round: &mut Round, broken: &mut Broken) {
+        let Some(cut) = &self.cut else { return };
+        let publishers_of =
+            |side| self.publishers.iter().filter(move |p| cut.side(p.seat.node()) == Some(side));
+        for side in cut.sides.iter().copied().collect::<BTreeSet<_>>() {
+            let served = |publisher: &Publisher| {
+                let alone = |m: &Message| m.state == State::Acked && cut.stood_alone(m.sent, m.answered);
+                publisher.to_judge().any(|(_, message)| alone(message))
+            };
+            let silent = publishers_of(side).filter(|publisher| !served(publisher)).count();
+            if silent > 0 {
+                round.not_served += silent as u64;
+                broken
+                    .say(|| format!("{silent} publishers of side {side} had no answer while it stood alone"));
+            }
+        }
+    }
+
+    /// All members of a room, of one side, whose session went through the round have seen one order.
     fn judge_order(&self, from: u64, round: &mut Round, broken: &mut Broken) {
+        let sides: BTreeSet<_> = self.members.iter().filter_map(|m| self.side(&m.seat)).collect();
+        for side in sides {
+            self.judge_order_of(side, from, round, broken);
+        }
+    }
+
+    fn judge_order_of(&self, side: usize, from: u64, round: &mut Round, broken: &mut Broken) {
         for (room, members) in self.members.chunks(self.plan.members).enumerate() {
-            let mut whole =
-                members.iter().enumerate().filter(|(_, m)| m.joined_at < from && m.seat.in_room());
+            let whole =
+                |m: &Member| m.joined_at < from && m.seat.in_room() && self.side(&m.seat) == Some(side);
+            let mut whole = members.iter().enumerate().filter(|(_, m)| whole(m));
             let Some((first, reference)) = whole.next() else { continue };
             let places: BTreeMap<(u16, u32), usize> =
                 reference.deliveries.iter().enumerate().map(|(place, &(_, p, n))| ((p, n), place)).collect();
@@ -441,12 +544,13 @@ impl Checker {
     pub(super) fn measure(&mut self, from: u64, until: u64, hurt: &[Hurt]) {
         let rooms = self.members.chunks(self.plan.members).zip(self.publishers.chunks(self.plan.publishers));
         for (room, (members, publishers)) in rooms.enumerate() {
-            let undisturbed = |publisher: &Publisher| publisher.seat.undisturbed(from, hurt);
-            let steady: Vec<bool> = publishers.iter().map(undisturbed).collect();
-            if !steady.contains(&true) {
-                continue;
-            }
             for member in members.iter().filter(|member| member.seat.undisturbed(from, hurt)) {
+                let side = self.side(&member.seat);
+                let steady = |p: &Publisher| p.seat.undisturbed(from, hurt) && self.side(&p.seat) == side;
+                let steady: Vec<bool> = publishers.iter().map(steady).collect();
+                if !steady.contains(&true) {
+                    continue;
+                }
                 self.measured.pause.add(member.longest_gap(from, until).map(Duration::from_micros));
                 let delays = member.deliveries.iter().filter_map(|&(at, publisher, number)| {
                     let own = usize::from(publisher) - room * self.plan.publishers;
@@ -471,6 +575,12 @@ impl Member {
             if end >= from { gap } else { 0 }
         });
         gaps.max()
+    }
+}
+
+impl Message {
+    fn is_answered(&mut self, at: u64, state: State) {
+        (self.answered, self.state) = (at, state);
     }
 }
 

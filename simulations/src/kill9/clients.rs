@@ -5,8 +5,9 @@
 //! Method: a client connects as behind a balancer that knows no more than which nodes exist: it takes the
 //! first node, from a random one on, that answers. After a lost transport it waits as the stock client
 //! does (0.5 to 1.5 s, doubling up to 5 s). Client `i` starts at node `i mod N`.
-//! Standard input: `doors ADDRESS,-,…` says where each node listens, `-` for one that does not; its end
-//! ends the process.
+//! Standard input: `doors ADDRESS,-,…` says where each node listens, `-` for one that does not;
+//! `leave NODE` has its clients leave their transports as they are, as when a cable is pulled and only the
+//! client notices: nothing is closed, nothing is answered, each connects anew. Its end ends the process.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -17,7 +18,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -80,6 +81,8 @@ struct Shared {
     doors: RefCell<Vec<Option<Door>>>,
     journal: RefCell<Writer>,
     scratch: RefCell<Vec<u8>>,
+    /// The node whose clients are to leave. News for those that are connected then.
+    leave: watch::Sender<usize>,
 }
 
 /// Runs `kill9-clients`.
@@ -94,6 +97,7 @@ pub fn run(clients: &Clients) -> anyhow::Result<()> {
             doors: RefCell::default(),
             journal: RefCell::new(Writer::create(&clients.journal)?),
             scratch: RefCell::new(vec![0; SCRATCH_BYTES]),
+            leave: watch::Sender::new(usize::MAX),
         });
         println!("ready");
         for index in 0..clients.count {
@@ -130,6 +134,10 @@ fn orders() -> mpsc::Receiver<String> {
 
 impl Shared {
     fn take_order(&self, line: &str) -> anyhow::Result<()> {
+        if let Some(node) = line.strip_prefix("leave ") {
+            self.leave.send_replace(node.parse()?);
+            return Ok(());
+        }
         let addresses = line.strip_prefix("doors ").unwrap_or_default().split(',');
         let door = |at: &str| if at == "-" { Ok(None) } else { Door::parse(at, "rooms").map(Some) };
         *self.doors.borrow_mut() = addresses.map(door).collect::<anyhow::Result<_>>()?;
@@ -197,15 +205,38 @@ impl Client {
         let mut home = Some(self.index);
         let mut delay = RECONNECT_DELAY;
         loop {
-            if let Some((node, session, resumed)) = self.connect(home.take()).await {
+            if let Some((node, mut session, resumed)) = self.connect(home.take()).await {
                 delay = RECONNECT_DELAY;
                 self.note(Fact::Connected { node, resumed });
-                let Err(error) = self.serve(session, resumed).await;
-                self.shared.journal.borrow_mut().note(self.index, Fact::Disconnected, &format!("{error:#}"));
+                match self.serve(&mut session, node, resumed).await {
+                    Ok(()) => self.leave(session),
+                    Err(error) => {
+                        let words = format!("{error:#}");
+                        self.shared.journal.borrow_mut().note(self.index, Fact::Disconnected, &words);
+                    }
+                }
             }
             sleep(delay.mul_f64(self.random.random_range(0.5..1.5))).await;
             delay = (delay * 2).min(RECONNECT_DELAY_MAX);
         }
+    }
+
+    /// Keeps a transport open that it uses no more. Only a session that goes on over another one lets the
+    /// server know: where the protocol has no recovery, heartbeats end it in their time.
+    fn leave(&self, session: Session) {
+        let awaited = self.protocol == Protocol::SocketIo;
+        if awaited {
+            self.note(Fact::Left);
+        } else {
+            self.shared.journal.borrow_mut().note(self.index, Fact::Disconnected, "left");
+        }
+        let (index, shared) = (self.index, self.shared.clone());
+        spawn_local(async move {
+            session.closed(&shared.scratch).await;
+            if awaited {
+                shared.journal.borrow_mut().note(index, Fact::LeftClosed, "");
+            }
+        });
     }
 
     /// Tries every node once.
@@ -232,16 +263,13 @@ impl Client {
         self.next_id
     }
 
-    /// Until the connection ends.
-    async fn serve(
-        &mut self,
-        mut session: Session,
-        resumed: Resumed,
-    ) -> Result<std::convert::Infallible, anyhow::Error> {
+    /// Until the connection ends, or is to be left.
+    async fn serve(&mut self, session: &mut Session, node: usize, resumed: Resumed) -> anyhow::Result<()> {
+        let mut leave = self.shared.leave.subscribe();
         let mut joining = None;
         self.in_room &= resumed == Resumed::Recovered;
         if self.in_room {
-            self.joined(&mut session);
+            self.joined(session);
         } else {
             let id = self.id();
             session.join(id, &self.room);
@@ -262,7 +290,7 @@ impl Client {
                     Heard::Answer(id, ok) if joining == Some(id) => {
                         anyhow::ensure!(ok, "the join was refused");
                         joining = None;
-                        self.joined(&mut session);
+                        self.joined(session);
                     }
                     Heard::Answer(id, ok) => {
                         if let Some(number) = self.publishing.unanswered.remove(&id) {
@@ -274,12 +302,17 @@ impl Client {
             drained?;
             let turn = self.publishing.next_at.filter(|_| joining.is_none());
             if turn.is_some_and(|at| at <= Instant::now()) {
-                self.publish_next(&mut session);
+                self.publish_next(session);
                 continue;
             }
             tokio::select! {
                 ready = session.ready() => ready?,
                 () = sleep_until(turn.unwrap_or_else(Instant::now)), if turn.is_some() => {}
+                Ok(()) = leave.changed() => {
+                    if *leave.borrow_and_update() == node {
+                        return Ok(());
+                    }
+                }
             }
         }
     }

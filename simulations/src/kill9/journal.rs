@@ -34,6 +34,10 @@ pub(crate) enum Fact {
     Refused(u32),
     /// `- …`: the transport is gone; words for people follow.
     Disconnected,
+    /// `l`: left its transport as it was, and will connect anew: for the server it stands.
+    Left,
+    /// `c`: the server has closed a transport that was left.
+    LeftClosed,
 }
 
 /// What a server made of a client that was there before.
@@ -41,8 +45,10 @@ pub(crate) enum Fact {
 pub(crate) enum Resumed {
     /// `f`: its first connection.
     First,
-    /// `n`: there is no recovery for it: a new session.
+    /// `n`: there is no recovery in its protocol: a new session.
     New,
+    /// `o`: the server offers none: a new session.
+    NotOffered,
     /// `y`: `recovered` is true.
     Recovered,
     /// `x`: it asked, and `recovered` is false.
@@ -80,6 +86,8 @@ impl Writer {
             Fact::Acked(number) => writeln!(self.lines, "a {number}"),
             Fact::Refused(number) => writeln!(self.lines, "r {number}"),
             Fact::Disconnected => writeln!(self.lines, "- {}", words.escape_debug()),
+            Fact::Left => writeln!(self.lines, "l"),
+            Fact::LeftClosed => writeln!(self.lines, "c"),
         };
     }
 
@@ -99,13 +107,14 @@ impl Resumed {
         match self {
             Self::First => 'f',
             Self::New => 'n',
+            Self::NotOffered => 'o',
             Self::Recovered => 'y',
             Self::Refused => 'x',
         }
     }
 
     fn read(letter: &str) -> Option<Self> {
-        [Self::First, Self::New, Self::Recovered, Self::Refused]
+        [Self::First, Self::New, Self::NotOffered, Self::Recovered, Self::Refused]
             .into_iter()
             .find(|kind| letter.chars().eq([kind.letter()]))
     }
@@ -157,6 +166,8 @@ fn parse(line: &str) -> Option<(u64, usize, Fact)> {
         "a" => Fact::Acked(number()?),
         "r" => Fact::Refused(number()?),
         "-" => Fact::Disconnected,
+        "l" => Fact::Left,
+        "c" => Fact::LeftClosed,
         _ => return None,
     };
     Some((micros, client, fact))
@@ -177,6 +188,8 @@ mod tests {
             Fact::Acked(2),
             Fact::Refused(3),
             Fact::Disconnected,
+            Fact::Left,
+            Fact::LeftClosed,
         ];
         let mut writer = Writer::create(&path).unwrap();
         let mut reader = Reader::open(&path).unwrap();

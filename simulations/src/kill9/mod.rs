@@ -14,7 +14,9 @@ mod clients;
 pub(crate) mod journal;
 mod report;
 pub(crate) mod session;
+mod trouble;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -30,6 +32,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::processes::{self, Nodes, program};
 use crate::random::Random;
+use crate::relay::Relay;
 
 /// After a round, what is owed must have come within this time.
 const SETTLED_WITHIN: Duration = Duration::from_secs(20);
@@ -77,8 +80,9 @@ pub struct Kill9 {
     /// Keep journals and the nodes' logs here; without it they are kept when a promise was broken.
     #[arg(long)]
     keep: Option<PathBuf>,
-    /// Log filter of the nodes.
-    #[arg(long, default_value = "info")]
+    /// Log filter of the nodes. Why clients were not recovered, and which gaps were told, is read from lines
+    /// of `mesh_proto::edge`.
+    #[arg(long, default_value = "info,mesh_proto::edge=debug")]
     log: String,
     /// The `meshd` to run; by default the one beside this program.
     #[arg(long)]
@@ -94,8 +98,14 @@ enum Mode {
     Stop,
     /// One of both, by the seed.
     Mixed,
+    /// The clients of a node leave their transports open and come back by another node; by turns while it
+    /// stands still for 0.2 to 5 s, and while it runs.
+    HalfOpen,
     /// Every node in turn: SIGTERM, its end, a start.
     Rolling,
+    /// The network between the nodes is cut for some seconds: two groups, two nodes from each other, one way,
+    /// one node deaf or mute, by turns.
+    Cut,
 }
 
 /// Runs `kill9`.
@@ -104,6 +114,7 @@ enum Mode {
 /// When a promise was broken, nodes do not start or agree, or a signal ends the run.
 pub fn run(kill9: &Kill9) -> anyhow::Result<()> {
     ensure!((2..=64).contains(&kill9.nodes), "--nodes is 2 to 64");
+    ensure!(kill9.mode != Mode::Cut || kill9.nodes > 2, "--mode cut wants 3 nodes at least");
     ensure!(kill9.rooms * kill9.publishers <= usize::from(u16::MAX), "too many publishers");
     ensure!(
         kill9.rooms > 0 && kill9.members > 0 && kill9.publishers > 0 && kill9.rate > 0,
@@ -152,6 +163,8 @@ struct Run<'a> {
     publishers: Crowd,
     checker: Checker,
     random: Random,
+    /// Why clients were not recovered in this round so far.
+    reasons: BTreeMap<String, u64>,
     sum: Round,
     started: Instant,
 }
@@ -190,8 +203,14 @@ impl<'a> Run<'a> {
                 kill9.rate
             );
         }
-        let extra = [("LOG__FILTER".to_owned(), kill9.log.clone())].into();
-        let nodes = Nodes::start(meshd, Some(directory.to_owned()), kill9.nodes, extra).await?;
+        let extra = [("LOG__FILTER", kill9.log.as_str()), ("PRODUCTS__ROOMS__RECOVERY", "on")];
+        let extra = extra.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let relay = match kill9.mode {
+            Mode::Cut => Some(Relay::open(kill9.nodes)?),
+            _ => None,
+        };
+        let (logs, count) = (Some(directory.to_owned()), kill9.nodes);
+        let nodes = Nodes::start_behind(relay, meshd, logs, count, extra).await?;
         let seed = format!("--seed={}", kill9.seed);
         let members = [
             seed.clone(),
@@ -214,6 +233,7 @@ impl<'a> Run<'a> {
             publishers: Crowd::start("publishers", &publishers, directory).await?,
             checker: Checker::new(plan),
             random: Random::new(kill9.seed),
+            reasons: BTreeMap::new(),
             sum: Round::default(),
             started: Instant::now(),
         };
@@ -234,11 +254,13 @@ impl<'a> Run<'a> {
         self.show(0, "calm", &calm);
         for number in 1..=self.kill9.rounds {
             let from = now_micros();
-            let (kind, hurt) = self.trouble().await?;
+            let trouble = self.trouble(number).await?;
             let pause = Duration::from_secs(self.kill9.pause);
             self.nodes.watch(self.random.between(pause, pause * 2)).await;
-            let round = self.judge(from, &hurt).await?;
-            self.show(number, &kind, &round);
+            let mut round = self.judge(from, &trouble.hurt).await?;
+            round.add(&trouble.seen);
+            round.sentences.extend(trouble.seen.sentences);
+            self.show(number, &trouble.kind, &round);
             self.sum.add(&round);
             self.nodes.check_alive()?;
         }
@@ -257,73 +279,6 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Hurts and heals; what was done, in words, and whom it hurt.
-    async fn trouble(&mut self) -> anyhow::Result<(String, Vec<Hurt>)> {
-        // Not always at the same time after the judgement.
-        self.nodes.watch(self.random.millis(0, 500)).await;
-        let node = self.random.index(self.nodes.len());
-        match self.kill9.mode {
-            Mode::Kill => self.kill(node).await,
-            Mode::Stop => self.stop(node).await,
-            Mode::Mixed if self.random.per_mille(500) => self.kill(node).await,
-            Mode::Mixed => self.stop(node).await,
-            Mode::Rolling => self.roll().await,
-        }
-    }
-
-    async fn kill(&mut self, node: usize) -> anyhow::Result<(String, Vec<Hurt>)> {
-        let name = self.nodes.name(node).to_owned();
-        let life = self.nodes.life_of(node);
-        let from = now_micros();
-        self.nodes.kill(node).await;
-        self.open_doors().await;
-        let kind = if self.random.per_mille(250) {
-            self.nodes.watch(self.random.millis(0, 100)).await;
-            format!("kill -9 of {name}, started again within 100 ms")
-        } else {
-            self.nodes.agreed_without_one().await?;
-            self.nodes.watch(self.random.millis(0, 3_000)).await;
-            format!("kill -9 of {name}")
-        };
-        self.nodes.restart(node).await?;
-        let until = now_micros();
-        self.open_doors().await;
-        self.nodes.agreed_with(node, life).await?;
-        Ok((kind, vec![Hurt { node, from, until }]))
-    }
-
-    async fn stop(&mut self, node: usize) -> anyhow::Result<(String, Vec<Hurt>)> {
-        let from = now_micros();
-        let time = self.random.millis(200, 5_000);
-        self.nodes.stop(node).await;
-        self.nodes.watch(time).await;
-        self.nodes.wake(node).await;
-        self.nodes.agreed_with(node, None).await?;
-        let kind = format!("SIGSTOP of {} for {:.1} s", self.nodes.name(node), time.as_secs_f64());
-        Ok((kind, vec![Hurt { node, from, until: now_micros() }]))
-    }
-
-    async fn roll(&mut self) -> anyhow::Result<(String, Vec<Hurt>)> {
-        let mut hurt = Vec::new();
-        for node in 0..self.nodes.len() {
-            let life = self.nodes.life_of(node);
-            let from = now_micros();
-            self.nodes.terminate(node).await;
-            self.nodes.ended(node).await?;
-            self.open_doors().await;
-            self.nodes.restart(node).await?;
-            let step = Hurt { node, from, until: now_micros() };
-            hurt.push(step);
-            self.open_doors().await;
-            self.nodes.agreed_with(node, life).await?;
-            let pause = Duration::from_secs(self.kill9.pause);
-            self.nodes.watch(self.random.between(pause, pause * 2)).await;
-            self.read_on().await?;
-            self.checker.measure(from, now_micros(), &[step]);
-        }
-        Ok(("rolling restart".to_owned(), hurt))
-    }
-
     /// Tells the clients which nodes there are.
     async fn open_doors(&mut self) {
         let line = format!("doors {}", self.nodes.doors());
@@ -339,14 +294,42 @@ impl<'a> Run<'a> {
         self.members.journal.read(|at, client, fact| self.checker.take_member(at, client, fact))
     }
 
+    /// Tells the clients of a node to leave it and come back elsewhere.
+    async fn leave(&mut self, node: usize) {
+        let line = format!("leave {node}");
+        self.members.process.tell(&line).await;
+        self.publishers.process.tell(&line).await;
+    }
+
+    /// Takes in what servers say that no client can know: why it was not recovered, which gaps there are.
+    fn take_lines(&mut self) {
+        let Self { nodes, checker, reasons, .. } = self;
+        nodes.take_lines(|node, line| {
+            if let Some((_, why)) =
+                line.split_once("begins anew").and_then(|(_, told)| told.split_once("why="))
+            {
+                *reasons.entry(why.trim().to_owned()).or_default() += 1;
+            } else if let Some((_, room)) = line.split_once("a hole in the log of a room")
+                && let Some((_, number)) = room.split_once("#room-")
+                && let Ok(number) = number.trim().parse()
+            {
+                checker.gap_told(node, number);
+            }
+        });
+    }
+
     async fn judge(&mut self, from: u64, hurt: &[Hurt]) -> anyhow::Result<Round> {
         self.read_on().await?;
+        self.take_lines();
         self.checker.cut(now_micros());
         let give_up = Instant::now() + SETTLED_WITHIN;
         while !self.checker.is_settled() && Instant::now() < give_up {
             self.read_on().await?;
         }
-        Ok(self.checker.judge(from, hurt))
+        self.take_lines();
+        let mut round = self.checker.judge(from, hurt);
+        round.reasons = std::mem::take(&mut self.reasons);
+        Ok(round)
     }
 
     fn show(&self, number: usize, kind: &str, round: &Round) {

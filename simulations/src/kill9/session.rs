@@ -5,6 +5,7 @@
 //! Source: socket.io-client 4.8 `socket.ts` (`onconnect`, `emitEvent`: the offset is the last argument
 //! of an event if that is a string and there is a pid).
 
+use std::cell::RefCell;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
@@ -106,7 +107,7 @@ impl Session {
         let pid = answer["pid"].as_str().map(str::to_owned);
         let resumed = match (&memory.pid, &pid) {
             _ if !memory.connected_before => Resumed::First,
-            (None, _) | (_, None) => Resumed::New,
+            (None, _) | (_, None) => Resumed::NotOffered,
             (Some(before), Some(now)) if before == now => Resumed::Recovered,
             _ => Resumed::Refused,
         };
@@ -165,6 +166,11 @@ impl Session {
     pub(crate) async fn ready(&self) -> anyhow::Result<()> {
         let ready = timeout(self.silence_max, self.client.ready()).await;
         Ok(ready.context("nothing heard from the server")??)
+    }
+
+    /// Reads and forgets what comes, and answers nothing, until the server has closed.
+    pub(super) async fn closed(self, scratch: &RefCell<Vec<u8>>) {
+        self.client.closed(scratch).await;
     }
 
     /// Takes in what has come.

@@ -5,6 +5,7 @@
 //! Memory: an idle client costs its stream and an empty buffer or two; reading goes through one
 //! scratch buffer shared by all clients of the thread.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -242,6 +243,18 @@ impl Client {
         }
         self.flush();
         Ok(())
+    }
+
+    /// Reads and forgets what comes, and answers nothing, until the server has closed.
+    pub(crate) async fn closed(self, scratch: &RefCell<Vec<u8>>) {
+        while self.stream.readable().await.is_ok() {
+            match self.stream.try_read(&mut scratch.borrow_mut()) {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+        }
     }
 
     /// The next text message; for handshakes only.

@@ -1,4 +1,4 @@
-use super::super::journal::Fact::{Acked, Connected, Disconnected, Event, Joined, Sent};
+use super::super::journal::Fact::{Acked, Connected, Disconnected, Event, Joined, Left, LeftClosed, Sent};
 use super::*;
 
 /// One room of two members and one publisher, all by node 0, in since 10; messages 0..`sent` published
@@ -172,4 +172,93 @@ fn a_pause_reaches_over_the_edges_of_a_round() {
     checker.cut(1_050);
     let [p50] = checker.judge(160, &[]).pause.percentiles([50]);
     assert!((p50 - 0.0007).abs() < 1e-9, "{p50}");
+}
+
+#[test]
+fn a_client_that_comes_back_without_its_session_breaks_a_promise_if_its_protocol_has_recovery() {
+    for (resumed, broken) in [
+        (Resumed::Recovered, ""),
+        (Resumed::New, ""),
+        (Resumed::Refused, "1 not recovered"),
+        (Resumed::NotOffered, "1 not recovered"),
+    ] {
+        let mut checker = story(0);
+        checker.take_member(300, 0, Disconnected);
+        checker.take_member(400, 0, Connected { node: 1, resumed });
+        checker.take_member(401, 0, Joined);
+        assert_eq!(judged(&mut checker, &[HURT]).broken(), broken, "{resumed:?}");
+    }
+}
+
+#[test]
+fn a_transport_that_was_left_is_to_be_closed() {
+    for (closed, broken) in [(true, ""), (false, "1 left open")] {
+        let mut checker = story(0);
+        checker.take_member(300, 0, Left);
+        checker.take_member(400, 0, Connected { node: 1, resumed: Resumed::Recovered });
+        checker.take_member(401, 0, Joined);
+        if closed {
+            checker.take_member(500, 0, LeftClosed);
+        }
+        checker.cut(2_000);
+        assert_eq!(checker.is_settled(), closed);
+        let round = checker.judge(50, &[HURT]);
+        assert_eq!((round.broken().as_str(), round.left, round.edge_lost), (broken, 1, 1));
+    }
+}
+
+/// Member 0 and the publisher by node 0, member 1 by node 1; cut from 200 on, apart from 300 to 800, whole
+/// from 1,000 on. Messages at 100, 200, … 1,200; a gap told at `gap`.
+fn cut_story(gap: Option<usize>) -> Checker {
+    let mut checker = story(0);
+    checker.take_member(20, 1, Disconnected);
+    checker.take_member(30, 1, Connected { node: 1, resumed: Resumed::First });
+    checker.take_member(40, 1, Joined);
+    for number in 0..12 {
+        let at = 100 + u64::from(number) * 100;
+        checker.take_publisher(at, 0, Sent(number));
+        checker.take_publisher(at + 5, 0, Acked(number));
+    }
+    let gaps = gap.map(|node| (node, 0)).into_iter().collect();
+    let sides = vec![0, 1];
+    checker.was_cut(Cut { sides, from: 200, split: 300, mended: 800, healed: 1_000, gaps });
+    checker
+}
+
+#[test]
+fn a_gap_excuses_what_went_across_a_cut_and_nothing_else() {
+    let all: Vec<u32> = (0..12).collect();
+    let without = |left_out: &[u32]| -> Vec<u32> {
+        all.iter().copied().filter(|number| !left_out.contains(number)).collect()
+    };
+    for (case, gap, at_own, at_other, lost, excused) in [
+        ("all has come", None, vec![], vec![], 0, 0),
+        ("across, untold", None, vec![], vec![4], 1, 0),
+        ("across, told elsewhere", Some(0), vec![], vec![4], 1, 0),
+        ("across, told", Some(1), vec![], vec![4, 5], 0, 2),
+        ("its own side's, while alone", Some(0), vec![4], vec![], 1, 0),
+        ("its own side's, while owners changed", Some(0), vec![8], vec![], 0, 1),
+        ("after all is whole", Some(1), vec![], vec![11], 1, 0),
+    ] {
+        let mut checker = cut_story(gap);
+        deliver(&mut checker, 0, &without(&at_own));
+        deliver(&mut checker, 1, &without(&at_other));
+        let round = judged(&mut checker, &[Hurt { node: 1, from: 15, until: 35 }]);
+        assert_eq!((round.lost, round.gaps, round.doubled, round.reordered), (lost, excused, 0, 0), "{case}");
+    }
+}
+
+#[test]
+fn publishers_have_answers_while_their_side_stands_alone() {
+    assert_eq!(judged(&mut cut_story(None), &[]).not_served, 0);
+    let mut checker = cut_story(None);
+    checker.was_cut(Cut {
+        sides: vec![0, 1],
+        from: 200,
+        split: 310,
+        mended: 320,
+        healed: 330,
+        ..Cut::default()
+    });
+    assert_eq!(judged(&mut checker, &[]).not_served, 1);
 }
