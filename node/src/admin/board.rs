@@ -12,14 +12,12 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::answers::Problem;
-use super::cluster::MeshFacts;
 use super::problems::Found;
 
 /// What the last look has found.
 #[derive(Debug, Default)]
 pub(super) struct Snapshot {
     pub(super) problems: Vec<Found>,
-    pub(super) mesh: Option<MeshFacts>,
     /// The ring has agreed with everybody's once since this node became active, or had its time to.
     pub(super) ring_settled: bool,
     /// Nodes whose ring differs, or is not known yet.

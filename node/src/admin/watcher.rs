@@ -70,7 +70,7 @@ pub(super) async fn watch_node(state: Arc<AdminState>) {
             pace = paced(LOOK_EVERY);
         }
         let problems = problems.shown().to_vec();
-        state.board.post(Snapshot { problems, mesh, ring_settled: settled, disagreeing });
+        state.board.post(Snapshot { problems, ring_settled: settled, disagreeing });
     }
 }
 
