@@ -28,8 +28,8 @@ use crate::load::client::{Door, SCRATCH_BYTES};
 use crate::load::stamp::Stamp;
 
 /// The stock client's `reconnectionDelay` and `reconnectionDelayMax`; its `randomizationFactor` is ½.
-const RECONNECT_DELAY: Duration = Duration::from_secs(1);
-const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(5);
+pub(crate) const RECONNECT_DELAY: Duration = Duration::from_secs(1);
+pub(crate) const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(5);
 
 /// Between the first connections of two clients.
 const STAGGER: Duration = Duration::from_millis(5);

@@ -10,7 +10,7 @@
 //! and they end with this one.
 
 mod checker;
-mod clients;
+pub(crate) mod clients;
 pub(crate) mod journal;
 mod report;
 pub(crate) mod session;

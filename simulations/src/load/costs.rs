@@ -12,7 +12,7 @@ use super::Costs;
 use super::own::{Cluster, Numbers, Own, Places};
 use super::probes::{Probes, Wanted};
 use super::process::Servers;
-use super::report::float;
+use super::report::{Faults, float};
 use super::table::{Table, percentiles};
 use crate::times::Times;
 
@@ -125,12 +125,8 @@ impl Case {
         let (until, cpu) = (probes.now(), servers.cpu()?.0.saturating_sub(cpu.0));
         let after = traffic(&all(cluster).await?);
         probes.stop().await;
-        anyhow::ensure!(
-            probes.harm() == super::probes::Harm::default(),
-            "{}: {:?}",
-            self.name,
-            probes.harm()
-        );
+        let faults = probes.faults();
+        anyhow::ensure!(faults == Faults::default(), "{}: {faults:?}", self.name);
         let sum = &mut self.sum;
         probes.all[0].collect(from, until, &mut sum.answers, &mut sum.deliveries);
         sum.cpu += cpu;

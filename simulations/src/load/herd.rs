@@ -20,6 +20,7 @@ use super::process::{Servers, allow_open_files};
 use super::report::float;
 use super::table::{Table, percentiles};
 use super::tally::Tally;
+use crate::kill9::clients::{RECONNECT_DELAY, RECONNECT_DELAY_MAX};
 use crate::kill9::journal::Resumed;
 use crate::kill9::session::{Heard, Memory, Protocol, Session};
 use crate::random::Random;
@@ -29,10 +30,6 @@ use crate::times::Times;
 const EDGE: usize = 0;
 const OWNER: usize = 1;
 const BACKUP: usize = 2;
-
-/// The stock client's `reconnectionDelay` and `reconnectionDelayMax`; its `randomizationFactor` is ½.
-const RECONNECT_DELAY: Duration = Duration::from_secs(1);
-const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(5);
 
 /// All are in at first, and back, within this time.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -109,8 +106,7 @@ pub(super) async fn run(command: Herd) -> anyhow::Result<()> {
     while !all_back(&members) && Instant::now() < give_up {
         tokio::time::sleep(LOOK_EVERY).await;
     }
-    let took = give_up.duration_since(Instant::now());
-    let took = PATIENCE.saturating_sub(took);
+    let took = PATIENCE.saturating_sub(give_up.duration_since(Instant::now()));
     let cpu = servers.cpu()?.0.saturating_sub(cpu.0);
     tokio::time::sleep(Duration::from_millis(300)).await;
     let sent_bytes = meter.grown("meshd_link_sent_bytes");
@@ -136,7 +132,7 @@ pub(super) async fn run(command: Herd) -> anyhow::Result<()> {
         grown("meshd_resumed_total"),
         grown("meshd_not_resumed_total")
     ));
-    table.note(format!("the publisher and one member elsewhere: {:?}", probes.harm()));
+    table.note(format!("the publisher and one member elsewhere: {:?}", probes.faults()));
     table.print(command.json);
     Ok(())
 }

@@ -14,6 +14,7 @@ use serde_json::json;
 use tokio::task::{JoinHandle, spawn_local};
 
 use super::client::{Client, Door, Message, SCRATCH_BYTES};
+use super::report::Faults;
 use super::stamp::Stamp;
 use super::table::{Table, percentiles};
 use crate::times::Times;
@@ -91,19 +92,6 @@ struct Shared {
     ended: RefCell<Vec<String>>,
 }
 
-/// What must be zero.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Harm {
-    pub(super) unanswered: u64,
-    pub(super) refused: u64,
-    /// Answered and not delivered.
-    pub(super) lost: u64,
-    pub(super) doubled: u64,
-    pub(super) reordered: u64,
-    /// Clients whose connection ended.
-    pub(super) disconnected: u64,
-}
-
 impl Probes {
     /// Connects and joins all; publishing begins when the last is in.
     ///
@@ -160,7 +148,7 @@ impl Probes {
             }
             table.row(*name, cells);
         }
-        table.note(format!("{:?}", self.harm()));
+        table.note(format!("{:?}", self.faults()));
         for why in self.shared.ended.borrow().iter().take(3) {
             table.note(format!("a client ended: {why}"));
         }
@@ -185,19 +173,20 @@ impl Probes {
     }
 
     /// What should not have happened so far. Ask after [`Self::stop`].
-    pub(super) fn harm(&self) -> Harm {
-        let mut harm = Harm { disconnected: self.shared.ended.borrow().len() as u64, ..Harm::default() };
+    pub(super) fn faults(&self) -> Faults {
+        let closed = self.shared.ended.borrow().len() as u64;
+        let mut faults = Faults { closed, ..Faults::default() };
         for probe in &self.all {
             let log = probe.log.borrow();
             for life in &log.messages {
-                harm.unanswered += u64::from(life.answered.is_none());
-                harm.lost += u64::from(life.answered.is_some() && life.delivered.is_none());
+                faults.unanswered += u64::from(life.answered.is_none());
+                faults.lost += u64::from(life.answered.is_some() && life.delivered.is_none());
             }
-            harm.doubled += log.doubled;
-            harm.reordered += log.reordered;
-            harm.refused += log.refused;
+            faults.doubled += log.doubled;
+            faults.reordered += log.reordered;
+            faults.refused += log.refused;
         }
-        harm
+        faults
     }
 
     /// When the clock of [`Self::now`] and of the stamps began.
