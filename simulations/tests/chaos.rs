@@ -103,6 +103,13 @@ fn no_second_cluster_begins_beside_whoever_is_left() {
     strictly_clean(&[5272, 24232]);
 }
 
+/// A history that had begun anew took over an older one, and was served from its first entry to those of a
+/// third: with what had been said before they joined.
+#[test]
+fn what_another_history_took_over_is_not_served_to_later_members() {
+    strictly_clean(&[29636]);
+}
+
 /// Which planted bugs are hunted, and on which seeds, changes with the commit. All of them:
 /// `cargo run --release -p mesh-simulations --features mutants -- mutants`.
 #[test]

@@ -254,6 +254,7 @@ impl Edge {
         for tail in tails {
             let t = &mut self.tails[tail as usize];
             t.asked(ctx.view.owner(t.key.placement()));
+            self.bounced_rooms.remove(&t.key);
             if let Some(owner) = t.owner {
                 let mut after = t.last;
                 after.seq += u64::from(is_planted(Mutant::CursorOffByOne));

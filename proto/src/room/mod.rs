@@ -55,6 +55,8 @@ pub(crate) struct RoomLive {
     committed: u64,
     /// Seq of the last entry there was when this ownership began.
     inherited: u64,
+    /// Seq of the last entry taken over from another copy since.
+    merged: u64,
     subscribers: BTreeMap<Address, Subscriber>,
     effects: CommitQueue<Effect>,
     used: Instant,
@@ -234,6 +236,7 @@ impl Rooms {
                 Event::Merged(key, is_partial) => {
                     if let Some(room) = self.host.owned(&key) {
                         let head = room.state.log.head();
+                        room.live.merged = head;
                         room.live.effects.push(room.applied(), Effect::Serve(head));
                         if is_partial {
                             room.live.tell_gap(ctx, &key, room.term, &room.state.log);
@@ -354,8 +357,10 @@ impl Rooms {
         let seq = match () {
             () if at_head => head,
             () if known => after.seq,
-            // It fell behind what is kept, or another history begins.
-            () if after <= log.before_first() => log.first() - 1,
+            // It fell behind what is kept.
+            () if after <= log.before_first() && log.first() > 1 => log.first() - 1,
+            // Another history has begun since: what this one took over was said before it.
+            () if after <= log.before_first() => room.live.inherited.max(room.live.merged).min(head),
             // It was served from a history that ran beside this one. What of ours it has not seen cannot
             // be told from what was before its members joined.
             () => head,

@@ -374,3 +374,42 @@ fn a_backup_that_was_given_another_owners_copy_gets_ours() {
     assert_settled(&mesh, &room);
     assert_eq!(mesh.stats(|s| s.to_hand_over), 0, "still offered");
 }
+
+/// Simulation seed 29636.
+#[test]
+fn what_a_new_history_took_over_is_not_served_to_those_of_another() {
+    // An old owner with a copy, an edge alone with its member, and one that begins anew above both.
+    let mut mesh = Mesh::new(3, 1);
+    let room = room_with(&mut mesh, &[(&[true; 3], &[2, 0, 1])]);
+    let mut alone = |n: usize, f: &mut dyn FnMut(&mut Mesh)| {
+        mesh.alive = (0..3).map(|other| other == n).collect();
+        mesh.view_at(n);
+        f(&mut mesh);
+    };
+    alone(0, &mut |mesh| drop(mesh.query(0, api_publish(&room, "[\"old\"]", None)).unwrap()));
+    let mut bob = None;
+    alone(1, &mut |mesh| {
+        let member = mesh.client((1, 0), "bob");
+        mesh.say(member, &format!("421[\"join\",\"{room}\"]"));
+        mesh.query(1, api_publish(&room, "[\"his\"]", None)).unwrap();
+        bob = Some(member);
+    });
+    alone(2, &mut |mesh| {
+        for other in 0..4 {
+            mesh.query(2, api_publish(&format!("other{other}"), "[\"e\"]", None)).unwrap();
+        }
+        let guest = mesh.client((2, 0), "carol");
+        mesh.say(guest, &format!("421[\"join\",\"{room}\"]"));
+        mesh.gone(guest);
+    });
+    mesh.alive = vec![true; 3];
+    for n in [0, 2, 1] {
+        mesh.view_at(n);
+        mesh.settle();
+    }
+    mesh.wait(5 * second());
+    assert_settled(&mesh, &room);
+    mesh.query(1, api_publish(&room, "[\"new\"]", None)).unwrap();
+    assert_eq!(events(&mesh.take(bob.unwrap())), ["42[\"his\"]", "42[\"new\"]"]);
+    assert_eq!(history(&mut mesh, 1, &room), ["[\"old\"]", "[\"his\"]", "[\"new\"]"]);
+}
