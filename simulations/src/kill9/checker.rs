@@ -329,23 +329,6 @@ impl Checker {
             && self.missing().all(|missing| missing.is_excused)
     }
 
-    /// The network was cut in this round.
-    pub(super) fn was_cut(&mut self, cut: Cut) {
-        self.cut = Some(cut);
-    }
-
-    /// A hole in the log of a room was told at `node`.
-    pub(super) fn gap_told(&mut self, node: usize, room: usize) {
-        if let Some(cut) = &mut self.cut {
-            cut.gaps.insert((node, room));
-        }
-    }
-
-    /// The side of a client; all are on one while the network is whole.
-    fn side(&self, seat: &Seat) -> Option<usize> {
-        self.cut.as_ref().map_or(Some(0), |cut| cut.side(seat.node()))
-    }
-
     fn seats(&self) -> impl Iterator<Item = &Seat> {
         self.publishers.iter().map(|p| &p.seat).chain(self.members.iter().map(|m| &m.seat))
     }
@@ -368,12 +351,6 @@ impl Checker {
                 })
             })
         })
-    }
-
-    fn excuses(&self, member: usize, publisher: usize, message: &Message) -> bool {
-        let Some((cut, node)) = self.cut.as_ref().zip(self.members[member].seat.node()) else { return false };
-        let by = cut.side(self.publishers[publisher].seat.node());
-        cut.excuses((message.sent, message.answered), member / self.plan.members, by, node)
     }
 
     /// Judges the round that began at `from`; `hurt` are the nodes that were hurt in it.
@@ -485,25 +462,6 @@ impl Checker {
         }
     }
 
-    /// Each side has had answers while it stood alone.
-    fn judge_sides(&self, round: &mut Round, broken: &mut Broken) {
-        let Some(cut) = &self.cut else { return };
-        let publishers_of =
-            |side| self.publishers.iter().filter(move |p| cut.side(p.seat.node()) == Some(side));
-        for side in cut.sides.iter().copied().collect::<BTreeSet<_>>() {
-            let served = |publisher: &Publisher| {
-                let alone = |m: &Message| m.state == State::Acked && cut.stood_alone(m.sent, m.answered);
-                publisher.to_judge().any(|(_, message)| alone(message))
-            };
-            let silent = publishers_of(side).filter(|publisher| !served(publisher)).count();
-            if silent > 0 {
-                round.not_served += silent as u64;
-                broken
-                    .say(|| format!("{silent} publishers of side {side} had no answer while it stood alone"));
-            }
-        }
-    }
-
     /// All members of a room, of one side, whose session went through the round have seen one order.
     fn judge_order(&self, from: u64, round: &mut Round, broken: &mut Broken) {
         let sides: BTreeSet<_> = self.members.iter().filter_map(|m| self.side(&m.seat)).collect();
@@ -523,6 +481,9 @@ impl Checker {
             for (other, member) in whole {
                 let mut last = 0;
                 for &(at, publisher, number) in &member.deliveries {
+                    if !self.has_place(side, publisher, number) {
+                        continue;
+                    }
                     let Some(&place) = places.get(&(publisher, number)) else { continue };
                     if place < last {
                         round.reordered += 1;

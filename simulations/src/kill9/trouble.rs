@@ -194,7 +194,8 @@ impl Run<'_> {
             format!("{}, for {:.1} s", ways.kind, cut_at.elapsed().saturating_sub(took).as_secs_f64());
         if let Some(sides) = ways.sides {
             let (healed, gaps) = (now_micros(), BTreeSet::new());
-            self.checker.was_cut(Cut { sides, from, split: split_at, mended, healed, gaps });
+            let half = ways.half.map(|node| sides[node]);
+            self.checker.was_cut(Cut { sides, half, from, split: split_at, mended, healed, gaps });
         }
         Ok(trouble)
     }

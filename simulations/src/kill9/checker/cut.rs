@@ -8,6 +8,8 @@
 
 use std::collections::BTreeSet;
 
+use super::{Broken, Checker, Message, Publisher, Round, Seat, State};
+
 /// A cut that split the nodes.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Cut {
@@ -20,6 +22,8 @@ pub(crate) struct Cut {
     pub(crate) mended: u64,
     /// When there was one owner each again.
     pub(crate) healed: u64,
+    /// The side of a node of which one way is cut only: it is not told that it is alone, nor can it serve.
+    pub(crate) half: Option<usize>,
     /// Where a hole in the log of a room was told: node, room.
     pub(crate) gaps: BTreeSet<(usize, usize)>,
 }
@@ -42,14 +46,76 @@ impl Cut {
         by: Option<usize>,
         node: usize,
     ) -> bool {
-        let own = by.is_some() && by == self.side(Some(node));
+        let own = by.is_some() && by != self.half && by == self.side(Some(node));
         let alone = own && self.stood_alone(sent, answered);
-        let apart = answered + UNDER_WAY < self.from || sent > self.healed;
-        !alone && !apart && self.gaps.contains(&(node, room))
+        !alone && self.touches(sent, answered) && self.gaps.contains(&(node, room))
+    }
+
+    /// Whether the cut, or the changes of owners after it, may have come between a message and its members.
+    pub(super) fn touches(&self, sent: u64, answered: u64) -> bool {
+        answered + UNDER_WAY >= self.from && sent <= self.healed
     }
 
     /// Whether a message went its whole way while its side stood alone.
     pub(super) fn stood_alone(&self, sent: u64, answered: u64) -> bool {
         sent >= self.split && answered <= self.mended
+    }
+}
+
+impl Checker {
+    /// The network was cut in this round.
+    pub(crate) fn was_cut(&mut self, cut: Cut) {
+        self.cut = Some(cut);
+    }
+
+    /// A hole in the log of a room was told at `node`.
+    pub(crate) fn gap_told(&mut self, node: usize, room: usize) {
+        if let Some(cut) = &mut self.cut {
+            cut.gaps.insert((node, room));
+        }
+    }
+
+    /// The side of a client; all are on one while the network is whole.
+    pub(super) fn side(&self, seat: &Seat) -> Option<usize> {
+        self.cut.as_ref().map_or(Some(0), |cut| cut.side(seat.node()))
+    }
+
+    pub(super) fn excuses(&self, member: usize, publisher: usize, message: &Message) -> bool {
+        let Some((cut, node)) = self.cut.as_ref().zip(self.members[member].seat.node()) else { return false };
+        let by = cut.side(self.publishers[publisher].seat.node());
+        cut.excuses((message.sent, message.answered), member / self.plan.members, by, node)
+    }
+
+    /// Each side has had answers while it stood alone.
+    pub(super) fn judge_sides(&self, round: &mut Round, broken: &mut Broken) {
+        let Some(cut) = &self.cut else { return };
+        let publishers_of =
+            |side| self.publishers.iter().filter(move |p| cut.side(p.seat.node()) == Some(side));
+        let sides: BTreeSet<_> = cut.sides.iter().copied().filter(|side| cut.half != Some(*side)).collect();
+        for side in sides {
+            let served = |publisher: &Publisher| {
+                let alone = |m: &Message| m.state == State::Acked && cut.stood_alone(m.sent, m.answered);
+                publisher.to_judge().any(|(_, message)| alone(message))
+            };
+            let silent = publishers_of(side).filter(|publisher| !served(publisher)).count();
+            if silent > 0 {
+                round.not_served += silent as u64;
+                broken
+                    .say(|| format!("{silent} publishers of side {side} had no answer while it stood alone"));
+            }
+        }
+    }
+
+    /// Whether a message has one place in the order of a room for all members of `side`: while owners change, and
+    /// out of a merge, it comes to each node in its time.
+    pub(super) fn has_place(&self, side: usize, publisher: u16, number: u32) -> bool {
+        let publisher = &self.publishers[usize::from(publisher)];
+        let message = publisher.messages.get(number as usize);
+        let Some((cut, &Message { sent, answered, .. })) = self.cut.as_ref().zip(message) else {
+            return true;
+        };
+        let own = self.side(&publisher.seat) == Some(side);
+        let alone = own && cut.half != Some(side) && cut.stood_alone(sent, answered);
+        alone || !cut.touches(sent, answered)
     }
 }

@@ -221,7 +221,7 @@ fn cut_story(gap: Option<usize>) -> Checker {
     }
     let gaps = gap.map(|node| (node, 0)).into_iter().collect();
     let sides = vec![0, 1];
-    checker.was_cut(Cut { sides, from: 200, split: 300, mended: 800, healed: 1_000, gaps });
+    checker.was_cut(Cut { sides, half: None, from: 200, split: 300, mended: 800, healed: 1_000, gaps });
     checker
 }
 
