@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use mesh_proto::id::Term;
 use mesh_proto::shard::{ClientProtocol, Packet};
 use mesh_proto::time::Instant;
 
@@ -281,8 +282,8 @@ impl Client {
             Heard::Open => return Some(speech::connect()),
             Heard::Ping => return Some(speech::pong(self.protocol)),
             Heard::Connected => session.connected = true,
-            Heard::Answer { id, refused } => {
-                Self::answered(session, (self.product, me), now, id, refused, checks)
+            Heard::Answer { id, refused, term } => {
+                Self::answered(session, (self.product, me), now, (id, refused, term), checks)
             }
             Heard::Event { event, product, room, position, room_told } => {
                 let in_room = session.places.contains_key(&room);
@@ -322,8 +323,7 @@ impl Client {
         session: &mut Session,
         (product, me): (u8, SessionId),
         now: Instant,
-        id: u64,
-        refused: Option<String>,
+        (id, refused, term): (u64, Option<String>, Option<Term>),
         checks: &mut Checks,
     ) {
         let Some((request, asked)) = session.pending.remove(&id) else {
@@ -334,6 +334,9 @@ impl Client {
             return checks.violated("protocol", now, what);
         };
         let sent_in = session.generations.remove(&id);
+        if let (Request::Publish { event, .. }, Some(term)) = (request, term) {
+            checks.appended(event, term);
+        }
         if let (Request::Publish { room, event, to_self, .. }, None) = (request, &refused) {
             let except = (!to_self).then_some(me);
             checks.kept.acked(Acked { event, room: (product, room), asked, except });

@@ -4,10 +4,11 @@
 //! Payloads: `["m",{"by":[client,session,number],"to":[product,room]}]`.
 
 use bytes::Bytes;
+use mesh_proto::id::{Cursor, Term};
 use mesh_proto::shard::{ClientProtocol, Packet};
 use serde_json::{Value, json};
 
-use crate::checks::{EventId, Position, SessionId};
+use crate::checks::{EventId, SessionId};
 
 /// A message of a server.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,6 +25,8 @@ pub enum Heard {
         id: u64,
         /// `None`: it was carried out. Else the code of the refusal.
         refused: Option<String>,
+        /// The term under which the event that it asked to publish is in its room's log.
+        term: Option<Term>,
     },
     /// A published event.
     Event {
@@ -34,7 +37,7 @@ pub enum Heard {
         /// The room it was published to.
         room: u16,
         /// Its position, where the protocol shows it.
-        position: Option<Position>,
+        position: Option<Cursor>,
         /// The room the server says it is of, where the protocol shows it.
         room_told: Option<String>,
     },
@@ -154,7 +157,12 @@ fn hear_socketio(words: &str) -> Option<Heard> {
     let rest = words.strip_prefix("43")?;
     let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let arguments: Value = serde_json::from_str(&rest[digits..]).ok()?;
-    Some(Heard::Answer { id: rest[..digits].parse().ok()?, refused: refusal(arguments.get(0)?) })
+    answer(rest[..digits].parse().ok()?, arguments.get(0)?)
+}
+
+fn answer(id: u64, answer: &Value) -> Option<Heard> {
+    let term = answer["pos"].as_str().and_then(Cursor::from_text).map(|at| at.term);
+    Some(Heard::Answer { id, refused: refusal(answer), term })
 }
 
 /// `None` for `{"ok":true,…}`, else the code.
@@ -174,7 +182,7 @@ pub fn logged_event(json: &[u8]) -> Option<EventId> {
     }
 }
 
-fn event(payload: &Value, position: Option<Position>, room_told: Option<String>) -> Option<Heard> {
+fn event(payload: &Value, position: Option<Cursor>, room_told: Option<String>) -> Option<Heard> {
     let number = |field: &str, at: usize| payload[field][at].as_u64();
     let publisher = SessionId {
         client: u32::try_from(number("by", 0)?).ok()?,
@@ -191,9 +199,9 @@ fn hear_plain(words: &str) -> Option<Heard> {
     match message["type"].as_str()? {
         "welcome" => Some(Heard::Connected),
         "ping" => Some(Heard::Ping),
-        "ack" => Some(Heard::Answer { id: message["id"].as_u64()?, refused: refusal(&message) }),
+        "ack" => answer(message["id"].as_u64()?, &message),
         "event" => {
-            let position = message["pos"].as_str().and_then(position);
+            let position = message["pos"].as_str().and_then(Cursor::from_text);
             event(&message["args"][0], position, message["room"].as_str().map(Into::into))
         }
         "error" | "closed" => Some(Heard::Ended(words.into())),
@@ -201,20 +209,14 @@ fn hear_plain(words: &str) -> Option<Heard> {
     }
 }
 
-/// `number-node-incarnation.seq`: the parts of the term, then the place in the log. Real clients take
-/// it as opaque.
-fn position(text: &str) -> Option<Position> {
-    let (term, seq) = text.split_once('.')?;
-    let mut parts = term.split('-');
-    let number = parts.next()?.parse().ok()?;
-    let node = u64::from_str_radix(parts.next()?, 16).ok()?;
-    let incarnation = parts.next()?.parse().ok()?;
-    Some(((number, node, incarnation), seq.parse().ok()?))
-}
-
 #[cfg(test)]
 mod tests {
+    use mesh_proto::id::{NodeId, NodeRef};
+
     use super::*;
+
+    const TERM: Term =
+        Term { number: 0x1b, owner: NodeRef { id: NodeId(0x9f3a_21bc_0011_2233), incarnation: 0x2ee1 } };
 
     #[test]
     fn a_published_event_comes_back_as_it_was() {
@@ -230,20 +232,28 @@ mod tests {
     #[test]
     fn answers_and_endings_are_understood() {
         let hear = |words: &str| hear(ClientProtocol::SocketIo, &text(words));
-        assert_eq!(hear(r#"4312[{"ok":true}]"#), Heard::Answer { id: 12, refused: None });
+        assert_eq!(hear(r#"4312[{"ok":true}]"#), Heard::Answer { id: 12, refused: None, term: None });
+        let term = Some(TERM);
+        assert_eq!(
+            hear(r#"4312[{"ok":true,"pos":"1b-9f3a21bc00112233-2ee1.42"}]"#),
+            Heard::Answer { id: 12, refused: None, term }
+        );
         let refused = Some("not_member".to_owned());
-        assert_eq!(hear(r#"430[{"ok":false,"code":"not_member"}]"#), Heard::Answer { id: 0, refused });
+        assert_eq!(
+            hear(r#"430[{"ok":false,"code":"not_member"}]"#),
+            Heard::Answer { id: 0, refused, term: None }
+        );
         assert_eq!(hear("41"), Heard::Ended("41".into()));
         assert!(matches!(hear("nonsense"), Heard::Strange(_)));
     }
 
     #[test]
     fn plain_events_show_their_position() {
-        let words = r#"{"type":"event","room":"r4","pos":"3-9f3a21bc00112233-11.42","event":"m","args":[{"by":[3,2,9],"to":[1,4]}]}"#;
+        let words = r#"{"type":"event","room":"r4","pos":"1b-9f3a21bc00112233-2ee1.42","event":"m","args":[{"by":[3,2,9],"to":[1,4]}]}"#;
         let Heard::Event { position, room_told, .. } = hear(ClientProtocol::Plain, &text(words)) else {
             panic!()
         };
-        assert_eq!(position, Some(((3, 0x9f3a_21bc_0011_2233, 11), 42)));
+        assert_eq!(position, Some(Cursor { term: TERM, seq: 42 }));
         assert_eq!(room_told.as_deref(), Some("r4"));
     }
 }

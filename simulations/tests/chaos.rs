@@ -110,6 +110,13 @@ fn what_another_history_took_over_is_not_served_to_later_members() {
     strictly_clean(&[29636]);
 }
 
+/// A room began a new history while a copy of it lived, at a node that was up and not on the ring yet; then all
+/// of the older history came after it. (5198: owner and backup were gone together; one had only itself served.)
+#[test]
+fn what_is_appended_to_two_histories_is_no_order_of_one() {
+    strictly_clean(&[2267, 5198, 17221]);
+}
+
 /// Which planted bugs are hunted, and on which seeds, changes with the commit. All of them:
 /// `cargo run --release -p mesh-simulations --features mutants -- mutants`.
 #[test]

@@ -458,6 +458,9 @@ impl Cluster {
         self.check_machines();
         let now = self.clock.now();
         self.checks.check_orders(now);
+        if self.regime == Regime::OneAtATime {
+            self.checks.check_appended_once(now);
+        }
         for client in &self.clients {
             if let Some(request) = client.unanswered(now) {
                 let what = format!("client {} never got an answer to {request:?}", client.id);

@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 use mesh_proto::id::NodeRef;
 use mesh_proto::link;
 use mesh_proto::shard::{Input, Output};
-use mesh_proto::wire::{self, Answer, Body, Envelope, Lane, RoomToEdge, SessionToEdge};
+use mesh_proto::wire::{
+    self, Answer, Body, Envelope, Lane, News, Replication, RoomCopy, RoomEntry, RoomOp, RoomToEdge,
+    SessionToEdge,
+};
 
 use super::{Cluster, EntityName, NodeEvent};
 use crate::plot::Mark;
@@ -191,6 +194,13 @@ impl Cluster {
                 self.checks.logged(now, room, entry.term, number, entry.id, event);
             }
         }
+        if let Body::Rooms(Replication::Replicate { items, .. }) = &envelope.body {
+            for entry in items.iter().flat_map(|item| entries_of(&item.news)) {
+                if let Some(event) = crate::speech::logged_event(&entry.event.payload.json) {
+                    self.checks.appended(event, entry.term);
+                }
+            }
+        }
         if let Body::RoomToEdge(RoomToEdge::Subscribed { room, gap: true, .. }) = &envelope.body
             && let Some(room) = self.room_of(room)
         {
@@ -233,4 +243,17 @@ impl Cluster {
 fn is_gap(output: &Output) -> bool {
     let Output::Send { envelope, .. } = output else { return false };
     matches!(envelope.body, Body::RoomToEdge(RoomToEdge::Subscribed { gap: true, .. }))
+}
+
+/// The entries of a room's log that a backup is told of.
+fn entries_of<'a>(news: &'a News<RoomOp, RoomCopy>) -> Vec<&'a RoomEntry> {
+    let appended = |op: &'a RoomOp| match op {
+        RoomOp::Append { entry, .. } => Some(entry),
+        RoomOp::Remember { .. } => None,
+    };
+    match news {
+        News::Ops { ops, .. } => ops.iter().filter_map(appended).collect(),
+        News::Copy { copy, .. } => copy.entries.iter().collect(),
+        News::Ended => Vec::new(),
+    }
 }
