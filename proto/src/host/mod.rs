@@ -70,8 +70,10 @@ pub(crate) trait Entity: Debug + Sized {
     fn from_copy(shared: &mut Self::Shared, key: &Self::Key, now: Instant, copy: Self::Copy) -> Self;
     /// It is not held here any more.
     fn released(self, shared: &mut Self::Shared);
-    /// The last place in it, where it is a log.
+    /// The last place in it, where it is a log: of its newest entry.
     fn last(&self) -> Cursor;
+    /// The same of a copy.
+    fn last_of(copy: &Self::Copy) -> Cursor;
     /// Whether it holds all that a copy with this last place does.
     fn covers(&self, last: Cursor) -> bool;
     /// The ops that bring in what only `other` holds, in its order, under `term`; and whether something of

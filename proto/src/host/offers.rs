@@ -162,8 +162,9 @@ impl<E: Entity> Host<E> {
         // Should the backup offer it: another owner's copy has replaced ours there, and a new term is news.
         self.begin_above(&key, version.term);
         let Some(held) = self.held.get(&key).filter(|held| held.owning.is_some()) else {
-            // Whoever offers it is asked first.
+            // Whoever offers it is asked first, or next.
             self.open(ctx, &key, Term { number: version.term.number, owner: from.node });
+            self.ask_too(ctx, &key, from.node);
             return;
         };
         let owning = held.owning.as_deref().expect("just seen");

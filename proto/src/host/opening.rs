@@ -26,6 +26,8 @@ const WAITING_MAX: usize = 256;
 const PROMISE_MAX: Duration = Duration::from_secs(1);
 /// Inputs wait for so long while views differ; then they are bounced.
 const DIFFER_MAX: Duration = Duration::from_secs(1);
+/// A node that is not on the ring is waited for so long to see it.
+const HINTED_MAX: Duration = Duration::from_millis(500);
 /// The node asked sees another ring: asked again after a part of the time that views take to agree.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(20);
 
@@ -137,8 +139,9 @@ impl<E: Entity> Host<E> {
     fn candidates(&self, ctx: &Ctx<'_>, key: &E::Key, shown: Term) -> VecDeque<(NodeRef, bool)> {
         let placement = E::placement(&self.shared, key);
         let held = self.held.get(key).map(|held| held.version.term.owner);
-        let draining = ctx.view.nodes.iter().filter(|n| n.state() == NodeState::Draining).map(|n| n.node);
-        let hinted = [Some(shown.owner), held].into_iter().flatten().chain(draining);
+        // Up and not on the ring: it drains, or was declared down and comes back with what it holds.
+        let aside = ctx.view.nodes.iter().filter(|n| n.state() != NodeState::Active).map(|n| n.node);
+        let hinted = [Some(shown.owner), held].into_iter().flatten().chain(aside);
         let hinted = hinted.filter(|node| ctx.view.is_up(*node)).map(|node| (node, false));
         // On a ring that has not changed for the settle time, the backup knows.
         let count = if ctx.pace.is_calm(ctx.now) { 1 } else { CANDIDATES };
@@ -150,6 +153,18 @@ impl<E: Entity> Host<E> {
             }
         }
         candidates
+    }
+
+    /// That node has a copy of a key that is being looked for: it is asked next.
+    pub(super) fn ask_too(&mut self, ctx: &Ctx<'_>, key: &E::Key, node: NodeRef) {
+        let Some(opening) = self.openings.get_mut(key).filter(|opening| opening.asked != Some(node)) else {
+            return;
+        };
+        let has_said = opening.found.as_ref().is_some_and(|(giver, ..)| *giver == node);
+        if !has_said && ctx.view.is_up(node) {
+            opening.candidates.retain(|(candidate, _)| *candidate != node);
+            opening.candidates.push_front((node, false));
+        }
     }
 
     fn ask_next(&mut self, ctx: &mut Ctx<'_>, key: &E::Key) {
@@ -219,13 +234,16 @@ impl<E: Entity> Host<E> {
                         opening.candidates.retain(|(node, _)| *node != owner);
                         opening.candidates.push_front((owner, false));
                     }
-                    if opening.found.as_ref().is_none_or(|(_, best, _)| *best < version) {
+                    let rank = |version, copy| (E::last_of(copy), version);
+                    let found = opening.found.as_ref();
+                    if found.is_none_or(|(_, best, other)| rank(*best, other) < rank(version, &copy)) {
                         opening.found = Some((from.node, version, copy));
                     }
                     self.ask_next(ctx, &key);
                 }
                 None if counts
                     && opening.found.is_none()
+                    && opening.candidates.front().is_none_or(|(_, counts)| *counts)
                     && (settled || is_planted(Mutant::SettledRuleSkipped)) =>
                 {
                     self.conclude(ctx, &key, shown, None);
@@ -269,6 +287,9 @@ impl<E: Entity> Host<E> {
 
     pub(super) fn on_not_yours(&mut self, ctx: &mut Ctx<'_>, from: Address, key: &E::Key) {
         if let Some(opening) = self.openings.get_mut(key).filter(|o| o.asked == Some(from.node)) {
+            if !opening.asked_counts && ctx.now.since(opening.since) >= HINTED_MAX {
+                return self.ask_next(ctx, key);
+            }
             opening.asked = None;
             opening.again = true;
             ctx.timers.set(ctx.now + ASK_AGAIN_AFTER, TimerKey::Retry);
@@ -288,9 +309,11 @@ impl<E: Entity> Host<E> {
         let own = self.held.get(key).map(|held| held.version);
         match (found, own) {
             (Some((giver, version, copy)), own) => {
+                // The base is the copy whose last entry has the higher term, then the longer one, whoever owned it.
+                let last = self.held.get(key).map(|held| held.state.last());
                 let lesser = match own {
                     Some(own) if own == version => None,
-                    Some(own) if own > version => Some(copy),
+                    Some(own) if (last, own) > (Some(E::last_of(&copy)), version) => Some(copy),
                     _ => {
                         let mine = self.held.get(key).map(|held| held.state.to_copy());
                         self.hold(ctx, key, version, copy);

@@ -165,7 +165,18 @@ impl Entity for RoomState {
     }
 
     fn last(&self) -> Cursor {
-        self.log.last()
+        // The place where an empty log began is not of an entry.
+        Some(self.log.last()).filter(|last| last.seq > 0).unwrap_or(Cursor::NONE)
+    }
+
+    fn last_of(copy: &RoomCopy) -> Cursor {
+        let newest = copy.entries.last().map(|entry| entry.term);
+        let seq = copy.first.saturating_add(copy.entries.len() as u64).saturating_sub(1);
+        match newest {
+            Some(term) => Cursor { term, seq },
+            None if copy.before_first.seq > 0 => copy.before_first,
+            None => Cursor::NONE,
+        }
     }
 
     fn covers(&self, last: Cursor) -> bool {

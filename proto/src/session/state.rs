@@ -308,6 +308,10 @@ impl Entity for SessionState {
         Cursor { term: attachment, seq: self.own.last() }
     }
 
+    fn last_of(copy: &Box<SessionState>) -> Cursor {
+        copy.last()
+    }
+
     fn covers(&self, last: Cursor) -> bool {
         self.last() >= last
     }

@@ -5,6 +5,7 @@ mod backends;
 mod backups;
 mod clients;
 mod crashes;
+mod histories;
 mod misplaced;
 mod owners;
 mod readers;
@@ -44,8 +45,9 @@ struct Mesh {
     alive: Vec<bool>,
     /// The way of a dead node's last words: (from, to) still arrives.
     last_words: Option<(usize, usize)>,
-    /// Up, and not on the ring.
+    /// Up, and not on the ring any more, or not yet.
     draining: Option<usize>,
+    joining: Option<usize>,
     queue: VecDeque<(NodeRef, Envelope)>,
     /// Envelopes on this way are held back: (from, to).
     cut: Option<(usize, usize)>,
@@ -90,6 +92,7 @@ impl Mesh {
             alive: vec![true; count],
             last_words: None,
             draining: None,
+            joining: None,
             nodes,
             shards,
             queue: VecDeque::new(),
@@ -119,7 +122,11 @@ impl Mesh {
                 node: self.nodes[n],
                 version: 1,
                 name: format!("n{n}"),
-                state: if self.draining == Some(n) { NodeState::Draining } else { NodeState::Active },
+                state: match Some(n) {
+                    n if n == self.draining => NodeState::Draining,
+                    n if n == self.joining => NodeState::Joining,
+                    _ => NodeState::Active,
+                },
                 client_addr: String::new(),
                 admin_addr: String::new(),
                 api_addr: String::new(),

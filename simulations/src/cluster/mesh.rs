@@ -78,6 +78,7 @@ impl Cluster {
         match notice {
             Notice::PeerDown(peer) | Notice::PeerLeft(peer) => self.check_down(slot, peer.node),
             Notice::Left => self.end_life(slot, true),
+            Notice::Began => self.checks.clusters_begun += 1,
             Notice::NameTaken { .. } => {
                 let what = format!("n{slot} gives up: {notice}");
                 self.checks.violated("name", now, what);
