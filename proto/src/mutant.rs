@@ -20,27 +20,25 @@ macro_rules! mutants {
             /// Every one.
             pub const ALL: &[Self] = &[$(Self::$name,)+];
 
-            /// Whether it shows only in strict runs: what backups are for.
+            /// Whether the simulator finds it within 2,000 small seeds; why the others do not show is in
+            /// `docs/simulation.md`.
             #[must_use]
-            pub fn needs_backups(self) -> bool {
-                matches!(
+            pub fn is_hunted(self) -> bool {
+                !matches!(
                     self,
                     Self::AfterIgnored
-                        | Self::BehindByOne
-                        | Self::CursorOffByOne
-                        | Self::DepartedForgotten
-                        | Self::LinkResetUntold
-                        | Self::OwnLogRepeatTaken
-                        | Self::FenceDropped
-                        | Self::BaseIgnored
-                        | Self::FirstOpLost
-                        | Self::LackingCopyTaken
-                        | Self::ReleasedEarly
-                        | Self::BackupNotFilled
-                        | Self::SettledRuleSkipped
-                        | Self::NotMerged
                         | Self::TakeOverBeginsLow
-                        | Self::DroppedUnsafe
+                        | Self::LinkResetUntold
+                        | Self::OffsetUnchecked
+                )
+            }
+
+            /// Whether it shows in about one of 1,500 small seeds: too rare to be found from any seed on.
+            #[must_use]
+            pub fn is_rare(self) -> bool {
+                matches!(
+                    self,
+                    Self::FenceDropped | Self::BaseIgnored | Self::LackingCopyTaken | Self::OlderAnswerTaken
                 )
             }
 
@@ -66,8 +64,6 @@ mutants! {
     DepartedForgotten,
     /// An edge asks a new owner for what follows the entry after the last one it has served.
     CursorOffByOne,
-    /// An edge takes an entry of a session's own log that it has had.
-    OwnLogRepeatTaken,
     /// An edge does not hold an answer until the client has been served its own event.
     HoldIgnored,
     /// An edge that attaches a session again does not repeat what the last owner had not confirmed.
@@ -100,6 +96,42 @@ mutants! {
     DroppedUnsafe,
     /// A link that starts over does not say so: nobody repeats what was under way.
     LinkResetUntold,
+    /// An edge takes the answer to a subscription of before for the answer to this one.
+    OlderAnswerTaken,
+    /// A reader before the tail is served from the tail's first entry.
+    OlderSkipped,
+    /// An offset counts whatever pid and whatever rooms it is of.
+    OffsetUnchecked,
+    /// A client that comes back gets what it has missed before it is told that it goes on.
+    ReplayedBeforeConnect,
+    /// A room that was left and joined again is served from where the client was before it left.
+    JoinNotClamped,
+    /// A client that comes back misses the first entry of each room.
+    ResumedOneLater,
+    /// A client that comes back gets the last entry of each room again.
+    ResumedOneEarlier,
+    /// A client that comes back does not get what it has missed of its own stream.
+    OwnLogNotReplayed,
+    /// What its edge has of a session's own log is not kept for a client that may come back.
+    ShownTooEarly,
+    /// Own-log entries get numbers again that were used before the client came back.
+    OwnNumbersReused,
+    /// A session that goes on is served one room less.
+    ResumedRoomForgotten,
+    /// A cursor that the log does not hold goes on at the head.
+    GapUntoldOnResume,
+    /// A hole that the edge knows of is not in the offsets.
+    LostNotTold,
+    /// The offset behind an event that was read from the log does not count that event.
+    OffsetWithoutItsEvent,
+    /// A client gets events it is excepted from when they are read from the log.
+    ExceptIgnoredInReplay,
+    /// The end of an older transport parks the session that goes on over a newer one.
+    OlderTransportParks,
+    /// A new transport numbers its packets as the first one did.
+    PacketsNumberedAnew,
+    /// A session is asked for again on behalf of a client that may be gone.
+    AskedForTheGone,
 }
 
 impl std::str::FromStr for Mutant {

@@ -2,8 +2,9 @@
 //!
 //! Belongs here: what one client wants and what it has been told. Stays out: how bytes get there
 //! (`cluster`), whether what it was sent may be (`checks`).
-//! A client that loses its transport connects anywhere as a new session: resuming is not part of
-//! this version.
+//! A client that loses its transport connects anywhere. One that carries its cursors behaves as the stock
+//! client does: it keeps the pid of its last CONNECT and, also across pids, the last string argument of its
+//! last event, and sends both in the next CONNECT. The others begin anew.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -25,6 +26,9 @@ const OWN_ORDER_HELD: Duration = Duration::from_secs(1);
 /// A request without an answer for this long is forgotten by somebody.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(20);
 
+/// A node that looks for a session gives up after this time, answers that are under way included.
+const QUESTION_MAX: Duration = Duration::from_secs(12);
+
 /// Codes of refusals that a cluster in trouble may give.
 const REFUSALS_IN_TROUBLE: [&str; 3] = ["timeout", "overloaded", "rate"];
 
@@ -34,13 +38,17 @@ enum Place {
     Joining,
     In,
     Leaving,
+    /// The answer to its join or leave went with its transport: only asking again tells.
+    Unknown,
 }
 
-/// A session that stands or is being opened.
-#[derive(Debug)]
+/// A session that stands, is being opened, or has lost its transport.
+#[derive(Debug, Default)]
 struct Session {
     transport: u64,
     connected: bool,
+    /// Its public id, once it has stood.
+    sid: Option<String>,
     places: BTreeMap<u16, Place>,
     /// Joins of each room so far.
     stays: BTreeMap<u16, u32>,
@@ -54,6 +62,18 @@ struct Session {
     /// Own events answered early, before they came back.
     answered_unseen: BTreeSet<EventId>,
     seen: BTreeSet<EventId>,
+}
+
+impl Session {
+    /// Its transport is gone: nobody answers what was asked over it.
+    fn loses_transport(&mut self) {
+        self.connected = false;
+        self.pending.clear();
+        self.generations.clear();
+        for place in self.places.values_mut().filter(|place| **place != Place::In) {
+            *place = Place::Unknown;
+        }
+    }
 }
 
 /// One client.
@@ -71,10 +91,19 @@ pub struct Client {
     pub slow: bool,
     /// Neither leaves a room nor closes its transport of its own accord: it is owed everything.
     pub loyal: bool,
+    /// It carries its cursors from one transport to the next, as the stock client does.
+    pub carries: bool,
     rooms: Vec<u16>,
     sessions: u32,
     generation: u64,
     session: Option<Session>,
+    /// The session that its next transport may go on with.
+    parked: Option<Session>,
+    /// Until then a node may still look for its session on behalf of a transport it has lost.
+    asked_until: Instant,
+    /// What the stock client stores.
+    pid: Option<String>,
+    offset: Option<String>,
     random: Random,
 }
 
@@ -105,10 +134,15 @@ impl Client {
             uid,
             slow: false,
             loyal: false,
+            carries: false,
             rooms,
             sessions: 0,
             generation: 0,
             session: None,
+            parked: None,
+            asked_until: Instant::ZERO,
+            pid: None,
+            offset: None,
             random,
         }
     }
@@ -119,10 +153,30 @@ impl Client {
         SessionId { client: self.id, session: self.sessions }
     }
 
+    /// Whether a node may still look for its session on behalf of a transport that it has lost: such a
+    /// question takes the session away from the newer transport.
+    #[must_use]
+    pub fn is_asked_for(&self, now: Instant) -> bool {
+        self.carries && now < self.asked_until
+    }
+
     /// The transport it uses.
     #[must_use]
     pub fn transport(&self) -> Option<u64> {
         self.session.as_ref().map(|session| session.transport)
+    }
+
+    /// Whether it has been told that it is connected.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| session.connected)
+    }
+
+    /// Its present session, or the one that it may go on with, and the public id of that.
+    #[must_use]
+    pub fn last_session(&self) -> Option<(SessionId, &str)> {
+        let session = self.session.as_ref().or(self.parked.as_ref())?;
+        Some((self.session_id(), session.sid.as_deref()?))
     }
 
     /// Connected, and in every room it wants.
@@ -154,30 +208,27 @@ impl Client {
     /// Whether it is in this room, by what it was told.
     #[must_use]
     pub fn is_in(&self, room: u16) -> bool {
-        self.session.as_ref().is_some_and(|session| session.places.get(&room) == Some(&Place::In))
+        let session = self.session.as_ref().filter(|session| session.connected);
+        session.is_some_and(|session| session.places.get(&room) == Some(&Place::In))
     }
 
     /// It has a new transport.
     pub fn opened(&mut self, transport: u64) {
-        self.sessions += 1;
-        self.session = Some(Session {
-            transport,
-            connected: false,
-            places: BTreeMap::new(),
-            stays: BTreeMap::new(),
-            pending: BTreeMap::new(),
-            generations: BTreeMap::new(),
-            requests: 0,
-            published: 0,
-            not_to_self: BTreeSet::new(),
-            answered_unseen: BTreeSet::new(),
-            seen: BTreeSet::new(),
-        });
+        self.sessions += u32::from(self.parked.is_none());
+        let session = self.parked.take().unwrap_or_default();
+        self.session = Some(Session { transport, ..session });
     }
 
     /// Its transport is gone.
-    pub fn closed(&mut self) {
-        self.session = None;
+    pub fn closed(&mut self, now: Instant) {
+        if self.session.as_ref().is_some_and(|session| !session.connected) {
+            self.asked_until = now + QUESTION_MAX;
+        }
+        let lost = self.session.take().filter(|session| self.carries && session.sid.is_some());
+        if let Some(mut lost) = lost {
+            lost.loses_transport();
+            self.parked = Some(lost);
+        }
     }
 
     /// A request that somebody has forgotten.
@@ -200,7 +251,8 @@ impl Client {
             return Vec::new();
         }
         let mut requests: Vec<Request> = Vec::new();
-        let missing = self.rooms.iter().filter(|room| !session.places.contains_key(room));
+        let absent = |room: &&u16| matches!(session.places.get(room), None | Some(Place::Unknown));
+        let missing = self.rooms.iter().filter(absent);
         if calm {
             requests.extend(missing.map(|room| Request::Join(*room)));
         } else {
@@ -277,16 +329,22 @@ impl Client {
     /// Takes a message of the server; what to say to it.
     pub fn hear(&mut self, now: Instant, packet: &Packet, checks: &mut Checks) -> Option<Packet> {
         let me = self.session_id();
+        let heard = speech::hear(self.protocol, packet);
+        if let Heard::Event { offset, .. } | Heard::Own { offset, .. } = &heard {
+            self.takes_event(now, offset.clone(), checks);
+        }
         let session = self.session.as_mut()?;
-        match speech::hear(self.protocol, packet) {
-            Heard::Open => return Some(speech::connect()),
+        match heard {
+            Heard::Open => return Some(speech::connect(self.pid.as_deref(), self.offset.as_deref())),
             Heard::Ping => return Some(speech::pong(self.protocol)),
-            Heard::Connected => session.connected = true,
+            Heard::Connected { sid, pid } => self.connected(now, sid, pid, checks),
             Heard::Answer { id, refused, term } => {
                 Self::answered(session, (self.product, me), now, (id, refused, term), checks)
             }
-            Heard::Event { event, product, room, position, room_told } => {
-                let in_room = session.places.contains_key(&room);
+            Heard::Own { number, .. } => checks.own.delivered(now, me, number, &mut checks.violations),
+            Heard::Event { event, product, room, position, room_told, .. } => {
+                let was_in = checks.is_uncertain(me) && session.stays.contains_key(&room);
+                let in_room = session.places.contains_key(&room) || was_in;
                 let not_asked_for = session.not_to_self.contains(&event);
                 let told_right = room_told.is_none_or(|told| told == speech::room_name(room));
                 if product != self.product || !in_room || !told_right || not_asked_for {
@@ -303,7 +361,8 @@ impl Client {
                 }
                 session.seen.insert(event);
                 let stay = session.stays.get(&room).copied().unwrap_or(0);
-                checks.delivered(now, &Delivery { to: me, product, room, stay, event, position });
+                let settled = session.places.get(&room) == Some(&Place::In);
+                checks.delivered(now, &Delivery { to: me, product, room, stay, settled, event, position });
             }
             Heard::Ended(words) => {
                 checks.violated(
@@ -317,6 +376,46 @@ impl Client {
             }
         }
         None
+    }
+
+    /// A CONNECT: the session of before goes on, or another begins.
+    fn connected(&mut self, now: Instant, sid: String, pid: Option<String>, checks: &mut Checks) {
+        let Some(session) = &mut self.session else { return };
+        let (client, number) = (self.id, self.sessions);
+        let mut broken = |what: &str| {
+            checks.violated("I6", now, format!("client {client}.{number} {what}"));
+        };
+        if session.connected {
+            broken("is told twice that it is connected");
+        }
+        if pid.is_some() != self.carries {
+            broken("is not offered what it asked for");
+        }
+        let recovered = pid.is_some() && pid == self.pid;
+        if recovered && session.sid.as_ref() != Some(&sid) {
+            broken("goes on under another id");
+        }
+        if !recovered && session.sid.is_some() {
+            // The client sees `recovered === false`: it starts anew.
+            checks.begins_anew(now, SessionId { client, session: number });
+            self.sessions += 1;
+            *session = Session { transport: session.transport, ..Session::default() };
+        }
+        (session.connected, session.sid) = (true, Some(sid.clone()));
+        self.pid = pid;
+        checks.connected(now, self.session_id(), &sid, recovered);
+    }
+
+    /// An event is there: nothing comes before the CONNECT, and who carries its cursors gets them.
+    fn takes_event(&mut self, now: Instant, offset: Option<String>, checks: &mut Checks) {
+        let (client, number) = (self.id, self.sessions);
+        if !self.session.as_ref().is_some_and(|session| session.connected) {
+            checks.violated("I6", now, format!("client {client}.{number} got an event before its CONNECT"));
+        }
+        if offset.is_some() != self.carries {
+            checks.violated("I6", now, format!("client {client}.{number} got an event with {offset:?}"));
+        }
+        self.offset = offset.or(self.offset.take());
     }
 
     fn answered(
@@ -347,7 +446,11 @@ impl Client {
         {
             checks.settle(event);
         }
-        if let Some(code) = &refused
+        if let (Request::Publish { room, .. }, Some("not_member")) = (request, refused.as_deref())
+            && checks.is_uncertain(me)
+        {
+            session.places.insert(room, Place::Unknown);
+        } else if let Some(code) = &refused
             && !REFUSALS_IN_TROUBLE.contains(&code.as_str())
         {
             checks.violated(
@@ -380,12 +483,13 @@ mod tests {
     use super::*;
 
     const NOW: Instant = Instant::ZERO;
+    const CONNECT: &str = r#"40{"sid":"a"}"#;
 
     fn heard_after_join(words: &[&str]) -> Checks {
         let mut client = Client::new(1, ClientProtocol::SocketIo, 0, "u".into(), vec![4], Random::new(1));
         let mut checks = Checks::default();
         client.opened(9);
-        for words in ["40{}"].iter().chain(words) {
+        for words in [CONNECT].iter().chain(words) {
             let _ = client.act(NOW, true);
             client.hear(NOW, &Packet::Text(Bytes::copy_from_slice(words.as_bytes())), &mut checks);
         }
@@ -399,26 +503,15 @@ mod tests {
     #[test]
     fn an_event_of_another_room_or_product_is_seen() {
         let joined = r#"430[{"ok":true}]"#;
-        assert!(
-            broken(&heard_after_join(&["40{}", joined, r#"42["m",{"by":[3,1,1],"to":[0,4]}]"#])).is_empty()
-        );
-        assert_eq!(
-            broken(&heard_after_join(&["40{}", joined, r#"42["m",{"by":[3,1,1],"to":[0,5]}]"#])),
-            ["I7"]
-        );
-        assert_eq!(
-            broken(&heard_after_join(&["40{}", joined, r#"42["m",{"by":[3,1,1],"to":[1,4]}]"#])),
-            ["I7"]
-        );
+        assert!(broken(&heard_after_join(&[joined, r#"42["m",{"by":[3,1,1],"to":[0,4]}]"#])).is_empty());
+        assert_eq!(broken(&heard_after_join(&[joined, r#"42["m",{"by":[3,1,1],"to":[0,5]}]"#])), ["I7"]);
+        assert_eq!(broken(&heard_after_join(&[joined, r#"42["m",{"by":[3,1,1],"to":[1,4]}]"#])), ["I7"]);
     }
 
     #[test]
     fn an_ended_session_a_refusal_and_a_strange_word_are_seen() {
         assert_eq!(broken(&heard_after_join(&["41"])), ["I2"]);
-        assert_eq!(
-            broken(&heard_after_join(&["40{}", r#"430[{"ok":false,"code":"not_member"}]"#])),
-            ["refused"]
-        );
+        assert_eq!(broken(&heard_after_join(&[r#"430[{"ok":false,"code":"not_member"}]"#])), ["refused"]);
         assert_eq!(broken(&heard_after_join(&[r#"4399[{"ok":true}]"#])), ["protocol"]);
         assert_eq!(broken(&heard_after_join(&["hm"])), ["protocol"]);
     }
@@ -431,7 +524,7 @@ mod tests {
         let mut hear = |client: &mut Client, words: &str| {
             client.hear(NOW, &Packet::Text(Bytes::copy_from_slice(words.as_bytes())), &mut checks);
         };
-        hear(&mut client, "40{}");
+        hear(&mut client, CONNECT);
         let _ = client.act(NOW, true);
         hear(&mut client, r#"430[{"ok":true}]"#);
         assert!(client.is_settled());
@@ -439,5 +532,88 @@ mod tests {
         hear(&mut client, r#"431[{"ok":true}]"#);
         hear(&mut client, r#"42["m",{"by":[1,1,1],"to":[0,4]}]"#);
         assert_eq!(broken(&checks), ["I4"]);
+    }
+
+    /// A client that carries its cursors, at its first CONNECT and after each word; what it says.
+    fn carrier(words: &[&str]) -> (Checks, Vec<String>) {
+        let mut client = Client::new(1, ClientProtocol::SocketIo, 0, "u".into(), vec![4], Random::new(1));
+        client.carries = true;
+        let (mut checks, mut said) = (Checks::default(), Vec::new());
+        for (transport, words) in words.split(|words| *words == "lost").enumerate() {
+            client.opened(transport as u64);
+            for words in words {
+                let packet = Packet::Text(Bytes::copy_from_slice(words.as_bytes()));
+                if let Some(Packet::Text(answer)) = client.hear(NOW, &packet, &mut checks) {
+                    said.push(String::from_utf8(answer.to_vec()).unwrap());
+                }
+            }
+            client.closed(NOW);
+        }
+        (checks, said)
+    }
+
+    const OPEN: &str = "0{}";
+    const FIRST: &str = r#"40{"sid":"a","pid":"p"}"#;
+    const EVENT: &str = r#"42["own",{"n":1},"o"]"#;
+
+    fn carrier_broke(words: &[&str]) -> Vec<&'static str> {
+        let mut checks = carrier(words).0;
+        checks.violations.retain(|violation| violation.invariant != "I7");
+        checks.violations.iter().map(|violation| violation.invariant).collect()
+    }
+
+    #[test]
+    fn pid_and_offset_are_kept_as_the_stock_client_keeps_them() {
+        let second = r#"40{"sid":"b","pid":"q"}"#;
+        let (checks, said) =
+            carrier(&[OPEN, FIRST, "lost", OPEN, FIRST, EVENT, "lost", OPEN, second, "lost", OPEN]);
+        assert_eq!(
+            said,
+            ["40", r#"40{"pid":"p"}"#, r#"40{"offset":"o","pid":"p"}"#, r#"40{"offset":"o","pid":"q"}"#]
+        );
+        assert_eq!((checks.recovered, checks.begun_anew), (1, 1));
+    }
+
+    #[test]
+    fn an_event_before_the_connect_or_without_an_offset_is_seen() {
+        assert!(carrier_broke(&[FIRST, EVENT]).is_empty());
+        assert_eq!(carrier_broke(&[EVENT, FIRST]), ["I6"]);
+        assert_eq!(carrier_broke(&[FIRST, "lost", EVENT, FIRST]), ["I6"]);
+        assert_eq!(carrier_broke(&[FIRST, r#"42["own",{"n":1}]"#]), ["I6"]);
+    }
+
+    #[test]
+    fn going_on_under_another_id_and_a_second_connect_are_seen() {
+        assert!(carrier_broke(&[FIRST, "lost", FIRST]).is_empty());
+        assert_eq!(carrier_broke(&[FIRST, "lost", r#"40{"sid":"b","pid":"p"}"#]), ["I6"]);
+        assert_eq!(carrier_broke(&[FIRST, "lost", r#"40{"sid":"a","pid":"q"}"#]), ["I6"]);
+        assert_eq!(carrier_broke(&[FIRST, FIRST]), ["I6"]);
+        assert_eq!(carrier_broke(&[r#"40{"sid":"a"}"#]), ["I6"]);
+    }
+
+    #[test]
+    fn a_session_that_goes_on_is_in_its_rooms_and_one_that_began_anew_is_not() {
+        let joined = r#"430[{"ok":true}]"#;
+        let event = r#"42["m",{"by":[3,1,1],"to":[0,4]},"o"]"#;
+        let broken = |second: &str| {
+            let mut client = Client::new(1, ClientProtocol::SocketIo, 0, "u".into(), vec![4], Random::new(1));
+            client.carries = true;
+            let mut checks = Checks::default();
+            let mut hear = |client: &mut Client, words: &str| {
+                client.hear(NOW, &Packet::Text(Bytes::copy_from_slice(words.as_bytes())), &mut checks);
+            };
+            client.opened(1);
+            hear(&mut client, FIRST);
+            let _ = client.act(NOW, true);
+            hear(&mut client, joined);
+            client.closed(NOW);
+            assert!(!client.is_in(4));
+            client.opened(2);
+            hear(&mut client, second);
+            hear(&mut client, event);
+            (checks.violations.len(), client.session_id().session, client.is_in(4))
+        };
+        assert_eq!(broken(FIRST), (0, 1, true));
+        assert_eq!(broken(r#"40{"sid":"b","pid":"q"}"#), (1, 2, false));
     }
 }

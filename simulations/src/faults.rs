@@ -61,10 +61,21 @@ pub enum Kind {
     Weather,
     /// A backend publishes through the HTTP API's entrance.
     Backend,
+    /// The transport of one client that carries its cursors is cut; both ends notice.
+    Cut,
+    /// The same, but the node does not notice: its half stays open.
+    HalfOpen,
+    /// The edge of a client that carries its cursors is killed, and with it the owner of its session.
+    EdgeAndOwner,
+    /// A backend sends an event to one session.
+    Emit,
 }
 
 impl Kind {
-    /// Every kind.
+    /// Those that concern single clients that come back: drawn apart from the others.
+    pub const OF_SESSIONS: [Self; 4] = [Self::Cut, Self::HalfOpen, Self::EdgeAndOwner, Self::Emit];
+
+    /// Every other kind.
     pub const ALL: [Self; 18] = [
         Self::Crash,
         Self::QuickRestart,
@@ -89,7 +100,14 @@ impl Kind {
     /// Whether it may strike under this regime.
     #[must_use]
     pub fn is_of(self, regime: Regime) -> bool {
-        let wild = [Self::DoubleCrash, Self::Partition, Self::EarlyPartition, Self::OneWay, Self::Pair];
+        let wild = [
+            Self::DoubleCrash,
+            Self::Partition,
+            Self::EarlyPartition,
+            Self::OneWay,
+            Self::Pair,
+            Self::EdgeAndOwner,
+        ];
         regime == Regime::AnythingGoes || !wild.contains(&self)
     }
 
@@ -144,6 +162,30 @@ impl Plan {
         }
         Self { regime, strikes, ends }
     }
+
+    /// What strikes sessions between two moments, beside the plan: nearly all of the kinds are on, so that
+    /// clients come back often.
+    #[must_use]
+    pub fn draw_for_sessions(
+        random: &mut Random,
+        regime: Regime,
+        from: Instant,
+        to: Instant,
+    ) -> Vec<(Instant, Kind)> {
+        let on = Kind::OF_SESSIONS.into_iter().filter(|kind| kind.is_of(regime) && random.per_mille(700));
+        let on: Vec<Kind> = on.collect();
+        let mut strikes = Vec::new();
+        let pace = random.millis(150, 1_500);
+        let mut at = from;
+        while let Some(kind) = random.pick(&on) {
+            at = at + random.between(pace / 4, pace * 2);
+            if at >= to {
+                break;
+            }
+            strikes.push((at, kind));
+        }
+        strikes
+    }
 }
 
 /// A pause that nobody may take for a death: with the probe that misses it, shorter than a suspicion.
@@ -182,6 +224,21 @@ mod tests {
         assert!(all.iter().any(|kinds| kinds != &all[0]));
         let seen: std::collections::BTreeSet<_> = all.into_iter().flatten().collect();
         assert_eq!(seen.len(), Kind::ALL.len());
+    }
+
+    #[test]
+    fn clients_come_back_in_most_seeds_and_two_nodes_at_once_die_only_where_anything_goes() {
+        let to = Instant::from_micros(8_000_000);
+        let kinds = |seed, regime| {
+            let strikes = Plan::draw_for_sessions(&mut Random::new(seed), regime, Instant::ZERO, to);
+            strikes.into_iter().map(|(_, kind)| kind).collect::<std::collections::BTreeSet<_>>()
+        };
+        let (one, any) = (Regime::OneAtATime, Regime::AnythingGoes);
+        assert!((0..200).all(|seed| !kinds(seed, one).contains(&Kind::EdgeAndOwner)));
+        let all: std::collections::BTreeSet<_> = (0..200).flat_map(|seed| kinds(seed, any)).collect();
+        assert_eq!(all.len(), Kind::OF_SESSIONS.len());
+        let cut = |seed: &u64| kinds(*seed, one).contains(&Kind::Cut);
+        assert!((0..200).filter(cut).count() > 100);
     }
 
     #[test]

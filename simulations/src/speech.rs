@@ -1,7 +1,8 @@
 //! What clients of the simulation say and understand: the real bytes of both client protocols.
 //!
 //! Belongs here: requests out, server messages in. Stays out: when to say what (`client`).
-//! Payloads: `["m",{"by":[client,session,number],"to":[product,room]}]`.
+//! Payloads: `["m",{"by":[client,session,number],"to":[product,room]}]` in rooms, `["own",{"n":number}]` for
+//! one session alone; behind that the offset of a client that carries its cursors.
 
 use bytes::Bytes;
 use mesh_proto::id::{Cursor, Term};
@@ -16,7 +17,12 @@ pub enum Heard {
     /// The Engine.IO handshake: say CONNECT now.
     Open,
     /// The session stands.
-    Connected,
+    Connected {
+        /// Its public id.
+        sid: String,
+        /// Its secret, where it can be recovered.
+        pid: Option<String>,
+    },
     /// A heartbeat: say pong.
     Ping,
     /// An answer.
@@ -40,6 +46,15 @@ pub enum Heard {
         position: Option<Cursor>,
         /// The room the server says it is of, where the protocol shows it.
         room_told: Option<String>,
+        /// What the stock client would store.
+        offset: Option<String>,
+    },
+    /// An event for this session alone.
+    Own {
+        /// Its number among all of them.
+        number: u64,
+        /// What the stock client would store.
+        offset: Option<String>,
     },
     /// The server has ended the session, or refuses it.
     Ended(String),
@@ -77,10 +92,14 @@ fn text(text: impl Into<Vec<u8>>) -> Packet {
     Packet::Text(Bytes::from(text.into()))
 }
 
-/// What a client says after [`Heard::Open`].
+/// What a client says after [`Heard::Open`]; one that has a pid asks for its session, as the stock client does.
 #[must_use]
-pub fn connect() -> Packet {
-    text("40")
+pub fn connect(pid: Option<&str>, offset: Option<&str>) -> Packet {
+    match (pid, offset) {
+        (None, _) => text("40"),
+        (Some(pid), None) => text(format!("40{}", json!({"pid": pid}))),
+        (Some(pid), Some(offset)) => text(format!("40{}", json!({"pid": pid, "offset": offset}))),
+    }
 }
 
 /// What a client says after [`Heard::Ping`].
@@ -144,20 +163,33 @@ fn hear_socketio(words: &str) -> Option<Heard> {
     if words.starts_with("0{") {
         return Some(Heard::Open);
     }
-    if words.starts_with("40") {
-        return Some(Heard::Connected);
+    if let Some(answer) = words.strip_prefix("40") {
+        let answer: Value = serde_json::from_str(answer).ok()?;
+        let pid = answer["pid"].as_str().map(Into::into);
+        return Some(Heard::Connected { sid: answer["sid"].as_str()?.into(), pid });
     }
     if words.starts_with("41") || words.starts_with("44") || words == "1" {
         return Some(Heard::Ended(words.into()));
     }
-    if let Some(arguments) = words.strip_prefix("42[") {
-        let arguments: Vec<Value> = serde_json::from_str(&format!("[{arguments}")).ok()?;
-        return event(arguments.get(1)?, None, None).filter(|_| arguments[0] == "m");
-    }
-    let rest = words.strip_prefix("43")?;
+    let (kind, rest) = words.split_at_checked(2)?;
     let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let arguments: Value = serde_json::from_str(&rest[digits..]).ok()?;
-    answer(rest[..digits].parse().ok()?, arguments.get(0)?)
+    let (id, arguments) = rest.split_at(digits);
+    let arguments: Vec<Value> = serde_json::from_str(arguments).ok()?;
+    match kind {
+        "42" => {
+            // Behind the arguments of an event that asks for an ack the stock client puts the function that
+            // answers: no string is last.
+            let last = arguments.last().filter(|_| id.is_empty());
+            let offset = last.and_then(|last| last.as_str()).map(Into::into);
+            match arguments.first()?.as_str()? {
+                "m" => event(arguments.get(1)?, None, None, offset),
+                "own" => Some(Heard::Own { number: arguments.get(1)?["n"].as_u64()?, offset }),
+                _ => None,
+            }
+        }
+        "43" => answer(id.parse().ok()?, arguments.first()?),
+        _ => None,
+    }
 }
 
 fn answer(id: u64, answer: &Value) -> Option<Heard> {
@@ -176,13 +208,18 @@ fn refusal(answer: &Value) -> Option<String> {
 /// The event that an entry of a room's log carries, if a client of the simulation published it.
 pub fn logged_event(json: &[u8]) -> Option<EventId> {
     let payload: Value = serde_json::from_slice(json).ok()?;
-    match event(payload.get(1)?, None, None)? {
+    match event(payload.get(1)?, None, None, None)? {
         Heard::Event { event, .. } => Some(event),
         _ => None,
     }
 }
 
-fn event(payload: &Value, position: Option<Cursor>, room_told: Option<String>) -> Option<Heard> {
+fn event(
+    payload: &Value,
+    position: Option<Cursor>,
+    room_told: Option<String>,
+    offset: Option<String>,
+) -> Option<Heard> {
     let number = |field: &str, at: usize| payload[field][at].as_u64();
     let publisher = SessionId {
         client: u32::try_from(number("by", 0)?).ok()?,
@@ -191,18 +228,21 @@ fn event(payload: &Value, position: Option<Cursor>, room_told: Option<String>) -
     let event = EventId { publisher, number: u32::try_from(number("by", 2)?).ok()? };
     let product = u8::try_from(number("to", 0)?).ok()?;
     let room = u16::try_from(number("to", 1)?).ok()?;
-    Some(Heard::Event { event, product, room, position, room_told })
+    Some(Heard::Event { event, product, room, position, room_told, offset })
 }
 
 fn hear_plain(words: &str) -> Option<Heard> {
     let message: Value = serde_json::from_str(words).ok()?;
     match message["type"].as_str()? {
-        "welcome" => Some(Heard::Connected),
+        "welcome" => Some(Heard::Connected { sid: message["sid"].as_str()?.into(), pid: None }),
         "ping" => Some(Heard::Ping),
         "ack" => answer(message["id"].as_u64()?, &message),
+        "event" if message["event"] == "own" => {
+            Some(Heard::Own { number: message["args"][0]["n"].as_u64()?, offset: None })
+        }
         "event" => {
             let position = message["pos"].as_str().and_then(Cursor::from_text);
-            event(&message["args"][0], position, message["room"].as_str().map(Into::into))
+            event(&message["args"][0], position, message["room"].as_str().map(Into::into), None)
         }
         "error" | "closed" => Some(Heard::Ended(words.into())),
         _ => None,
@@ -226,7 +266,27 @@ mod tests {
         let words = String::from_utf8(bytes.to_vec()).unwrap();
         assert!(words.starts_with(r#"425["publish","r4",{"#), "{words}");
         let heard = hear(ClientProtocol::SocketIo, &text(r#"42["m",{"by":[3,2,9],"to":[1,4]}]"#));
-        assert_eq!(heard, Heard::Event { event: id, product: 1, room: 4, position: None, room_told: None });
+        let event =
+            Heard::Event { event: id, product: 1, room: 4, position: None, room_told: None, offset: None };
+        assert_eq!(heard, event);
+    }
+
+    #[test]
+    fn a_client_that_comes_back_says_what_the_stock_client_says() {
+        let words = |pid, offset| match connect(pid, offset) {
+            Packet::Text(bytes) => String::from_utf8(bytes.to_vec()).unwrap(),
+            Packet::Binary(_) => panic!(),
+        };
+        assert_eq!(words(None, Some("o")), "40");
+        assert_eq!(words(Some("p"), None), r#"40{"pid":"p"}"#);
+        assert_eq!(words(Some("p"), Some("o")), r#"40{"offset":"o","pid":"p"}"#);
+        let hear = |words: &str| hear(ClientProtocol::SocketIo, &text(words));
+        let (sid, pid) = ("s".to_owned(), Some("p".to_owned()));
+        assert_eq!(hear(r#"40{"sid":"s","pid":"p"}"#), Heard::Connected { sid, pid });
+        let offset = Some("o".to_owned());
+        assert_eq!(hear(r#"42["own",{"n":7},"o"]"#), Heard::Own { number: 7, offset });
+        // An event that asks for an ack carries none.
+        assert_eq!(hear(r#"425["own",{"n":7},"o"]"#), Heard::Own { number: 7, offset: None });
     }
 
     #[test]

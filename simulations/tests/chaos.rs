@@ -103,11 +103,16 @@ fn no_second_cluster_begins_beside_whoever_is_left() {
     strictly_clean(&[5272, 24232]);
 }
 
-/// A history that had begun anew took over an older one, and was served from its first entry to those of a
-/// third: with what had been said before they joined.
+/// What recovery has shown: answers to subscriptions of before, sessions asked for on behalf of transports
+/// that were lost, an own stream resumed from two places, a merged session that was taken for attached.
 #[test]
-fn what_another_history_took_over_is_not_served_to_later_members() {
-    strictly_clean(&[29636]);
+fn clients_that_come_back_go_on_and_miss_nothing() {
+    for seed in [133, 228, 589, 866, 1504, 2158, 2589, 3046, 4964] {
+        let verdict = run(seed, Size::small(seed), None);
+        assert_eq!(verdict.violations.first().map(ToString::to_string), None, "seed={seed}");
+    }
+    let recovered = (1..6).map(|seed| run(seed, Size::small(seed), None).recovered);
+    assert!(recovered.sum::<u64>() > 0, "nobody came back");
 }
 
 /// A room began a new history while a copy of it lived, at a node that was up and not on the ring yet; then all
@@ -125,7 +130,7 @@ fn planted_bugs_are_found() {
     let draw = xxh3_64(commit.as_bytes());
     let from = draw >> 32;
     println!("seed={from}..{}", from + HUNT_SEEDS);
-    let all = huntable();
+    let all: Vec<_> = huntable().into_iter().filter(|mutant| !mutant.is_rare()).collect();
     let first = usize::try_from(draw % all.len() as u64).unwrap_or(0);
     for at in first..first + HUNTS {
         let mutant = all[at % all.len()];

@@ -253,8 +253,9 @@ impl Edge {
         let mut groups: BTreeMap<SubscribeGroup, Vec<Subscription>> = BTreeMap::new();
         for tail in tails {
             let t = &mut self.tails[tail as usize];
-            t.asked(ctx.view.owner(t.key.placement()));
-            self.bounced_rooms.remove(&t.key);
+            self.asked += 1;
+            t.asks(ctx.view.owner(t.key.placement()));
+            t.asked = self.asked;
             if let Some(owner) = t.owner {
                 let mut after = t.last;
                 after.seq += u64::from(is_planted(Mutant::CursorOffByOne));
@@ -263,6 +264,7 @@ impl Edge {
                     after,
                     term: t.term.max(t.last.term),
                     at_head: t.fresh,
+                    asked: t.asked,
                 };
                 groups.entry(group_of(ctx, owner, &t.key)).or_default().push(subscription);
             }
@@ -291,7 +293,7 @@ impl Edge {
                 if tail.owner != Some(from.node) {
                     return;
                 }
-                tail.asked(Some(from.node));
+                tail.asks(Some(from.node));
                 self.bounced_rooms.insert(room.clone());
             }
             Subject::Call(_) => return,

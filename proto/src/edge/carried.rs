@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use super::Edge;
+use crate::mutant::{Mutant, is_planted};
 use crate::recovery::{self, RoomAt};
 use crate::shard::Packet;
 
@@ -29,7 +30,7 @@ impl Edge {
             let at = if behind || !m.verified { m.at } else { tails[m.tail as usize].last };
             Some(RoomAt { tag: m.tag, joined: m.joined, at })
         });
-        if is_whole {
+        if is_whole || is_planted(Mutant::LostNotTold) {
             recovery::encode(out, &mut self.scratch, key, session.own_done, rooms);
         } else {
             recovery::encode_lost(out, &mut self.scratch, key, session.own_done);

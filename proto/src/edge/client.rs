@@ -36,6 +36,8 @@ pub(super) struct Client {
     pub(super) behind: bool,
     /// Nothing can be served to it now: what it is to get next is fetched, or its tail is not there yet.
     pub(super) waits: bool,
+    /// When anything came from it last.
+    last_heard: Instant,
     queue: Queue,
     next_ping: Instant,
     pong_due: Option<Instant>,
@@ -96,6 +98,7 @@ impl Client {
             closing: false,
             behind: false,
             waits: false,
+            last_heard: now,
             queue: Queue::default(),
             next_ping: now + limits.ping_interval,
             pong_due: None,
@@ -110,9 +113,15 @@ impl Client {
     }
 
     /// Anything from the client: it lives.
-    pub(super) fn heard(&mut self) {
+    pub(super) fn heard(&mut self, now: Instant) {
+        self.last_heard = now;
         self.pong_due = None;
         self.pong_put_off = false;
+    }
+
+    /// Whether it has shown within `span` that it is there.
+    pub(super) fn was_heard_within(&self, now: Instant, span: Duration) -> bool {
+        now.since(self.last_heard) <= span
     }
 
     pub(super) fn connected(&mut self) {

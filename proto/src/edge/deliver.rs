@@ -28,8 +28,13 @@ const HELD_MAX: Duration = Duration::from_secs(1);
 impl Edge {
     pub(crate) fn take_from_room(&mut self, ctx: &mut Ctx<'_>, from: Address, message: RoomToEdge) {
         match message {
-            RoomToEdge::Subscribed { room, term, from: cursor, gap } => {
+            RoomToEdge::Subscribed { room, term, from: cursor, gap, asked } => {
                 let Some(tail) = self.tail_of(ctx, from, &room) else { return };
+                // What was asked before the last member left, and answered after another had come, would
+                // put the tail where this subscription is not.
+                if self.tails[tail as usize].asked != asked && !is_planted(Mutant::OlderAnswerTaken) {
+                    return;
+                }
                 self.subscribed(ctx, tail, from, term, cursor, gap);
             }
             RoomToEdge::Entries { room, term, first, entries } => {
@@ -284,8 +289,7 @@ impl Edge {
         let limits = &self.limits;
         let session = &mut self.sessions[index as usize];
         for (seq, entry) in (first..).zip(entries) {
-            let again = seq <= session.own_seq && is_planted(Mutant::OwnLogRepeatTaken);
-            if seq == session.own_seq + 1 || again {
+            if seq == session.own_seq + 1 {
                 session.take_own(entry);
             }
         }

@@ -18,7 +18,8 @@ impl Edge {
     pub(crate) fn packet(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, packet: Packet) {
         ctx.stats.packets_received_total += 1;
         let Some(client) = self.client(ix) else { return };
-        client.heard();
+        client.heard(ctx.now);
+        let is_asked_for = client.resuming.is_some();
         match (client.protocol, packet) {
             (ClientProtocol::SocketIo, Packet::Text(text)) => self.engine_text(ctx, ix, &text),
             (ClientProtocol::SocketIo, Packet::Binary(bytes)) => {
@@ -29,6 +30,9 @@ impl Edge {
             }
             (ClientProtocol::Plain, Packet::Text(text)) => self.plain_text(ctx, ix, &text),
             (ClientProtocol::Plain, Packet::Binary(_)) => self.misbehaved(ctx, ix, CloseCode::ProtocolError),
+        }
+        if is_asked_for {
+            self.send_resumes(ctx);
         }
         self.arm(ctx, ix);
     }

@@ -84,6 +84,8 @@ pub(crate) struct Edge {
     /// Sessions asked for on behalf of clients that come back, by question.
     resuming: BTreeMap<u64, Resuming>,
     resumes_asked: u64,
+    /// Subscriptions asked for.
+    asked: u64,
     /// Where offsets are put together.
     scratch: Vec<u8>,
     /// Clients to be closed for a restart go in this order.
@@ -118,6 +120,7 @@ impl Edge {
             bounced_rooms: BTreeSet::new(),
             resuming: BTreeMap::new(),
             resumes_asked: 0,
+            asked: 0,
             scratch: Vec::new(),
             close_from: 0,
         }

@@ -158,7 +158,11 @@ impl Edge {
                     (m.verified, m.history) = (true, history);
                     continue;
                 }
-                Place::Live(_) | Place::Older(..) if !session.welcomed => return Caught::Waits,
+                Place::Live(_) | Place::Older(..)
+                    if !session.welcomed && !is_planted(Mutant::ReplayedBeforeConnect) =>
+                {
+                    return Caught::Waits;
+                }
                 Place::Live(next) if next >= t.end() => {
                     return if m.at > t.last { Caught::Waits } else { Caught::Up };
                 }
@@ -175,7 +179,8 @@ impl Edge {
                 let carries = self.sessions[index as usize].offset_key.is_some();
                 let frames = if carries {
                     // What it carries afterwards says that it has this one.
-                    self.sessions[index as usize].rooms[place].at = at;
+                    let told = if is_planted(Mutant::OffsetWithoutItsEvent) { m.at } else { at };
+                    self.sessions[index as usize].rooms[place].at = told;
                     let frames = self.with_tail(&frames, index);
                     self.sessions[index as usize].rooms[place].at = m.at;
                     frames
@@ -211,8 +216,9 @@ impl Edge {
             (Place::Older(chunk, entry), Some(older)) => older.get(chunk, entry)?,
             _ => return Err(m.at),
         };
-        let excepted = t.is_repeat_for(&m, entry)
-            || is_excepted(&entry.event, session.identity.sid, |except| self.is_in_any(index, except));
+        let excepted =
+            is_excepted(&entry.event, session.identity.sid, |except| self.is_in_any(index, except));
+        let excepted = t.is_repeat_for(&m, entry) || excepted && !is_planted(Mutant::ExceptIgnoredInReplay);
         Ok((entry.at, (!excepted).then(|| entry.frames(session.form(), &t.key).clone())))
     }
 
@@ -283,7 +289,9 @@ impl Edge {
             let ix = session.client;
             let Some(m) = session.membership(tail).filter(|m| m.at == at) else { continue };
             if at == after {
-                if is_lost {
+                if is_lost && is_planted(Mutant::GapUntoldOnResume) && !m.verified {
+                    m.at = self.tails[tail as usize].last;
+                } else if is_lost {
                     self.lose(ctx, ix);
                     continue;
                 }

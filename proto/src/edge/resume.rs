@@ -4,22 +4,28 @@
 //! Stays out: what an offset means (`session::resume`), serving a cursor (`readers`).
 //! Invariants: the client is told that it goes on only when the owner of every room has found its cursor;
 //! before that anything that fails gives it a new session; it is told before it gets any event.
-//! When it breaks: the question is repeated to whoever owns the session then; after `RESUME_MAX` the client
-//! begins anew.
+//! When it breaks: the question is repeated to whoever owns the session then, if the client shows that it is
+//! still there; after `RESUME_MAX` it begins anew.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Edge;
 use super::session::EdgeSession;
+use crate::engineio;
 use crate::id::{Address, ClientIx, NodeRef, Pid, Placement, SocketSid};
 use crate::json;
+use crate::mutant::{Mutant, is_planted};
 use crate::recovery::room_tag;
-use crate::shard::{Admission, CloseCode, Ctx, TimerKey};
+use crate::shard::{Admission, CloseCode, Ctx, Output, TimerKey};
 use crate::wire::{AskedBy, Body, DetachReason, NotResumed, Resume, Resumed, SessionToEdge, ToSession};
 
 /// A client that comes back waits this long at most.
 pub(super) const RESUME_MAX: Duration = Duration::from_secs(10);
+
+/// A question is asked again only for a client that has shown within this time that it is there: one that
+/// has lost this transport may have its session elsewhere by now, and would lose it.
+const HEARD_WITHIN: Duration = Duration::from_millis(300);
 
 /// A question under way.
 #[derive(Debug)]
@@ -28,6 +34,8 @@ pub(super) struct Resuming {
     placement: Placement,
     /// Who was asked; `None`: to be asked again.
     owner: Option<NodeRef>,
+    /// The client has been pinged, so that it shows that it is there.
+    pinged: bool,
     question: Resume,
 }
 
@@ -66,9 +74,19 @@ impl Edge {
             client.resuming = Some(id);
         }
         let sid = self.ids.sid_of(&pid);
+        // An older transport of the same client: it does not ask any more.
+        let older = self.resuming.iter().find(|(_, resuming)| resuming.sid == sid);
+        let older = older.map(|(id, resuming)| (*id, resuming.client()));
         let question = Resume { id, pid, product: product.name.clone(), uid, namespace, client: ix, offset };
         let placement = self.ids.placement_of(sid);
-        self.resuming.insert(id, Resuming { sid, placement, owner: None, question });
+        self.resuming.insert(id, Resuming { sid, placement, owner: None, pinged: false, question });
+        if let Some((older, at)) = older {
+            self.resuming.remove(&older);
+            if let Some(client) = self.client(at) {
+                client.resuming = None;
+                self.connect(ctx, at);
+            }
+        }
         self.send_resumes(ctx);
         self.arm(ctx, ix);
     }
@@ -76,6 +94,17 @@ impl Edge {
     /// Asks for whatever is not being asked for.
     pub(super) fn send_resumes(&mut self, ctx: &mut Ctx<'_>) {
         for resuming in self.resuming.values_mut().filter(|resuming| resuming.owner.is_none()) {
+            let ix = resuming.question.client;
+            let client = self.clients[ix.0 as usize].as_deref_mut().expect("a question has its client");
+            let is_there = client.was_heard_within(ctx.now, HEARD_WITHIN);
+            if !is_there && !is_planted(Mutant::AskedForTheGone) {
+                if !std::mem::replace(&mut resuming.pinged, true) {
+                    client.count_queued(self.turn, engineio::PING.len());
+                    ctx.out.push(Output::Write(ix, engineio::PING));
+                }
+                continue;
+            }
+            resuming.pinged = false;
             resuming.owner = ctx.view.owner(resuming.placement);
             if let Some(owner) = resuming.owner {
                 let resume = ToSession::Resume(Box::new(resuming.question.clone()));

@@ -145,7 +145,8 @@ impl EdgeSession {
         client: ClientIx,
         attachment: u64,
     ) -> Self {
-        let confirmed = before_first_packet(attachment);
+        let confirmed =
+            before_first_packet(if is_planted(Mutant::PacketsNumberedAnew) { 1 } else { attachment });
         Self {
             identity,
             placement,

@@ -55,8 +55,6 @@ pub(crate) struct RoomLive {
     committed: u64,
     /// Seq of the last entry there was when this ownership began.
     inherited: u64,
-    /// Seq of the last entry taken over from another copy since.
-    merged: u64,
     subscribers: BTreeMap<Address, Subscriber>,
     effects: CommitQueue<Effect>,
     used: Instant,
@@ -65,6 +63,8 @@ pub(crate) struct RoomLive {
 /// An edge shard's relay of this room.
 #[derive(Clone, Copy, Debug)]
 struct Subscriber {
+    /// Which of its edge's questions it answers.
+    asked: u64,
     /// Seq of the last entry sent.
     sent: u64,
     /// Log offset of the end of the last entry it has taken.
@@ -236,7 +236,6 @@ impl Rooms {
                 Event::Merged(key, is_partial) => {
                     if let Some(room) = self.host.owned(&key) {
                         let head = room.state.log.head();
-                        room.live.merged = head;
                         room.live.effects.push(room.applied(), Effect::Serve(head));
                         if is_partial {
                             room.live.tell_gap(ctx, &key, room.term, &room.state.log);
@@ -344,7 +343,7 @@ impl Rooms {
     }
 
     fn subscribe(&mut self, ctx: &mut Ctx<'_>, from: Address, subscription: Subscription) {
-        let Subscription { room: key, after, term, at_head } = subscription;
+        let Subscription { room: key, after, term, at_head, asked } = subscription;
         self.host.begin_above(&key, term);
         let room = self.host.owned(&key).expect("checked by the caller");
         room.live.used = ctx.now;
@@ -357,10 +356,8 @@ impl Rooms {
         let seq = match () {
             () if at_head => head,
             () if known => after.seq,
-            // It fell behind what is kept.
-            () if after <= log.before_first() && log.first() > 1 => log.first() - 1,
-            // Another history has begun since: what this one took over was said before it.
-            () if after <= log.before_first() => room.live.inherited.max(room.live.merged).min(head),
+            // It fell behind what is kept, or another history begins.
+            () if after <= log.before_first() => log.first() - 1,
             // It was served from a history that ran beside this one. What of ours it has not seen cannot
             // be told from what was before its members joined.
             () => head,
@@ -368,9 +365,10 @@ impl Rooms {
         let gap = !known && !at_head;
         ctx.stats.gaps_total += u64::from(gap);
         let start = if known && !at_head { after } else { log.position(seq) };
-        let subscribed = RoomToEdge::Subscribed { room: key.clone(), term: room.term, from: start, gap };
+        let (room_key, term) = (key.clone(), room.term);
+        let subscribed = RoomToEdge::Subscribed { room: room_key, term, from: start, gap, asked };
         let taken_offset = log.offset_after(seq);
-        room.live.subscribers.insert(from, Subscriber { sent: seq, taken_offset });
+        room.live.subscribers.insert(from, Subscriber { asked, sent: seq, taken_offset });
         ctx.out.send_to_address(from, key.placement(), Body::RoomToEdge(subscribed));
         if seq < log.head() {
             self.host.hurry(&key);
@@ -560,8 +558,8 @@ impl RoomLive {
     fn tell_gap(&self, ctx: &mut Ctx<'_>, key: &RoomKey, term: Term, log: &RoomLog) {
         for (address, subscriber) in &self.subscribers {
             ctx.stats.gaps_total += 1;
-            let from = log.position(subscriber.sent);
-            let gap = RoomToEdge::Subscribed { room: key.clone(), term, from, gap: true };
+            let (from, asked) = (log.position(subscriber.sent), subscriber.asked);
+            let gap = RoomToEdge::Subscribed { room: key.clone(), term, from, gap: true, asked };
             ctx.out.send_to_address(*address, key.placement(), Body::RoomToEdge(gap));
         }
     }
@@ -583,8 +581,8 @@ impl RoomLive {
                 subscriber.sent = log.first() - 1;
                 subscriber.taken_offset = log.offset_after(subscriber.sent);
                 ctx.stats.gaps_total += 1;
-                let from = log.position(subscriber.sent);
-                let gap = RoomToEdge::Subscribed { room: key.clone(), term, from, gap: true };
+                let (from, asked) = (log.position(subscriber.sent), subscriber.asked);
+                let gap = RoomToEdge::Subscribed { room: key.clone(), term, from, gap: true, asked };
                 ctx.out.send_to_address(*address, key.placement(), Body::RoomToEdge(gap));
             }
             let mut last = subscriber.sent;

@@ -31,6 +31,7 @@ use crate::host::{Event, Host, MessageOf, Open};
 use crate::id::{Address, NodeRef, Placement, PublishId, RoomKey, SocketSid, Term};
 use crate::keys::IdKey;
 use crate::limits::Limits;
+use crate::mutant::{Mutant, is_planted};
 use crate::recovery::{self, Carried};
 use crate::shard::{Ctx, ProductRules, TimerKey};
 use crate::time::Instant;
@@ -162,7 +163,7 @@ impl Sessions {
             }
             ToSession::Detach { sid, attachment, clean, reason } => {
                 let Some(session) = self.at_edge(&sid, from) else { return };
-                if session.state.attachment <= attachment {
+                if session.state.attachment <= attachment || is_planted(Mutant::OlderTransportParks) {
                     self.park(ctx, sid, clean || !reason.may_resume());
                     self.run(ctx, sid);
                 }
@@ -270,9 +271,10 @@ impl Sessions {
         while let Some(event) = self.host.next_event() {
             match event {
                 Event::Began(sid) => self.began(ctx, sid),
-                Event::Confirmed(sid) | Event::Merged(sid, _) => {
+                Event::Confirmed(sid) => {
                     self.dirty.insert(sid);
                 }
+                Event::Merged(sid, _) => self.replaced(ctx, sid),
                 Event::Lost(sid, mut live) => {
                     live.effects.drain(|effect| {
                         if let Effect::Told(answer) = effect {
@@ -301,6 +303,20 @@ impl Sessions {
             self.index(&identity);
         }
         self.expected[0].insert(sid);
+        self.park_if_edge_is_gone(ctx, sid);
+    }
+
+    /// Another copy has taken the place of ours: it knows the session's transport better, and what an edge has
+    /// said to us was said to the one of before.
+    fn replaced(&mut self, ctx: &mut Ctx<'_>, sid: SocketSid) {
+        let Some(session) = self.host.owned(&sid) else { return };
+        session.live.attached = false;
+        let edge = session.state.edge.map(|edge| edge.edge);
+        if let Some(edge) = edge.filter(|edge| ctx.view.is_up(edge.node)) {
+            let placement = self.ids.placement_of(sid);
+            ctx.out.send_to_address(edge, placement, Body::SessionToEdge(SessionToEdge::Reattach { sid }));
+        }
+        self.dirty.insert(sid);
         self.park_if_edge_is_gone(ctx, sid);
     }
 

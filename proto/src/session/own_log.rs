@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::Limits;
+use crate::mutant::{Mutant, is_planted};
 use crate::wire::OwnEntry;
 
 /// Bookkeeping of an entry beside its payload.
@@ -152,7 +153,8 @@ impl OwnLog {
     /// on which side of this moment it was written; `spare` numbers before them name something else. Returns
     /// the last number before them; the edge has as much.
     pub(super) fn renumber(&mut self, seq: u64, spare: usize) -> u64 {
-        self.drop_upto(seq);
+        self.drop_upto(if is_planted(Mutant::OwnLogNotReplayed) { self.last() } else { seq });
+        let spare = if is_planted(Mutant::OwnNumbersReused) { 0 } else { spare };
         let base = self.last() + spare as u64;
         self.entries.retain(|entry| matches!(entry, OwnEntry::Emit { .. }));
         (self.before, self.handed) = (base, base);

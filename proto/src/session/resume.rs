@@ -6,6 +6,7 @@
 
 use super::state::{Membership, SessionState};
 use crate::id::{Cursor, RoomKey};
+use crate::mutant::{Mutant, is_planted};
 use crate::recovery::{Carried, Offset, Tag, room_tag};
 use crate::room;
 use crate::wire::{NotResumed, ResumedRoom};
@@ -27,10 +28,13 @@ impl ResumePoint {
         let (joined, after) = self.everyone;
         let room = room::everyone(&identity.product, &identity.namespace);
         let mut rooms = vec![ResumedRoom { room, own_seq: 0, joined, after }];
-        rooms.extend(state.rooms.iter().filter_map(|m| {
+        let served = state.rooms.iter().skip(usize::from(is_planted(Mutant::ResumedRoomForgotten)));
+        rooms.extend(served.filter_map(|m| {
             let joined = m.joined()?;
             let moved = self.moved.iter().find(|(room, _)| *room == m.room);
-            let after = moved.map_or(joined, |(_, at)| *at);
+            let mut after = moved.map_or(joined, |(_, at)| *at);
+            after.seq += u64::from(is_planted(Mutant::ResumedOneLater));
+            after.seq -= u64::from(is_planted(Mutant::ResumedOneEarlier) && after.seq > joined.seq);
             Some(ResumedRoom { room: m.room.clone(), own_seq: m.since, joined, after })
         }));
         rooms
@@ -79,11 +83,12 @@ impl SessionState {
             let Known { room, joined, is_member, .. } = known.get(at).ok_or(NotResumed::Rooms)?;
             let joined = (*joined).ok_or(NotResumed::Rooms)?;
             tag.add(room_tag(room, joined));
-            if *is_member {
+            if *is_member || is_planted(Mutant::JoinNotClamped) {
                 moved.push(((*room).clone(), step.cursor(joined).ok_or(NotResumed::History)?.max(joined)));
             }
         }
-        let same_rooms = tag.value() == offset.tag || offset.moved.is_empty();
+        let same_rooms =
+            tag.value() == offset.tag || offset.moved.is_empty() || is_planted(Mutant::OffsetUnchecked);
         if !same_rooms {
             return Err(NotResumed::History);
         }

@@ -17,6 +17,7 @@ use crate::host::{Entity, MessageOf};
 use crate::id::{Cursor, Placement, RoomKey, SocketSid, Term};
 use crate::keys::IdKey;
 use crate::limits::Limits;
+use crate::mutant::{Mutant, is_planted};
 use crate::time::Instant;
 use crate::wire::{
     AskedBy, Body, EdgeRef, NEXT_PACKET, OwnEntry, SessionIdentity, SessionOp, ShadowRoom,
@@ -164,7 +165,8 @@ impl SessionState {
             SessionOp::OwnReceived { own_seq, shown } => {
                 self.own.received(*own_seq);
                 // Nobody comes back to it: what the edge has is enough.
-                self.own.shown(if self.identity.resumable { *shown } else { *own_seq });
+                let kept = self.identity.resumable && !is_planted(Mutant::ShownTooEarly);
+                self.own.shown(if kept { *shown } else { *own_seq });
             }
             SessionOp::End { close, code } => {
                 self.ended = true;

@@ -472,6 +472,8 @@ pub struct Subscription {
     pub term: Term,
     /// Start with what comes next, not with what follows `after`: nobody here was in the room.
     pub at_head: bool,
+    /// Counts what this edge shard has asked: repeated in the answer.
+    pub asked: u64,
 }
 
 /// One publish to one room.
@@ -555,6 +557,8 @@ pub enum RoomToEdge {
         from: Cursor,
         /// Whether entries between the asked cursor and `from` are gone: a hole, to be told.
         gap: bool,
+        /// That of the subscription.
+        asked: u64,
     },
     /// Entries of the log, `first` and those that follow it.
     Entries {

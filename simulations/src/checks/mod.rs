@@ -2,9 +2,16 @@
 //!
 //! Belongs here: the account of every session's deliveries; what two histories may not show.
 //! Stays out: who delivers (`cluster`), what clients wanted (`client`).
-//! What backups are for (I3, I8) is checked in strict runs; recovery (I6) is not yet.
+//!
+//! | part | holds |
+//! |---|---|
+//! | `kept` | what was acknowledged and to whom it is owed (I3) |
+//! | `whole` | what lies between two events that a session got, also over two transports (I6) |
+//! | `own` | events for one session alone (I5, I6) |
 
 mod kept;
+mod own;
+mod whole;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,10 +19,13 @@ use std::fmt;
 use mesh_proto::id::{Cursor, NodeId, NodeRef, PublishId, RoomKey, Term};
 use mesh_proto::time::Instant;
 
+use crate::faults::Regime;
 pub use kept::{Acked, Kept, Room};
+pub use own::Own;
+pub use whole::Whole;
 
 /// Whether runs are held to everything unless somebody says otherwise: see [`Checks::strict`].
-pub const STRICT: bool = false;
+pub const STRICT: bool = true;
 
 /// A broken promise.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +81,8 @@ pub struct Delivery {
     /// gone take along what a session had been sent before it left and came back: promises hold within a
     /// stay.
     pub stay: u32,
+    /// The receiver was told that it is in the room, and has not asked to leave it.
+    pub settled: bool,
     /// Which.
     pub event: EventId,
     /// Its position, where the protocol shows it.
@@ -109,8 +121,24 @@ pub struct Checks {
     pub strict: bool,
     /// What was acknowledged, and to whom it is owed.
     pub kept: Kept,
+    /// One crash at a time: everything is kept.
+    full: bool,
+    /// What lies between two events of a session.
+    pub whole: Whole,
+    /// Events for one session alone.
+    pub own: Own,
+    /// How often sessions have gone on over another transport.
+    came_back: BTreeMap<SessionId, u32>,
+    /// There was a moment without a node: nothing of before is left.
+    nobody_was_there: bool,
+    /// Public ids of sessions.
+    sids: BTreeMap<String, SessionId>,
     /// Deliveries counted.
     pub deliveries: u64,
+    /// Clients that came back and went on.
+    pub recovered: u64,
+    /// Clients that came back with a pid and began anew.
+    pub begun_anew: u64,
     /// What is broken, the first first.
     pub violations: Vec<Violation>,
 }
@@ -122,6 +150,59 @@ impl Checks {
         Self { strict, ..Self::default() }
     }
 
+    /// Whether a session may have come back to less than it had: where anything goes, owner and backup may
+    /// have died together, and a third copy knows no better.
+    #[must_use]
+    pub fn is_uncertain(&self, session: SessionId) -> bool {
+        !self.full && self.came_back.contains_key(&session)
+    }
+
+    /// A client came back for its session and was given another.
+    pub fn begins_anew(&mut self, now: Instant, was: SessionId) {
+        self.begun_anew += 1;
+        if self.full && !self.nobody_was_there {
+            let what = format!("client {}.{} could have gone on and may not", was.client, was.session);
+            self.violated("P4", now, what);
+        }
+    }
+
+    /// What these runs are held to.
+    pub fn hold_to(&mut self, regime: Regime) {
+        self.full = regime == Regime::OneAtATime;
+        (self.whole.full, self.own.full) = (self.full, self.full);
+    }
+
+    /// A client is told that it is connected: with a new session, or with the one it had.
+    pub fn connected(&mut self, now: Instant, me: SessionId, sid: &str, recovered: bool) {
+        if recovered {
+            self.recovered += 1;
+            *self.came_back.entry(me).or_default() += 1;
+        }
+        self.whole.connected(me, sid);
+        let known = *self.sids.entry(sid.to_owned()).or_insert(me);
+        if known != me {
+            let what = format!(
+                "client {}.{} begins under the id of {}.{}",
+                me.client, me.session, known.client, known.session
+            );
+            self.violated("I6", now, what);
+        }
+    }
+
+    /// The last node is gone.
+    pub fn nobody_is_there(&mut self) {
+        self.nobody_was_there = true;
+        self.whole.begins_anew();
+    }
+
+    /// What a session gets is one account, whatever rooms it leaves and comes back to. Where anything goes, a
+    /// session that goes on elsewhere begins another: what a history that is merged appends again is known to
+    /// the edge that served it, not to the next one.
+    fn epoch(&self, session: SessionId, stay: u32) -> u32 {
+        let came_back = self.came_back.get(&session).filter(|_| !self.full);
+        came_back.map_or(0, |times| (times << 16) + stay)
+    }
+
     /// Notes a broken promise.
     pub fn violated(&mut self, invariant: &'static str, at: Instant, what: impl Into<String>) {
         self.violations.push(Violation { invariant, at, what: what.into() });
@@ -130,11 +211,11 @@ impl Checks {
     /// A client got an event of a room.
     pub fn delivered(&mut self, now: Instant, delivery: &Delivery) {
         self.deliveries += 1;
-        let Delivery { to, product, room, stay, event, position } = *delivery;
+        let Delivery { to, product, room, stay, event, position, .. } = *delivery;
         if let Some(position) = position {
             self.appended(event, position.term);
         }
-        let stay = if self.strict { 0 } else { stay };
+        let stay = if self.strict { self.epoch(to, stay) } else { stay };
         let heard = self.heard.entry((product, room, to, stay)).or_default();
         let mut broken = Vec::new();
         if !heard.seen.insert(event) {
@@ -153,6 +234,9 @@ impl Checks {
         }
         heard.position = position.or(heard.position);
         heard.order.push(event);
+        let seen = &heard.seen;
+        let hole = self.whole.delivered(delivery, |event| seen.contains(&event));
+        broken.extend(hole.map(|what| ("I6", what)));
         for (invariant, what) in broken {
             self.violated(invariant, now, format!("client {}.{}: {what}", to.client, to.session));
         }
@@ -332,7 +416,7 @@ mod tests {
 
     fn deliver(checks: &mut Checks, to: u32, event: EventId, position: Option<Cursor>) {
         let to = SessionId { client: to, session: 1 };
-        checks.delivered(NOW, &Delivery { to, product: 0, room: 1, stay: 1, event, position });
+        checks.delivered(NOW, &Delivery { to, product: 0, room: 1, stay: 1, settled: true, event, position });
     }
 
     fn at(term: u64, seq: u64) -> Cursor {
@@ -355,7 +439,7 @@ mod tests {
         let to = SessionId { client: 0, session: 2 };
         checks.delivered(
             NOW,
-            &Delivery { to, product: 0, room: 1, stay: 1, event: event(7, 4), position: None },
+            &Delivery { to, product: 0, room: 1, stay: 1, settled: true, event: event(7, 4), position: None },
         );
         checks.check_orders(NOW);
         assert!(checks.violations.is_empty(), "{:?}", checks.violations);
@@ -421,6 +505,18 @@ mod tests {
         checks.logged(NOW, &room, term(2), 9, id, Some(event(7, 1)));
         checks.check_orders(NOW);
         assert_eq!(broken(&checks), ["I4"], "no more than before");
+    }
+
+    #[test]
+    fn a_session_that_begins_under_a_used_id_is_seen() {
+        let mut checks = Checks::default();
+        let session = |session| SessionId { client: 1, session };
+        checks.connected(NOW, session(1), "a", false);
+        checks.connected(NOW, session(1), "a", true);
+        checks.connected(NOW, session(2), "b", false);
+        assert!(checks.violations.is_empty());
+        checks.connected(NOW, session(3), "a", false);
+        assert_eq!(broken(&checks), ["I6"]);
     }
 
     #[test]

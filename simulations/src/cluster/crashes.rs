@@ -81,7 +81,7 @@ impl Cluster {
         }
     }
 
-    fn perhaps_back(&mut self, slot: usize) {
+    pub(super) fn perhaps_back(&mut self, slot: usize) {
         if self.random.per_mille(800) {
             let delay = self.random.millis(200, 6_000);
             self.clock.after(delay, Event::Relief(Relief::Start(slot)));

@@ -9,10 +9,12 @@
 //! | `shards` | turns of shards: inputs in, outputs out |
 //! | `transports` | clients and the streams to them |
 //! | `crashes` | nodes that come and go |
+//! | `sessions` | cut and half-open transports, events for one session |
 //! | `trouble` | pauses, cuts, weather, and the end of all faults |
 
 mod crashes;
 mod mesh;
+mod sessions;
 mod shards;
 mod transports;
 mod trouble;
@@ -76,6 +78,8 @@ enum Event {
     ToClient { transport: u64, item: ToClient },
     /// A client does something of its own accord.
     ClientActs { client: usize },
+    /// A client is cut off, if it still has this transport.
+    Cut { transport: u64, half_open: bool },
     /// A stalled client reads on.
     ClientReads { transport: u64 },
     /// A fault strikes.
@@ -203,6 +207,10 @@ pub struct Cluster {
     queries: u64,
     /// Publishes of backends without an answer.
     asked_by_backends: BTreeMap<u64, Acked>,
+    /// Events of backends for one session without an answer.
+    emitting: BTreeMap<u64, sessions::Emitting>,
+    /// Draws for what concerns sessions that go on over several transports.
+    sessions_random: Random,
     /// No more faults; clients only get where they want to be.
     calm: bool,
     /// What may strike together.
@@ -217,6 +225,16 @@ pub struct Cluster {
 
 /// How long nodes have to find each other before faults strike.
 const SETTLING: Duration = Duration::from_secs(4);
+
+/// Of 1,000 seeds in so many some clients carry their cursors. The others tell the story they would tell if
+/// there were none.
+const CARRYING_SEEDS_PER_MILLE: u32 = 750;
+
+/// Of 1,000 Socket.IO clients of such a seed so many do.
+const CARRYING_CLIENTS_PER_MILLE: u32 = 800;
+
+/// So that what is drawn for sessions is not what is drawn for all else.
+const SESSIONS_SALT: u64 = 0x7265_636f_7665_7279;
 
 /// Slots for nodes that join later.
 const SPARE_SLOTS: usize = 2;
@@ -265,6 +283,8 @@ impl Cluster {
             opened: 0,
             queries: 0,
             asked_by_backends: BTreeMap::new(),
+            emitting: BTreeMap::new(),
+            sessions_random: Random::new(seed ^ SESSIONS_SALT),
             calm: false,
             regime: Regime::default(),
             unsteady_at: Instant::ZERO,
@@ -287,6 +307,10 @@ impl Cluster {
             cluster.clock.at(at, Event::Strike(kind));
         }
         cluster.clock.at(plan.ends, Event::Relief(trouble::Relief::All));
+        cluster.checks.hold_to(plan.regime);
+        if cluster.sessions_random.per_mille(CARRYING_SEEDS_PER_MILLE) {
+            cluster.add_carriers(trouble_begins, plan.ends);
+        }
         cluster
     }
 
@@ -308,6 +332,17 @@ impl Cluster {
             self.clients.push(client);
             let first = random.millis(1_500, 3_500);
             self.clock.after(first, Event::ClientActs { client: self.clients.len() - 1 });
+        }
+    }
+
+    /// Some of the clients are stock clients that come back to their session, and trouble comes for them.
+    fn add_carriers(&mut self, from: Instant, to: Instant) {
+        for client in self.clients.iter_mut().filter(|c| c.protocol == ClientProtocol::SocketIo) {
+            client.carries = self.sessions_random.per_mille(CARRYING_CLIENTS_PER_MILLE);
+        }
+        let strikes = faults::Plan::draw_for_sessions(&mut self.sessions_random, self.regime, from, to);
+        for (at, kind) in strikes {
+            self.clock.at(at, Event::Strike(kind));
         }
     }
 
@@ -351,6 +386,7 @@ impl Cluster {
             },
             Event::ToClient { transport, item } => self.client_sees(transport, item),
             Event::ClientActs { client } => self.client_acts(client),
+            Event::Cut { transport, half_open } => self.cut_transport(transport, half_open),
             Event::ClientReads { transport } => self.client_reads(transport),
             Event::Strike(kind) => self.strike(kind),
             Event::Relief(relief) => self.relieve(relief),
@@ -465,6 +501,13 @@ impl Cluster {
             if let Some(request) = client.unanswered(now) {
                 let what = format!("client {} never got an answer to {request:?}", client.id);
                 self.checks.violated("I3", now, what);
+            }
+        }
+        for (session, _) in self.clients.iter().filter_map(Client::last_session) {
+            if let Some(number) = self.checks.own.missing(session) {
+                let SessionId { client, session } = session;
+                let what = format!("client {client}.{session} never got {number} of its own stream");
+                self.checks.violated("I6", now, what);
             }
         }
         if self.checks.strict {

@@ -6,8 +6,8 @@ use mesh_proto::id::NodeRef;
 use mesh_proto::link;
 use mesh_proto::shard::{Input, Output};
 use mesh_proto::wire::{
-    self, Answer, Body, Envelope, Lane, News, Replication, RoomCopy, RoomEntry, RoomOp, RoomToEdge,
-    SessionToEdge,
+    self, Answer, Body, Envelope, Lane, News, OwnEntry, Replication, RoomCopy, RoomEntry, RoomOp, RoomToEdge,
+    SessionToEdge, ToSession,
 };
 
 use super::{Cluster, EntityName, NodeEvent};
@@ -175,6 +175,7 @@ impl Cluster {
                 if let (Some(acked), Ok(Answer::Published { .. })) = (asked, &answer) {
                     self.checks.kept.acked(acked);
                 }
+                self.emitted(token, matches!(answer, Ok(Answer::Done { sessions: 1 })));
             }
         }
     }
@@ -192,6 +193,9 @@ impl Cluster {
             for (number, entry) in (*first..).zip(entries) {
                 let event = crate::speech::logged_event(&entry.event.payload.json);
                 self.checks.logged(now, room, entry.term, number, entry.id, event);
+                if let (Some(event), Some(room)) = (event, self.room_of(room)) {
+                    self.checks.whole.logged(room, (entry.term, number), event, &entry.event.except_sids);
+                }
             }
         }
         if let Body::Rooms(Replication::Replicate { items, .. }) = &envelope.body {
@@ -200,6 +204,21 @@ impl Cluster {
                     self.checks.appended(event, entry.term);
                 }
             }
+        }
+        match &envelope.body {
+            Body::SessionToEdge(SessionToEdge::Own { sid, first, entries, .. }) => {
+                for (number, entry) in (*first..).zip(entries) {
+                    if let OwnEntry::Join(room, _) = entry
+                        && let Some(room) = self.room_of(room)
+                    {
+                        self.checks.whole.join_asked(*sid, number, room);
+                    }
+                }
+            }
+            Body::ToSession(ToSession::Joined { sid, own_seq, at }) => {
+                self.checks.whole.joined(*sid, *own_seq, *at);
+            }
+            _ => {}
         }
         if let Body::RoomToEdge(RoomToEdge::Subscribed { room, gap: true, .. }) = &envelope.body
             && let Some(room) = self.room_of(room)

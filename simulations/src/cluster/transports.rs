@@ -31,7 +31,7 @@ pub(super) struct Transport {
     pub(super) slot: usize,
     pub(super) life: u64,
     /// The shard and index at the node, once it has been taken in and until the shard is told of the end.
-    server: Option<(usize, ClientIx)>,
+    pub(super) server: Option<(usize, ClientIx)>,
     /// When the last message arrives, in each direction.
     to_client_at: Instant,
     to_server_at: Instant,
@@ -51,6 +51,8 @@ pub(super) struct Transport {
     pub(super) stalled_until: Instant,
     unread_by_client: VecDeque<ToClient>,
     pub(super) was_slow: bool,
+    /// The client is gone and the node has not noticed: nothing passes.
+    pub(super) half_open: bool,
 }
 
 impl Cluster {
@@ -108,6 +110,7 @@ impl Cluster {
                 stalled_until: Instant::ZERO,
                 unread_by_client: VecDeque::new(),
                 was_slow: false,
+                half_open: false,
             },
         );
         self.trace.note(now, &[10, index as u64, slot as u64], || format!("c{index} connects to n{slot}"));
@@ -135,8 +138,9 @@ impl Cluster {
     }
 
     /// The client is without a transport and comes back after a while, as the stock client does.
-    fn client_lost(&mut self, index: usize) {
-        self.clients[index].closed();
+    pub(super) fn client_lost(&mut self, index: usize) {
+        let now = self.clock.now();
+        self.clients[index].closed(now);
         let delay = self.random.millis(300, 1_500);
         self.clock.after(delay, Event::ClientActs { client: index });
     }
@@ -157,7 +161,7 @@ impl Cluster {
                 let client = &self.clients[at.client];
                 let product = self.common.products[usize::from(client.product)].clone();
                 let admission = Ok(Admission { product, uid: client.uid.as_str().into() });
-                let new = NewClient { protocol: client.protocol, admission, offsets: false };
+                let new = NewClient { protocol: client.protocol, admission, offsets: client.carries };
                 let Some(life) = &mut self.slots[slot].life else { return };
                 let shard = life.shard_for_client();
                 let index = life.shards[shard].take_index(transport);
@@ -259,7 +263,9 @@ impl Cluster {
     pub(super) fn close_timeout(&mut self, slot: usize, transport: u64) {
         let Some(at) = self.transports.get_mut(&transport) else { return };
         let Some((shard, index)) = at.server.take() else { return };
-        if !at.left_over.is_empty() {
+        if at.half_open {
+            self.transports.remove(&transport);
+        } else if !at.left_over.is_empty() {
             at.left_over.clear();
             at.left_over_bytes = 0;
             self.pump(transport);
@@ -293,6 +299,7 @@ impl Cluster {
         let Some(at) = self.transports.get_mut(&transport) else { return };
         let (client, slot, life, was_slow) = (at.client, at.slot, at.life, at.was_slow);
         match item {
+            ToClient::Message(_) | ToClient::Closed(Some(_)) if at.half_open => {}
             ToClient::Message(packet) => {
                 at.in_socket -= packet.len();
                 if !at.left_over.is_empty() {
@@ -305,8 +312,12 @@ impl Cluster {
                 self.trace.note_bytes(now, &[16, client as u64], bytes_of(&packet), || {
                     format!("c{client} gets {}", String::from_utf8_lossy(bytes_of(&packet)))
                 });
+                let was_connected = self.clients[client].is_connected();
                 if let Some(answer) = self.clients[client].hear(now, &packet, &mut self.checks) {
                     self.client_says(client, answer);
+                }
+                if !was_connected && self.clients[client].is_connected() {
+                    self.perhaps_cut_after_connect(client);
                 }
             }
             ToClient::Closed(code) => {
@@ -333,6 +344,8 @@ impl Cluster {
             Some(1012) => life.is_none_or(|life| life.draining),
             // No stall here is as long as one for which a client is closed, and logs are long enough.
             Some(1013) => was_slow && !self.checks.strict,
+            // An older transport of the client had asked for its session: its node is answered now.
+            Some(4409) => self.clients[client].is_asked_for(now),
             Some(_) => false,
         };
         self.trace.note(now, &[15, client as u64, code.map_or(0, u64::from)], || {

@@ -61,6 +61,7 @@ impl Cluster {
             Kind::SlowClient => self.slow_client(),
             Kind::Weather => self.storm(),
             Kind::Backend => self.backend_publishes(),
+            Kind::Cut | Kind::HalfOpen | Kind::EdgeAndOwner | Kind::Emit => self.strike_sessions(kind),
         };
         if struck {
             *self.faults.entry(kind).or_default() += 1;
@@ -87,6 +88,7 @@ impl Cluster {
                 let blocks = self.network.blocks();
                 self.unblock(&blocks);
                 self.end_stalls();
+                self.end_half_open();
                 for slot in 0..self.slots.len() {
                     if let Some(life) = &self.slots[slot].life {
                         let number = life.number;
@@ -124,6 +126,9 @@ impl Cluster {
     pub(super) fn end_life(&mut self, slot: usize, left: bool) {
         let now = self.clock.now();
         let Some(life) = self.slots[slot].life.take() else { return };
+        if self.slots.iter().all(|slot| slot.life.is_none()) {
+            self.checks.nobody_is_there();
+        }
         self.generation_ends();
         self.lives_changed = now;
         self.trace.note(now, &[22, slot as u64], || format!("n{slot} is gone"));

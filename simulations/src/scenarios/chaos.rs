@@ -151,6 +151,8 @@ struct Table {
     lasted: Duration,
     deliveries: u64,
     gaps: u64,
+    /// Clients that came back, by regime: went on, began anew.
+    came_back: BTreeMap<&'static str, [u64; 2]>,
     faults: faults::Counts,
     broken: BTreeMap<&'static str, u64>,
 }
@@ -163,6 +165,13 @@ impl Table {
         self.lasted += verdict.lasted;
         self.deliveries += verdict.deliveries;
         self.gaps += verdict.gaps;
+        let regime = match verdict.regime {
+            Regime::OneAtATime => "one at a time",
+            Regime::AnythingGoes => "anything goes",
+        };
+        let [recovered, begun_anew] = self.came_back.entry(regime).or_default();
+        *recovered += verdict.recovered;
+        *begun_anew += verdict.begun_anew;
         for (kind, count) in &verdict.faults {
             *self.faults.entry(*kind).or_default() += count;
         }
@@ -179,6 +188,9 @@ impl Table {
         println!("virtual hours per CPU minute   {:>10.2}", hours / (cpu_seconds / 60.0).max(1e-9));
         println!("deliveries                     {:>10}", self.deliveries);
         println!("gaps told to edges             {:>10}", self.gaps);
+        for (regime, [recovered, begun_anew]) in &self.came_back {
+            println!("recovered, {regime:<19} {recovered:>10}, {begun_anew} began anew");
+        }
         for (kind, count) in &self.faults {
             println!("fault {:<24} {count:>10}", format!("{kind:?}"));
         }

@@ -9,7 +9,7 @@ use mesh_proto::mutant::{self, Mutant};
 
 use super::chaos::run_all;
 use super::{replay_line, run};
-use crate::checks::{STRICT, Violation};
+use crate::checks::Violation;
 use crate::cluster::Size;
 
 /// Whether nothing breaks without a planted bug.
@@ -46,32 +46,22 @@ pub struct Found {
 /// Bugs that this version promises to find.
 #[must_use]
 pub fn huntable() -> Vec<Mutant> {
-    Mutant::ALL.iter().copied().filter(|mutant| STRICT || !mutant.needs_backups()).collect()
-}
-
-fn size_of(mutant: Mutant, seed: u64) -> Size {
-    Size { strict: STRICT || mutant.needs_backups(), ..Size::small(seed) }
+    Mutant::ALL.iter().copied().filter(|mutant| mutant.is_hunted()).collect()
 }
 
 /// The first of these seeds, in small runs, that breaks a promise with this bug planted and none without.
 #[must_use]
 pub fn hunt(mutant: Mutant, seeds: Range<u64>, jobs: usize) -> Option<Found> {
     let mut first: Option<Found> = None;
-    run_all(
-        seeds,
-        |seed| size_of(mutant, seed),
-        Some(mutant),
-        jobs,
-        |seed, verdict| {
-            if let Some(violation) = verdict.violations.into_iter().next()
-                && first.as_ref().is_none_or(|found| seed < found.seed)
-                && (STRICT || !mutant.needs_backups() || is_clean(seed, size_of(mutant, seed)))
-            {
-                first = Some(Found { seed, violation });
-            }
-            first.is_none()
-        },
-    );
+    run_all(seeds, Size::small, Some(mutant), jobs, |seed, verdict| {
+        if let Some(violation) = verdict.violations.into_iter().next()
+            && first.as_ref().is_none_or(|found| seed < found.seed)
+            && is_clean(seed, Size::small(seed))
+        {
+            first = Some(Found { seed, violation });
+        }
+        first.is_none()
+    });
     first
 }
 
@@ -95,7 +85,7 @@ pub fn mutants(hunts: &Mutants) -> anyhow::Result<()> {
             Some(Found { seed, violation }) => {
                 let tried = seed - seeds.start + 1;
                 println!("{name:<24} {tried:>6}  {:<10}  {}", violation.invariant, violation.what);
-                println!("  {}", replay_line(seed, size_of(mutant, seed), Some(mutant)));
+                println!("  {}", replay_line(seed, Size::small(seed), Some(mutant)));
             }
             None => {
                 println!("{name:<24}   none              {}", mutant.what());

@@ -86,6 +86,10 @@ pub struct Verdict {
     pub deliveries: u64,
     /// Holes that edges were told of.
     pub gaps: u64,
+    /// Clients that came back and went on with their session.
+    pub recovered: u64,
+    /// Clients that came back for a session and began anew.
+    pub begun_anew: u64,
     /// Empty for a clean run.
     pub violations: Vec<Violation>,
     /// What is drawn of it.
@@ -136,6 +140,8 @@ pub fn run(seed: u64, size: Size, story: Option<Instant>) -> Verdict {
         faults: cluster.faults.clone(),
         deliveries: cluster.checks.deliveries,
         gaps: cluster.checks.kept.gaps_told,
+        recovered: cluster.checks.recovered,
+        begun_anew: cluster.checks.begun_anew,
         timeline: {
             let broken = cluster.checks.violations.first();
             let broken = broken.map(|violation| (violation.at, violation.to_string()));

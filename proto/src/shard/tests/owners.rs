@@ -185,6 +185,7 @@ fn words_of_a_peer_that_cannot_be_are_ignored() {
         room: room.clone(),
         after: crate::id::Cursor::NONE,
         at_head: true,
+        asked: 0,
         term: crate::id::Term::NONE,
     };
     let cursor = crate::id::Cursor { term: crate::id::Term::NONE, seq: u64::MAX };
