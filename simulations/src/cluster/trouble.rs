@@ -176,8 +176,9 @@ impl Cluster {
         let held = std::mem::take(&mut self.slots[slot].held);
         let (timers, inputs): (Vec<_>, Vec<_>) =
             held.into_iter().partition(|event| matches!(event, NodeEvent::MembershipWake));
+        // At once: what arrives at this very moment comes after what has waited.
         for event in inputs.into_iter().chain(timers) {
-            self.node_at(slot, now, event);
+            self.happen(Event::Node { slot, life: number, event });
         }
     }
 
