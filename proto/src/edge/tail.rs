@@ -246,7 +246,11 @@ impl Tail {
         at.seq == 0
             || is_past(self.last)
             || is_past(self.before_gap)
-            || self.is_here(at, self.index_after(at))
+            || self
+                .index_after(at)
+                .checked_sub(1)
+                .and_then(|index| self.get(index))
+                .is_some_and(|e| e.at == at)
     }
 
     /// Whether an entry after `reader` is one that leads up to `at`.
