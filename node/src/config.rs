@@ -256,6 +256,9 @@ section! {
         /// `browser` (default): those with a browser's `Origin` or `User-Agent`, or `?recovery=1`.
         /// `on`: all but those with `?recovery=0`, `off`: none.
         recovery: String = "browser".into(), Kind::Choice(&["on", "browser", "off"]);
+        /// Its Socket.IO namespaces. Default `["/"]`, the main one. Each connection to one is a session
+        /// of its own, with rooms of its own; a client that asks for another gets a connect error.
+        namespaces: Vec<String> = vec!["/".into()], Kind::Namespaces;
         /// How a client's uid is found. `jwt`: from a signed token. `query`: the client says
         /// `?uid=` and is believed, allowed only where `client.listen` is on loopback. Default
         /// `auto`: `jwt` where `jwt_key_file` is set, else `query`.
@@ -443,7 +446,7 @@ impl ProductConfig {
     /// Its rules, as the machines know them.
     #[must_use]
     pub fn rules(&self, name: &str) -> mesh_proto::shard::ProductRules {
-        use mesh_proto::shard::{JoinRule, ProductRules, PublishRule, RecoveryRule};
+        use mesh_proto::shard::{JoinRule, Namespaces, ProductRules, PublishRule, RecoveryRule};
         ProductRules {
             name: name.into(),
             publish: match self.publish.as_str() {
@@ -462,6 +465,7 @@ impl ProductConfig {
                 "off" => RecoveryRule::Off,
                 _ => RecoveryRule::Browser,
             },
+            namespaces: Namespaces::new(&self.namespaces),
         }
     }
 }

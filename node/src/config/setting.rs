@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use mesh_proto::socketio::NAMESPACE_BYTES_MAX;
 use toml::de::DeValue;
 
 /// One value, as the file, the environment or a flag gave it.
@@ -73,6 +74,8 @@ pub enum Kind {
     AddressOrNone,
     /// `HOST:PORT`, several.
     Peers,
+    /// Socket.IO namespaces: names that begin with `/`, or beginnings of names that end with `*`.
+    Namespaces,
     /// Several texts.
     List,
     /// A secret; taken from the environment only.
@@ -97,6 +100,9 @@ impl Kind {
             Self::Address => "IP:PORT, as 127.0.0.1:4080 or [::1]:4080".into(),
             Self::AddressOrNone => "IP:PORT, or \"\" for none".into(),
             Self::Peers => "a list of HOST:PORT".into(),
+            Self::Namespaces => {
+                format!("a list of names as /chat, or /team-* for all that begin so; {NAMESPACE_BYTES_MAX} bytes each")
+            }
             Self::List => "a list of texts".into(),
             Self::Secret => "from the environment only".into(),
         }
@@ -117,14 +123,14 @@ impl Kind {
             (Self::Time(_), DeValue::Integer(number)) => {
                 Err(format!("{number} has no unit: write \"{number}s\" or \"{number}ms\""))
             }
-            (Self::List | Self::Peers, DeValue::Array(items)) => {
+            (Self::List | Self::Peers | Self::Namespaces, DeValue::Array(items)) => {
                 let texts = items.iter().map(|item| match item.get_ref() {
                     DeValue::String(text) => Ok(text.to_string()),
                     other => Err(format!("expected texts in the list, found {}", article(other))),
                 });
                 self.check_list(texts.collect::<Result<_, _>>()?)
             }
-            (Self::Bool | Self::Count(_) | Self::List | Self::Peers, other) => {
+            (Self::Bool | Self::Count(_) | Self::List | Self::Peers | Self::Namespaces, other) => {
                 Err(format!("expected {}, found {}", self.noun(), article(other)))
             }
             (_, DeValue::String(text)) => self.parse_text(text),
@@ -174,7 +180,7 @@ impl Kind {
                 Ok(address) => Ok(Value::Text(address.to_string())),
                 Err(_) => Err(format!("\"{text}\" is not an address with a port")),
             },
-            Self::Peers | Self::List => {
+            Self::Peers | Self::List | Self::Namespaces => {
                 let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
                 self.check_list(items.map(str::to_owned).collect())
             }
@@ -188,6 +194,14 @@ impl Kind {
         {
             return Err(format!("\"{bad}\" is not HOST:PORT"));
         }
+        if matches!(self, Self::Namespaces) {
+            if let Some(bad) = items.iter().find(|item| !is_namespace(item)) {
+                return Err(format!("\"{bad}\" is no namespace"));
+            }
+            if items.is_empty() {
+                return Err("a product without a namespace lets nobody in".into());
+            }
+        }
         Ok(Value::List(items))
     }
 
@@ -195,12 +209,19 @@ impl Kind {
         match self {
             Self::Bool => "true or false",
             Self::Count(_) => "a whole number",
-            Self::List | Self::Peers => "a list",
+            Self::List | Self::Peers | Self::Namespaces => "a list",
             Self::Time(_) => "a time as \"25s\"",
             Self::Size(_) => "a size as \"64KiB\"",
             _ => "a text",
         }
     }
+}
+
+/// What a client may call a namespace, or the beginning of that and `*`.
+fn is_namespace(text: &str) -> bool {
+    let name = text.strip_suffix('*').unwrap_or(text);
+    let forbidden = |c: char| matches!(c, ',' | '?' | '*') || c.is_control();
+    name.starts_with('/') && name.len() <= NAMESPACE_BYTES_MAX && !name.contains(forbidden)
 }
 
 /// A type that a setting's field may have.

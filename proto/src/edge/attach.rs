@@ -41,7 +41,7 @@ impl Edge {
         let index = u32::try_from(index).expect("sessions of one shard are far fewer");
         self.by_sid.insert(sid, index);
         if let Some(client) = self.client(ix) {
-            client.session = Some(index);
+            client.sessions.push(index);
         }
         self.join_tail(ctx, index, &everyone, 0, AskedBy::Client);
         self.attach(ctx, index);
@@ -112,8 +112,8 @@ impl Edge {
         };
         let ix = session.client;
         self.write(ctx, ix, packet);
-        let client = self.client_of(index);
-        (client.waits, client.resume_due) = (false, None);
+        self.client_of(index).waits = false;
+        self.resume_is_over(ix);
         self.process_own(ctx, index);
     }
 

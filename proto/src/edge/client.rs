@@ -23,12 +23,12 @@ pub(super) struct Client {
     pub(super) protocol: ClientProtocol,
     pub(super) admission: Result<Admission, Refusal>,
     pub(super) reassembly: Reassembly,
-    /// Its session (index into the edge's sessions), once it has connected.
-    pub(super) session: Option<u32>,
+    /// Its sessions (indices into the edge's sessions), one for each namespace, in the order they began.
+    pub(super) sessions: Vec<u32>,
     /// It carries its cursors.
     pub(super) offsets: bool,
-    /// It has come back: the question for its session, and when it has waited long enough.
-    pub(super) resuming: Option<u64>,
+    /// It has come back: the questions for its sessions, and when it has waited long enough.
+    pub(super) resuming: Vec<u64>,
     pub(super) resume_due: Option<Instant>,
     /// Told to the driver; only its farewell is awaited.
     pub(super) closing: bool,
@@ -91,9 +91,9 @@ impl Client {
             protocol: new.protocol,
             admission: new.admission,
             reassembly: Reassembly::new(),
-            session: None,
+            sessions: Vec::new(),
             offsets: new.offsets && new.protocol == ClientProtocol::SocketIo,
-            resuming: None,
+            resuming: Vec::new(),
             resume_due: None,
             closing: false,
             behind: false,

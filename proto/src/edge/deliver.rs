@@ -266,8 +266,7 @@ impl Edge {
             }
             SessionToEdge::Unknown { attachment, .. } => {
                 if attachment == session.attachment {
-                    let ix = session.client;
-                    self.close(ctx, ix, CloseCode::Ended, DetachReason::ServerDisconnect);
+                    self.close_with(ctx, index, CloseCode::Ended, DetachReason::ServerDisconnect);
                 }
             }
         }
@@ -431,18 +430,23 @@ impl Edge {
                     self.write(ctx, ix, plain::encode_left(room.room()));
                 }
             }
-            OwnEntry::Disconnect { close, code } => self.disconnect(ctx, ix, close, code),
+            OwnEntry::Disconnect { close, code } => self.disconnect(ctx, index, close, code),
         }
     }
 
-    fn disconnect(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, close: bool, code: DisconnectCode) {
+    fn disconnect(&mut self, ctx: &mut Ctx<'_>, index: u32, close: bool, code: DisconnectCode) {
+        let ix = self.sessions[index as usize].client;
         let Some(client) = self.client(ix) else { return };
         tracing::debug!(client = ix.0, ?code, "session ended by its owner");
         if client.protocol == ClientProtocol::SocketIo {
-            let namespace = self.main_namespace.clone();
-            self.write(ctx, ix, socketio::encode_disconnect(&namespace));
+            // With the transport go all sessions over it: each is told, so that none comes back.
+            let ending = if close { client.sessions.clone() } else { vec![index] };
+            for session in ending {
+                let namespace = self.sessions[session as usize].identity.namespace.clone();
+                self.write(ctx, ix, socketio::encode_disconnect(&namespace));
+            }
             if !close {
-                return self.end_namespace(ctx, ix, DetachReason::ServerDisconnect);
+                return self.end_namespace(ctx, index, DetachReason::ServerDisconnect);
             }
         }
         self.close(ctx, ix, CloseCode::Ended, DetachReason::ServerDisconnect);

@@ -4,9 +4,11 @@
 //! Stays out: reading bytes (`engineio`, `socketio`, `plain`), what events mean (`session`).
 //! Source: Engine.IO v4, Socket.IO v5; answers to bad input as FAULTS §3 rows 42–63.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
-use super::{Edge, MAIN_NAMESPACE};
+use super::Edge;
 use crate::engineio::{self, EnginePacket};
 use crate::id::{ClientIx, Placement};
 use crate::plain::{self, PlainRequest};
@@ -91,16 +93,28 @@ impl Edge {
             let data = String::from_utf8(data).unwrap_or_default();
             let packet = socketio::encode_connect_error(namespace, &refusal.message, Some(&data));
             self.reply(ctx, ix, packet);
-        } else if (client.session.is_some() || client.resuming.is_some()) && namespace == MAIN_NAMESPACE {
+        } else if self.session_in(ix, namespace).is_some() || self.is_resuming_in(ix, namespace) {
             self.misbehaved(ctx, ix, CloseCode::ProtocolError);
-        } else if namespace == MAIN_NAMESPACE {
-            match Self::resume_asked(auth).filter(|_| client.offsets) {
-                Some((pid, offset)) => self.ask_resume(ctx, ix, pid, offset),
-                None => self.connect(ctx, ix),
-            }
         } else {
-            let packet = socketio::encode_connect_error(namespace, "Invalid namespace", None);
-            self.reply(ctx, ix, packet);
+            self.enter(ctx, ix, namespace, auth);
+        }
+    }
+
+    /// Lets a client into a namespace that its product has.
+    fn enter(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, name: &str, auth: Option<&[u8]>) {
+        let limits = self.limits.clone();
+        let Some(client) = self.client(ix) else { return };
+        let Ok(Admission { product, .. }) = &client.admission else { return };
+        let Some(namespace) = product.namespaces.find(name) else {
+            let packet = socketio::encode_connect_error(name, "Invalid namespace", None);
+            return self.reply(ctx, ix, packet);
+        };
+        if client.sessions.len() + client.resuming.len() >= limits.namespaces_max {
+            return self.misbehaved(ctx, ix, CloseCode::Policy);
+        }
+        match Self::resume_asked(auth).filter(|_| client.offsets) {
+            Some((pid, offset)) => self.ask_resume(ctx, ix, namespace, pid, offset),
+            None => self.connect(ctx, ix, &namespace),
         }
     }
 
@@ -111,21 +125,21 @@ impl Edge {
             ClientPacket::Disconnect { namespace } => (namespace, Inbound::Disconnect),
             ClientPacket::Connect { .. } => return,
         };
-        let connected = self.client(ix).is_some_and(|c| c.session.is_some());
-        if !connected || &*namespace != MAIN_NAMESPACE {
+        let Some(index) = self.session_in(ix, &namespace) else {
             return self.misbehaved(ctx, ix, CloseCode::ProtocolError);
-        }
+        };
         if inbound == Inbound::Disconnect {
             // The stock client may connect to the namespace again over the same transport.
-            return self.end_namespace(ctx, ix, DetachReason::ClientDisconnect);
+            return self.end_namespace(ctx, index, DetachReason::ClientDisconnect);
         }
-        self.inbound(ctx, ix, inbound);
+        self.inbound(ctx, index, inbound);
     }
 
     fn plain_text(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, text: &Bytes) {
         match plain::decode(text, &self.limits) {
             Ok(PlainRequest::Event { id, payload }) => {
-                self.inbound(ctx, ix, Inbound::Event { ack: id, payload });
+                let Some(&index) = self.sessions_of(ix).first() else { return };
+                self.inbound(ctx, index, Inbound::Event { ack: id, payload });
             }
             Ok(PlainRequest::Ping) => self.reply(ctx, ix, plain::PONG),
             Ok(PlainRequest::Pong) => self.ponged(ix),
@@ -135,18 +149,19 @@ impl Edge {
 
     /// The client has answered a ping: it has what was written before.
     fn ponged(&mut self, ix: ClientIx) {
-        if let Some(index) = self.client(ix).and_then(|client| client.session)
-            && self.sessions[index as usize].ponged()
-        {
-            self.unreported.insert(index);
+        let client = self.clients.get(ix.0 as usize).and_then(|c| c.as_deref());
+        for &index in client.map_or(&[][..], |client| &client.sessions) {
+            if self.sessions[index as usize].ponged() {
+                self.unreported.insert(index);
+            }
         }
     }
 
     /// Numbers a packet and keeps it until the owner has confirmed it.
-    fn inbound(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, packet: Inbound) {
+    fn inbound(&mut self, ctx: &mut Ctx<'_>, index: u32, packet: Inbound) {
         let limits = self.limits.clone();
-        let Some(index) = self.client(ix).and_then(|c| c.session) else { return };
         let session = &mut self.sessions[index as usize];
+        let ix = session.client;
         session.push_inbound(packet);
         let over = session.is_over_inbound_bound(&limits);
         let client = self.client_of(index);
@@ -161,13 +176,12 @@ impl Edge {
     }
 
     /// A new session for a client that may have one.
-    pub(super) fn connect(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx) {
+    pub(super) fn connect(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, namespace: &Arc<str>) {
         let random = self.random();
         let secret = self.random();
-        let namespace = self.main_namespace.clone();
+        let namespace = namespace.clone();
         let Some(client) = self.client(ix) else { return };
         client.connected();
-        client.resume_due = None;
         let (protocol, resumable) = (client.protocol, client.offsets);
         let Ok(Admission { product, uid }) = client.admission.clone() else { return };
         let placement = Placement::of_user(&product.name, &uid);

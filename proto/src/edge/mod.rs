@@ -41,7 +41,7 @@ use resume::Resuming;
 use session::EdgeSession;
 use tail::Tail;
 
-/// The one namespace there is so far.
+/// The namespace of plain clients, and of Socket.IO clients that name none.
 const MAIN_NAMESPACE: &str = "/";
 
 /// Marks of entries kept beyond twice the entries there are, before they are looked through.
@@ -52,7 +52,6 @@ const TAIL_MARKS_SLACK: usize = 1_024;
 pub(crate) struct Edge {
     me: Address,
     node_name: Arc<str>,
-    main_namespace: Arc<str>,
     limits: Arc<Limits>,
     ids: IdKey,
     rng: StdRng,
@@ -97,7 +96,6 @@ impl Edge {
         Self {
             me,
             node_name,
-            main_namespace: MAIN_NAMESPACE.into(),
             limits: Arc::new(limits.clone()),
             ids,
             rng,
@@ -180,7 +178,7 @@ impl Edge {
                 self.write(ctx, ix, plain::encode_error(refusal.code, &refusal.message));
                 self.close(ctx, ix, CloseCode::Refused, DetachReason::ServerDisconnect);
             }
-            (ClientProtocol::Plain, None) => self.connect(ctx, ix),
+            (ClientProtocol::Plain, None) => self.connect(ctx, ix, &MAIN_NAMESPACE.into()),
         }
         self.arm(ctx, ix);
     }
@@ -197,8 +195,8 @@ impl Edge {
             ClientGone::Closed => DetachReason::TransportClose,
             ClientGone::Error => DetachReason::TransportError,
         };
-        self.end_session(ctx, ix, false, reason);
-        self.forget_resume(ix);
+        self.end_sessions(ctx, ix, reason);
+        self.forget_resumes(ix);
         if let Some(client) = self.clients.get_mut(ix.0 as usize)
             && client.take().is_some()
         {
@@ -251,9 +249,7 @@ impl Edge {
                         Some(ClientProtocol::Plain) => plain::PING,
                         _ => engineio::PING,
                     };
-                    if let Some(index) = self.client(ix).and_then(|client| client.session) {
-                        self.sessions[index as usize].pinged();
-                    }
+                    self.pinged(ix);
                     self.write(ctx, ix, ping);
                 }
                 Due::Resume => ctx.out.push(Output::ResumeReading(ix)),
@@ -310,8 +306,8 @@ impl Edge {
         if self.client(ix).is_none() {
             return;
         }
-        self.end_session(ctx, ix, false, reason);
-        self.forget_resume(ix);
+        self.end_sessions(ctx, ix, reason);
+        self.forget_resumes(ix);
         if let Some(client) = self.client(ix) {
             client.closing = true;
             if client.protocol == ClientProtocol::Plain && !code.may_reconnect() {
@@ -338,12 +334,48 @@ impl Edge {
         }
     }
 
-    /// The session of a client is over at this edge: its rooms are left, its owner is told.
-    fn end_session(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, clean: bool, reason: DetachReason) {
-        let Some(client) = self.clients.get_mut(ix.0 as usize).and_then(|c| c.as_deref_mut()) else { return };
-        let Some(index) = client.session.take() else { return };
-        client.behind = false;
-        self.behind.remove(&ix);
+    /// Closes a transport of ours from the side of one of its sessions.
+    fn close_with(&mut self, ctx: &mut Ctx<'_>, index: u32, code: CloseCode, reason: DetachReason) {
+        let ix = self.sessions[index as usize].client;
+        self.close(ctx, ix, code, reason);
+    }
+
+    /// The sessions of a client, whether it is being closed or not.
+    fn sessions_of(&self, ix: ClientIx) -> &[u32] {
+        self.clients.get(ix.0 as usize).and_then(|c| c.as_deref()).map_or(&[], |client| &client.sessions)
+    }
+
+    /// Its session in a namespace.
+    fn session_in(&self, ix: ClientIx, namespace: &str) -> Option<u32> {
+        let is_here = |index: &u32| *self.sessions[*index as usize].identity.namespace == *namespace;
+        self.sessions_of(ix).iter().copied().find(is_here)
+    }
+
+    /// A ping goes out behind everything written so far.
+    fn pinged(&mut self, ix: ClientIx) {
+        let client = self.clients.get(ix.0 as usize).and_then(|c| c.as_deref());
+        for &index in client.map_or(&[][..], |client| &client.sessions) {
+            self.sessions[index as usize].pinged();
+        }
+    }
+
+    /// The sessions of a client are over at this edge.
+    fn end_sessions(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, reason: DetachReason) {
+        while let Some(&index) = self.sessions_of(ix).last() {
+            self.end_session(ctx, index, false, reason);
+        }
+    }
+
+    /// A session is over at this edge: its rooms are left, its owner is told.
+    fn end_session(&mut self, ctx: &mut Ctx<'_>, index: u32, clean: bool, reason: DetachReason) {
+        let ix = self.sessions[index as usize].client;
+        if let Some(client) = self.clients.get_mut(ix.0 as usize).and_then(|c| c.as_deref_mut()) {
+            client.sessions.retain(|session| *session != index);
+            if client.sessions.is_empty() {
+                client.behind = false;
+                self.behind.remove(&ix);
+            }
+        }
         // What the client sent before it went is still carried out.
         self.send_inbound(ctx, index);
         let memberships: Vec<u32> = self.sessions[index as usize].rooms.iter().map(|m| m.tail).collect();
@@ -366,9 +398,10 @@ impl Edge {
     }
 
     /// The session of a client is over, its transport stays: it may connect again over it.
-    fn end_namespace(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, reason: DetachReason) {
-        self.end_session(ctx, ix, true, reason);
-        // Nobody is left to confirm what reading was stopped for.
+    fn end_namespace(&mut self, ctx: &mut Ctx<'_>, index: u32, reason: DetachReason) {
+        let ix = self.sessions[index as usize].client;
+        self.end_session(ctx, index, true, reason);
+        // Nobody is left to confirm what reading was stopped for; if it was another session, it says so again.
         if self.client(ix).is_some_and(Client::owner_confirmed) {
             ctx.out.push(Output::ResumeReading(ix));
         }
@@ -479,12 +512,18 @@ impl Edge {
         for (index, session) in &self.sessions {
             session.check_invariants(&self.limits);
             let client = self.clients[session.client.0 as usize].as_ref().expect("its client is here");
-            assert_eq!(client.session.map(|s| s as usize), Some(index));
+            assert!(client.sessions.iter().any(|s| *s as usize == index), "a client without its session");
             assert_eq!(client.behind, self.behind.contains(&client.ix));
+        }
+        for client in self.clients.iter().flatten() {
+            assert!(client.sessions.iter().all(|s| self.sessions[*s as usize].client == client.ix));
+            assert!(client.sessions.len() + client.resuming.len() <= self.limits.namespaces_max);
         }
         for (id, resuming) in &self.resuming {
             assert!(
-                self.clients[resuming.client().0 as usize].as_ref().is_some_and(|c| c.resuming == Some(*id))
+                self.clients[resuming.client().0 as usize]
+                    .as_ref()
+                    .is_some_and(|c| c.resuming.contains(id))
             );
         }
     }

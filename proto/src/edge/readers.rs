@@ -48,11 +48,14 @@ impl Edge {
         ctx.stats.behind_total += 1;
         self.behind.insert(ix);
         let tails = &self.tails;
-        for m in self.sessions[session as usize].rooms.iter_mut().filter(|m| m.verified) {
-            let index = first.filter(|(tail, _)| *tail == m.tail).map(|(_, index)| index);
-            let index = index.map(|index| index + u64::from(is_planted(Mutant::BehindByOne)));
-            let tail = &tails[m.tail as usize];
-            m.at = index.map_or(tail.last, |index| tail.before(index));
+        let client = self.clients[ix.0 as usize].as_deref().expect("just seen");
+        for &session in &client.sessions {
+            for m in self.sessions[session as usize].rooms.iter_mut().filter(|m| m.verified) {
+                let index = first.filter(|(tail, _)| *tail == m.tail).map(|(_, index)| index);
+                let index = index.map(|index| index + u64::from(is_planted(Mutant::BehindByOne)));
+                let tail = &tails[m.tail as usize];
+                m.at = index.map_or(tail.last, |index| tail.before(index));
+            }
         }
     }
 
@@ -85,52 +88,75 @@ impl Edge {
         room: &crate::id::RoomKey,
         cursor: Cursor,
     ) {
-        let session = self.client(ix).and_then(|c| c.session).expect("it is connected");
+        let session = *self.sessions_of(ix).first().expect("it is connected");
         self.read_from(ctx, session, self.by_room[room], cursor);
     }
 
     /// Serves a client that is behind from its cursors, as far as its queue takes it.
     pub(super) fn catch_up(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx) {
-        let Some(index) = self.client(ix).and_then(|c| c.session) else { return };
-        self.process_own(ctx, index);
-        // What it was owed may have ended the session.
-        if !self.client(ix).is_some_and(|c| c.behind && c.session == Some(index)) {
-            return;
+        let (mut waits, mut owed_now) = (false, false);
+        let mut nth = 0;
+        while let Some(&index) = self.client(ix).and_then(|c| c.sessions.get(nth)) {
+            self.process_own(ctx, index);
+            // What it was owed may have ended the session.
+            if self.sessions_of(ix).get(nth) != Some(&index) {
+                continue;
+            }
+            if self.client(ix).is_some_and(|client| client.behind) {
+                match self.catch_up_session(ctx, ix, index) {
+                    Caught::Up => {}
+                    Caught::Waits => waits = true,
+                    Caught::Full => return,
+                    Caught::Lost => {
+                        // It begins anew, or the client is closed: either way the list is another.
+                        self.lose(ctx, index);
+                        continue;
+                    }
+                }
+                // What it is owed and is not held back did not fit: that is for the next turn.
+                let session = &self.sessions[index as usize];
+                owed_now |= session.welcomed && !session.owed.is_empty() && !session.is_held;
+            }
+            nth += 1;
         }
+        let Some(client) = self.client(ix).filter(|client| client.behind) else { return };
+        client.waits = waits && !owed_now;
+        if !waits {
+            client.behind = false;
+            self.behind.remove(&ix);
+            for nth in 0.. {
+                let Some(&index) = self.client(ix).and_then(|c| c.sessions.get(nth)) else { break };
+                self.process_own(ctx, index);
+            }
+        }
+    }
+
+    /// Serves the rooms of one session; welcomes it when all its cursors have been found.
+    fn catch_up_session(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, index: u32) -> Caught {
         let mut waits = false;
         for place in 0..self.sessions[index as usize].rooms.len() {
             match self.catch_up_room(ctx, ix, index, place) {
                 Caught::Up => {}
                 Caught::Waits => waits = true,
-                Caught::Full => return,
-                Caught::Lost => return self.lose(ctx, ix),
+                stopped => return stopped,
             }
         }
-        if !self.sessions[index as usize].welcomed {
-            // All its cursors may be found now; what follows them comes after the welcome.
-            self.client_of(index).waits = true;
-            return self.welcome(ctx, index);
+        if self.sessions[index as usize].welcomed {
+            return if waits { Caught::Waits } else { Caught::Up };
         }
-        // What it is owed and is not held back did not fit: that is for the next turn.
-        let session = &self.sessions[index as usize];
-        let owed_now = !session.owed.is_empty() && !session.is_held;
-        let client = self.client_of(index);
-        client.waits = waits && !owed_now;
-        if !waits {
-            client.behind = false;
-            self.behind.remove(&ix);
-            self.process_own(ctx, index);
-        }
+        // All its cursors may be found now; what follows them comes after the welcome.
+        self.welcome(ctx, index);
+        let welcomed = self.sessions.get(index as usize).is_some_and(|session| session.welcomed);
+        if welcomed { self.catch_up_session(ctx, ix, index) } else { Caught::Waits }
     }
 
-    /// What a client should get next is gone: it has to come back.
-    fn lose(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx) {
-        let session = self.client(ix).and_then(|client| client.session);
-        if session.is_some_and(|index| self.sessions[index as usize].resumes) {
-            return self.give_up_resume(ctx, ix, NotResumed::RoomLog);
+    /// What a session should get next is gone: its client has to come back.
+    fn lose(&mut self, ctx: &mut Ctx<'_>, index: u32) {
+        if self.sessions[index as usize].resumes {
+            return self.give_up_resume(ctx, index, NotResumed::RoomLog);
         }
         ctx.stats.too_slow_total += 1;
-        self.close(ctx, ix, CloseCode::TooSlow, DetachReason::TransportClose);
+        self.close_with(ctx, index, CloseCode::TooSlow, DetachReason::TransportClose);
     }
 
     fn catch_up_room(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, index: u32, place: usize) -> Caught {
@@ -292,7 +318,7 @@ impl Edge {
                 if is_lost && is_planted(Mutant::GapUntoldOnResume) && !m.verified {
                     m.at = self.tails[tail as usize].last;
                 } else if is_lost {
-                    self.lose(ctx, ix);
+                    self.lose(ctx, index);
                     continue;
                 }
                 if !m.verified {

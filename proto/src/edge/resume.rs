@@ -62,8 +62,14 @@ impl Edge {
     }
 
     /// Asks the owner of a session for it.
-    pub(super) fn ask_resume(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, pid: Pid, offset: Option<Arc<str>>) {
-        let namespace = self.main_namespace.clone();
+    pub(super) fn ask_resume(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        ix: ClientIx,
+        namespace: Arc<str>,
+        pid: Pid,
+        offset: Option<Arc<str>>,
+    ) {
         let Some(client) = self.client(ix) else { return };
         client.connected();
         let Ok(Admission { product, uid }) = client.admission.clone() else { return };
@@ -71,7 +77,7 @@ impl Edge {
         self.resumes_asked += 1;
         let id = self.resumes_asked;
         if let Some(client) = self.client(ix) {
-            client.resuming = Some(id);
+            client.resuming.push(id);
         }
         let sid = self.ids.sid_of(&pid);
         // An older transport of the same client: it does not ask any more.
@@ -141,48 +147,72 @@ impl Edge {
         self.resuming.values().any(|resuming| resuming.sid == sid)
     }
 
-    /// Takes a question off, if it is still open and this is who was asked: its client.
-    fn answered(&mut self, from: Address, id: u64) -> Option<ClientIx> {
-        self.resuming.get(&id).filter(|resuming| resuming.owner == Some(from.node))?;
-        let ix = self.resuming.remove(&id)?.question.client;
-        self.client(ix).filter(|client| client.resuming == Some(id))?.resuming = None;
-        Some(ix)
+    pub(super) fn is_resuming_in(&self, ix: ClientIx, namespace: &str) -> bool {
+        let client = self.clients.get(ix.0 as usize).and_then(|client| client.as_deref());
+        client.is_some_and(|client| {
+            let mut asked = client.resuming.iter().filter_map(|id| self.resuming.get(id));
+            asked.any(|resuming| *resuming.question.namespace == *namespace)
+        })
     }
 
-    /// The client of a question is gone.
-    pub(super) fn forget_resume(&mut self, ix: ClientIx) {
+    /// Takes a question off, if it is still open and this is who was asked: its client and namespace.
+    fn answered(&mut self, from: Address, id: u64) -> Option<(ClientIx, Arc<str>)> {
+        self.resuming.get(&id).filter(|resuming| resuming.owner == Some(from.node))?;
+        let Resume { client: ix, namespace, .. } = self.resuming.remove(&id)?.question;
+        let client = self.client(ix)?;
+        let place = client.resuming.iter().position(|asked| *asked == id)?;
+        client.resuming.remove(place);
+        Some((ix, namespace))
+    }
+
+    /// The client of questions is gone.
+    pub(super) fn forget_resumes(&mut self, ix: ClientIx) {
         let client = self.clients.get_mut(ix.0 as usize).and_then(|client| client.as_deref_mut());
-        if let Some(id) = client.and_then(|client| client.resuming.take()) {
+        for id in client.map(|client| std::mem::take(&mut client.resuming)).unwrap_or_default() {
             self.resuming.remove(&id);
         }
     }
 
-    pub(super) fn not_resumed(&mut self, ctx: &mut Ctx<'_>, from: Address, id: u64, why: NotResumed) {
-        if let Some(ix) = self.answered(from, id) {
-            self.begin_anew(ctx, ix, why);
+    /// One session more of a client goes on, or does not: nothing is waited for unless others are.
+    pub(super) fn resume_is_over(&mut self, ix: ClientIx) {
+        let waiting = self.sessions_of(ix).iter().any(|index| {
+            let session = &self.sessions[*index as usize];
+            session.resumes && !session.welcomed
+        });
+        if let Some(client) = self.client(ix)
+            && client.resuming.is_empty()
+            && !waiting
+        {
+            client.resume_due = None;
         }
     }
 
-    /// A client that came back gets a new session.
-    fn begin_anew(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, why: NotResumed) {
+    /// A client that came back gets a new session in a namespace.
+    fn begin_anew(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, namespace: &Arc<str>, why: NotResumed) {
         ctx.stats.not_resumed_total += 1;
         tracing::debug!(client = ix.0, ?why, "a client that came back begins anew");
-        self.connect(ctx, ix);
+        self.resume_is_over(ix);
+        self.connect(ctx, ix, namespace);
+    }
+
+    pub(super) fn not_resumed(&mut self, ctx: &mut Ctx<'_>, from: Address, id: u64, why: NotResumed) {
+        if let Some((ix, namespace)) = self.answered(from, id) {
+            self.begin_anew(ctx, ix, &namespace, why);
+        }
     }
 
     /// The session goes on here: its rooms are looked up before the client is told.
     pub(super) fn resumed(&mut self, ctx: &mut Ctx<'_>, from: Address, resumed: Resumed) {
         let Resumed { id, identity, term, attachment, own_seq, rooms } = resumed;
         let (sid, placement) = (identity.sid, self.ids.placement_of(identity.sid));
-        let Some(ix) = self.answered(from, id) else {
+        let Some((ix, _)) = self.answered(from, id) else {
             // Nobody waits for it any more: the session is without a transport.
             let reason = DetachReason::TransportClose;
             let detach = ToSession::Detach { sid, attachment, clean: false, reason };
             return ctx.out.send_to_address(from, placement, Body::ToSession(detach));
         };
         if let Some(&former) = self.by_sid.get(&sid) {
-            let former = self.sessions[former as usize].client;
-            self.close(ctx, former, CloseCode::Ended, DetachReason::TransportClose);
+            self.close_with(ctx, former, CloseCode::Ended, DetachReason::TransportClose);
         }
         let Some(client) = self.client(ix) else { return };
         let protocol = client.protocol;
@@ -196,7 +226,7 @@ impl Edge {
             u32::try_from(self.sessions.insert(session)).expect("sessions of one shard are far fewer");
         self.by_sid.insert(sid, index);
         if let Some(client) = self.client(ix) {
-            client.session = Some(index);
+            client.sessions.push(index);
         }
         for room in rooms {
             self.join_tail(ctx, index, &room.room, 0, AskedBy::Client);
@@ -212,20 +242,29 @@ impl Edge {
     }
 
     /// A session that was to go on cannot without a hole: its client begins anew, and it is over.
-    pub(super) fn give_up_resume(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, why: NotResumed) {
-        self.end_session(ctx, ix, true, DetachReason::ServerDisconnect);
-        self.begin_anew(ctx, ix, why);
+    pub(super) fn give_up_resume(&mut self, ctx: &mut Ctx<'_>, index: u32, why: NotResumed) {
+        let (ix, namespace) = {
+            let session = &self.sessions[index as usize];
+            (session.client, session.identity.namespace.clone())
+        };
+        self.end_session(ctx, index, true, DetachReason::ServerDisconnect);
+        self.begin_anew(ctx, ix, &namespace, why);
     }
 
     /// It has taken too long to come back.
     pub(super) fn resume_is_late(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx) {
-        let Some(client) = self.client(ix) else { return };
-        let (asked, session) = (client.resuming.is_some(), client.session);
-        if asked {
-            self.forget_resume(ix);
-            self.begin_anew(ctx, ix, NotResumed::Late);
-        } else if session.is_some_and(|index| !self.sessions[index as usize].welcomed) {
-            self.give_up_resume(ctx, ix, NotResumed::Late);
+        let asked = self.client(ix).map(|client| std::mem::take(&mut client.resuming)).unwrap_or_default();
+        for id in asked {
+            if let Some(resuming) = self.resuming.remove(&id) {
+                self.begin_anew(ctx, ix, &resuming.question.namespace, NotResumed::Late);
+            }
+        }
+        let late: Vec<u32> = self.sessions_of(ix).to_vec();
+        for index in late {
+            let session = &self.sessions[index as usize];
+            if session.resumes && !session.welcomed {
+                self.give_up_resume(ctx, index, NotResumed::Late);
+            }
         }
     }
 

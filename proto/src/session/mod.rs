@@ -415,19 +415,28 @@ impl Sessions {
         ctx.out.send_to_address(from, placement, Body::SessionToEdge(refused));
     }
 
-    /// Files a session under its user; one too many ends the oldest.
+    /// Files a session under its user; one too many in its namespace, or in all, ends the oldest.
     fn index(&mut self, identity: &SessionIdentity) {
         let key = (identity.product.clone(), identity.uid.clone());
         let sids = self.by_user.entry(key).or_default();
         sids.push(identity.sid);
-        if sids.len() <= self.limits.sessions_per_uid_max {
+        let max = self.limits.sessions_per_uid_max;
+        let host = &self.host;
+        let in_namespace =
+            |sid: &&SocketSid| host.copy(sid).is_some_and(|s| s.identity.namespace == identity.namespace);
+        let crowd: Vec<SocketSid> = if sids.len() > max * self.limits.namespaces_max {
+            sids.clone()
+        } else {
+            sids.iter().filter(in_namespace).copied().collect()
+        };
+        if crowd.len() <= max {
             return;
         }
         // One that nobody is using, if there is any.
         let unused = |sid: &&SocketSid| {
-            **sid != identity.sid && self.host.copy(sid).is_some_and(|state| state.edge.is_none())
+            **sid != identity.sid && host.copy(sid).is_some_and(|state| state.edge.is_none())
         };
-        let oldest = sids.iter().find(unused).copied().unwrap_or(sids[0]);
+        let oldest = crowd.iter().find(unused).copied().unwrap_or(crowd[0]);
         self.end(oldest, DisconnectCode::SessionsPerUid, true);
     }
 
@@ -778,7 +787,8 @@ impl Sessions {
         let mut indexed = 0;
         for ((product, uid), sids) in &self.by_user {
             indexed += sids.len();
-            assert!(sids.len() <= self.limits.sessions_per_uid_max, "{product} {uid}: too many sessions");
+            let max = self.limits.sessions_per_uid_max * self.limits.namespaces_max;
+            assert!(sids.len() <= max, "{product} {uid}: too many sessions");
             for sid in sids {
                 let (state, _) = self.host.peek(sid).expect("filed under its user and owned");
                 let identity = &state.identity;

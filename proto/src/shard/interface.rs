@@ -62,6 +62,8 @@ pub struct ProductRules {
     pub durable: bool,
     /// Which clients are to carry how far they have got.
     pub recovery: RecoveryRule,
+    /// Its Socket.IO namespaces.
+    pub namespaces: Namespaces,
 }
 
 impl ProductRules {
@@ -74,7 +76,36 @@ impl ProductRules {
             join: JoinRule::Anyone,
             durable: true,
             recovery: RecoveryRule::Browser,
+            namespaces: Namespaces::default(),
         }
+    }
+}
+
+/// The namespaces of a product: names, and beginnings of names. Each connection to one is a session of
+/// its own, with rooms of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespaces(Vec<Arc<str>>);
+
+impl Namespaces {
+    /// Names such as `/chat`; one that ends with `*` stands for all that begin with what is before it.
+    pub fn new<T: AsRef<str>>(names: impl IntoIterator<Item = T>) -> Self {
+        Self(names.into_iter().map(|name| name.as_ref().into()).collect())
+    }
+
+    /// The namespace called `name`, if the product has it.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<Arc<str>> {
+        self.0.iter().find_map(|known| match known.strip_suffix('*') {
+            Some(beginning) => name.starts_with(beginning).then(|| name.into()),
+            None => (**known == *name).then(|| known.clone()),
+        })
+    }
+}
+
+impl Default for Namespaces {
+    /// The main one only.
+    fn default() -> Self {
+        Self::new(["/"])
     }
 }
 

@@ -7,6 +7,7 @@ mod clients;
 mod crashes;
 mod histories;
 mod misplaced;
+mod namespaces;
 mod owners;
 mod readers;
 mod recovery;
@@ -61,6 +62,7 @@ struct Mesh {
     answers: BTreeMap<u64, Result<Answer, CommandFailed>>,
     clients: u32,
     shard_count: u16,
+    rules: Arc<ProductRules>,
     /// Clients opened from here on carry their cursors.
     offsets: bool,
 }
@@ -105,6 +107,7 @@ impl Mesh {
             answers: BTreeMap::new(),
             clients: 0,
             shard_count,
+            rules: Arc::new(rules),
             offsets: false,
         };
         mesh.views();
@@ -282,8 +285,7 @@ impl Mesh {
     fn open(&mut self, at: At, protocol: ClientProtocol, admission: Result<&str, Refusal>) -> Client {
         let ix = self.clients;
         self.clients += 1;
-        let admission =
-            admission.map(|uid| Admission { product: Arc::new(ProductRules::open("chat")), uid: uid.into() });
+        let admission = admission.map(|uid| Admission { product: self.rules.clone(), uid: uid.into() });
         self.input(
             at,
             Input::ClientOpened(ClientIx(ix), NewClient { protocol, admission, offsets: self.offsets }),
