@@ -274,7 +274,43 @@ impl EngineSid {
     pub fn expose_text(&self) -> String {
         URL_SAFE_NO_PAD.encode(self.0)
     }
+
+    /// Reads the text form; `None` for anything else.
+    #[must_use]
+    pub fn from_text(text: &str) -> Option<Self> {
+        decode_fixed(text).map(Self)
+    }
+
+    /// The node where the session is, or was when it began.
+    #[must_use]
+    pub fn edge(&self) -> NodeId {
+        let [a, b, c, d, e, f, g, h, ..] = self.0;
+        NodeId(u64::from_be_bytes([a, b, c, d, e, f, g, h]))
+    }
+
+    /// The shard there.
+    #[must_use]
+    pub fn shard(&self) -> ShardIx {
+        ShardIx(u16::from_be_bytes([self.0[8], self.0[9]]))
+    }
+
+    /// Half of the random part: spreads sessions, and finds one without being enough to be it.
+    #[must_use]
+    pub fn spread(&self) -> u64 {
+        let [.., a, b, c, d, e, f, g, h] = self.0;
+        u64::from_be_bytes([a, b, c, d, e, f, g, h])
+    }
 }
+
+impl PartialEq for EngineSid {
+    /// Constant time.
+    fn eq(&self, other: &Self) -> bool {
+        use subtle::ConstantTimeEq as _;
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl Eq for EngineSid {}
 
 impl fmt::Debug for EngineSid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

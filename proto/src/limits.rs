@@ -72,6 +72,8 @@ pub struct Limits {
     pub ping_timeout: Duration,
     /// A client must CONNECT within this time of its handshake.
     pub connect_timeout: Duration,
+    /// A WebSocket that is to take over a polling session must have done so within this time.
+    pub upgrade_timeout: Duration,
     /// Missing attachments of a binary packet must arrive within this time.
     pub attachment_timeout: Duration,
     /// Requests of the HTTP API under way in one shard.
@@ -117,6 +119,7 @@ impl Default for Limits {
             ping_interval: Duration::from_secs(25),
             ping_timeout: Duration::from_secs(20),
             connect_timeout: Duration::from_secs(15),
+            upgrade_timeout: Duration::from_secs(10),
             attachment_timeout: Duration::from_secs(20),
             api_calls_max: 10_000,
             api_timeout: Duration::from_secs(5),

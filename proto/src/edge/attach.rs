@@ -63,12 +63,12 @@ impl Edge {
             .rooms
             .iter()
             .map(|m| (tails[m.tail as usize].key.clone(), m))
-            .filter(|(key, m)| *key != everyone && m.slot.is_some() && !session.leaves_soon(key))
+            .filter(|(key, m)| *key != everyone && m.is_placed() && !session.leaves_soon(key))
             .map(|(room, m)| ShadowRoom { room, own_seq: m.own_seq, joined: m.joined })
             .skip(usize::from(is_planted(Mutant::ShadowLosesRoom)))
             .collect();
         let resumable = session.identity.resumable;
-        let everyone = session.rooms.first().filter(|m| resumable && m.slot.is_some()).map(|m| m.joined);
+        let everyone = session.rooms.first().filter(|m| resumable && m.is_placed()).map(|m| m.joined);
         let attach = ToSession::Attach {
             identity: session.identity.clone(),
             edge: EdgeRef { attachment: session.attachment, edge: self.me, client: session.client },
@@ -316,11 +316,14 @@ impl Edge {
 
     /// What was under way to `peer` is lost.
     pub(crate) fn on_link_reset(&mut self, ctx: &mut Ctx<'_>, peer: NodeRef) {
+        self.lost(ctx, |node| node == peer);
         self.ask_again(ctx, |owner, _, _| owner == Some(peer));
     }
 
     /// The cluster has changed: whatever has moved is asked for at its new owner.
     pub(crate) fn on_view(&mut self, ctx: &mut Ctx<'_>) {
+        let view = ctx.view;
+        self.lost(ctx, |node| !view.is_up(node));
         self.ask_again(ctx, |owner, placement, ctx| owner != ctx.view.owner(placement));
     }
 
@@ -330,7 +333,15 @@ impl Edge {
         for (_, session) in &mut self.sessions {
             session.attachment += 1;
         }
+        self.lost(ctx, |_| true);
         self.ask_again(ctx, |_, _, _| true);
+    }
+
+    /// Requests and upgrades between here and nodes for which `which` holds are lost.
+    fn lost(&mut self, ctx: &mut Ctx<'_>, which: impl Fn(NodeRef) -> bool) {
+        self.requests_lost(ctx, &which);
+        self.askers_lost(ctx, &which);
+        self.upgrades_lost(ctx, &which);
     }
 
     fn ask_again(&mut self, ctx: &mut Ctx<'_>, which: impl Fn(Option<NodeRef>, Placement, &Ctx<'_>) -> bool) {

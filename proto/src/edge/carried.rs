@@ -47,7 +47,7 @@ impl Edge {
 }
 
 /// The messages of an event: the first ends with `tail`.
-fn with_tail(frames: &[Packet], tail: &[u8]) -> Arc<[Packet]> {
+pub(super) fn with_tail(frames: &[Packet], tail: &[u8]) -> Arc<[Packet]> {
     let (first, rest) = frames.split_first().expect("an event is at least a text");
     let (Packet::Text(open) | Packet::Binary(open)) = first;
     let text = [&open[..], tail].concat();

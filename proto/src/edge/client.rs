@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use super::polling::Polling;
+use super::upgrade::Upgrading;
 use crate::id::ClientIx;
 use crate::limits::Limits;
 use crate::shard::{Admission, ClientProtocol, NewClient, Refusal, TimerKey, Timers};
@@ -22,6 +24,7 @@ pub(super) struct Client {
     pub(super) ix: ClientIx,
     pub(super) protocol: ClientProtocol,
     pub(super) admission: Result<Admission, Refusal>,
+    pub(super) carrier: Carrier,
     pub(super) reassembly: Reassembly,
     /// Its sessions (indices into the edge's sessions), one for each namespace, in the order they began.
     pub(super) sessions: Vec<u32>,
@@ -84,12 +87,32 @@ pub(super) enum Silence {
     Attachments,
 }
 
+/// What the client's packets come and go by.
+#[derive(Debug)]
+pub(super) enum Carrier {
+    WebSocket,
+    Polling(Box<Polling>),
+    /// A WebSocket for the session of another client.
+    Upgrading(Box<Upgrading>),
+}
+
 impl Client {
-    pub(super) fn new(now: Instant, ix: ClientIx, new: NewClient, limits: &Limits) -> Self {
+    pub(super) fn new(
+        now: Instant,
+        ix: ClientIx,
+        new: NewClient,
+        carrier: Carrier,
+        limits: &Limits,
+    ) -> Self {
+        let connect_timeout = match carrier {
+            Carrier::Upgrading(_) => limits.upgrade_timeout,
+            Carrier::WebSocket | Carrier::Polling(_) => limits.connect_timeout,
+        };
         Self {
             ix,
             protocol: new.protocol,
             admission: new.admission,
+            carrier,
             reassembly: Reassembly::new(),
             sessions: Vec::new(),
             offsets: new.offsets && new.protocol == ClientProtocol::SocketIo,
@@ -100,16 +123,36 @@ impl Client {
             waits: false,
             last_heard: now,
             queue: Queue::default(),
-            next_ping: now + limits.ping_interval,
+            next_ping: now + limits.ping_interval.max(connect_timeout),
             pong_due: None,
             pong_put_off: false,
-            connect_due: Some(now + limits.connect_timeout),
+            connect_due: Some(now + connect_timeout),
             attachments_due: None,
             arrival: now,
             slowed_until: None,
             unconfirmed_since: None,
             timer_at: None,
         }
+    }
+
+    pub(super) fn polling(&self) -> Option<&Polling> {
+        match &self.carrier {
+            Carrier::Polling(polling) => Some(polling),
+            Carrier::WebSocket | Carrier::Upgrading(_) => None,
+        }
+    }
+
+    pub(super) fn polling_mut(&mut self) -> Option<&mut Polling> {
+        match &mut self.carrier {
+            Carrier::Polling(polling) => Some(polling),
+            Carrier::WebSocket | Carrier::Upgrading(_) => None,
+        }
+    }
+
+    /// The WebSocket is the transport of a polling client from now on, connected or not.
+    pub(super) fn took_over(&mut self, now: Instant, connected: bool, limits: &Limits) {
+        self.next_ping = now + limits.ping_interval;
+        self.connect_due = (!connected).then_some(now + limits.connect_timeout);
     }
 
     /// Anything from the client: it lives.
@@ -158,7 +201,8 @@ impl Client {
         self.unconfirmed_since.take().is_some() && self.may_read()
     }
 
-    fn may_read(&self) -> bool {
+    /// Whether more may be taken of it.
+    pub(super) fn may_read(&self) -> bool {
         self.slowed_until.is_none() && self.unconfirmed_since.is_none()
     }
 
@@ -170,7 +214,7 @@ impl Client {
 
     /// Whether nothing is left over from earlier turns and it has caught up: volatile events are for it.
     pub(super) fn is_idle(&self) -> bool {
-        self.queue.left == 0 && !self.behind
+        self.queue.left == 0 && !self.behind && self.polling().is_none_or(Polling::is_open)
     }
 
     pub(super) fn count_queued(&mut self, turn: u64, len: usize) {
@@ -218,7 +262,9 @@ impl Client {
     /// When a missing pong is judged. While bytes wait in its queue the client may not have come to our
     /// ping yet: then the stall limit judges it, and this one only who drains but slowly.
     fn pong_judged_at(&self, limits: &Limits) -> Option<Instant> {
-        let patience = if self.queue.left > 0 { limits.client_stall_max } else { Duration::ZERO };
+        // A polling client has only to come for it.
+        let may_be_slow = self.queue.left > 0 && self.polling().is_none();
+        let patience = if may_be_slow { limits.client_stall_max } else { Duration::ZERO };
         self.pong_due.map(|due| due + patience)
     }
 
@@ -265,7 +311,7 @@ impl Client {
         let stall = self.queue.stalled_since.map(|since| since + limits.client_stall_max);
         let needs =
             [self.pong_judged_at(limits), self.connect_due, self.attachments_due, self.slowed_until, stall];
-        let needs = needs.into_iter().chain([self.resume_due]);
+        let needs = needs.into_iter().chain([self.resume_due, self.polling().and_then(Polling::due)]);
         let at = needs.flatten().fold(self.next_ping, Instant::min);
         if self.timer_at.is_none_or(|armed| at < armed) {
             self.timer_at = Some(at);

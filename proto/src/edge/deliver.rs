@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Edge;
+use super::carried::with_tail;
 use super::session::{Form, Owed};
 use super::tail::{Frames, Place};
 use crate::id::{Address, ClientIx, Cursor, RoomKey, SocketSid, Term};
@@ -140,7 +141,8 @@ impl Edge {
         t.members = members;
         let key = t.key.clone();
         if let Some(entry) = t.get(index) {
-            served.send(ctx, |form| entry.frames(form, &key));
+            let polling = served.send(ctx, |form| entry.frames(form, &key));
+            self.write_all_polling(polling);
         }
         self.bound_tails();
     }
@@ -172,7 +174,7 @@ impl Edge {
         let client = self.clients[ix.0 as usize].as_deref_mut().expect("just seen");
         if client.fits(turn, shared + own, &self.limits) {
             client.count_queued(turn, shared + own);
-            served.push(form, ix);
+            served.push(form, ix, client.polling().is_some());
             return;
         }
         served.take_back(own);
@@ -209,13 +211,22 @@ impl Edge {
             let len = frames_len(frames.of(form, &key, None, event)) + tail;
             if client.is_idle() && client.fits(turn, len, &limits) {
                 client.count_queued(turn, len);
-                served.push(form, ix);
+                served.push(form, ix, client.polling().is_some());
             } else {
                 served.take_back(tail);
                 ctx.stats.volatile_dropped_total += 1;
             }
         }
-        served.send(ctx, |form| frames.of(form, &key, None, event));
+        let polling = served.send(ctx, |form| frames.of(form, &key, None, event));
+        self.write_all_polling(polling);
+    }
+
+    fn write_all_polling(&mut self, writes: Vec<(ClientIx, Arc<[Packet]>)>) {
+        for (ix, packets) in writes {
+            for packet in packets.iter().cloned() {
+                self.write_polling(ix, packet);
+            }
+        }
     }
 
     pub(crate) fn take_from_session(&mut self, ctx: &mut Ctx<'_>, from: Address, message: SessionToEdge) {
@@ -280,7 +291,7 @@ impl Edge {
         let client = self.client_of(index);
         if client.owner_confirmed() {
             let ix = client.ix;
-            ctx.out.push(Output::ResumeReading(ix));
+            self.resume_reading(ctx, ix);
         }
     }
 
@@ -456,7 +467,7 @@ impl Edge {
         let turn = self.turn;
         let Some(client) = self.client(ix) else { return };
         client.count_queued(turn, frames_len(frames));
-        write_all(ctx, ix, frames);
+        self.hand(ctx, ix, frames);
     }
 }
 
@@ -468,11 +479,18 @@ struct Served {
     /// Each with the end of its tail among `tails`.
     carrying: Vec<(ClientIx, usize)>,
     tails: Vec<u8>,
+    /// Polling clients, each with its tail.
+    polling: Vec<(ClientIx, Form, Vec<u8>)>,
 }
 
 impl Served {
-    fn push(&mut self, form: Form, ix: ClientIx) {
+    /// The tail of the client is the last one.
+    fn push(&mut self, form: Form, ix: ClientIx, is_polling: bool) {
         match form {
+            _ if is_polling => {
+                let start = self.carrying.last().map_or(0, |(_, end)| *end);
+                self.polling.push((ix, form, self.tails.split_off(start)));
+            }
             Form::SocketIo => self.socket_io.push(ix),
             Form::Carrying => self.carrying.push((ix, self.tails.len())),
             Form::Plain => self.plain.push(ix),
@@ -484,7 +502,18 @@ impl Served {
         self.tails.truncate(self.tails.len() - bytes);
     }
 
-    fn send<'a>(self, ctx: &mut Ctx<'_>, frames: impl Fn(Form) -> &'a Arc<[Packet]>) {
+    /// Returns what is for polling clients.
+    fn send<'a>(
+        self,
+        ctx: &mut Ctx<'_>,
+        frames: impl Fn(Form) -> &'a Arc<[Packet]>,
+    ) -> Vec<(ClientIx, Arc<[Packet]>)> {
+        ctx.stats.deliveries_total += self.polling.len() as u64;
+        let polling = self.polling.into_iter().map(|(ix, form, tail)| match form {
+            Form::Carrying => (ix, with_tail(frames(form), &tail)),
+            Form::SocketIo | Form::Plain => (ix, frames(form).clone()),
+        });
+        let polling = polling.collect();
         let groups = [(Form::SocketIo, self.socket_io), (Form::Plain, self.plain)];
         for (form, clients) in groups.into_iter().filter(|(_, clients)| !clients.is_empty()) {
             ctx.stats.deliveries_total += clients.len() as u64;
@@ -496,6 +525,7 @@ impl Served {
             let each = FanoutEach { open, clients: self.carrying, tails: self.tails };
             ctx.out.push(Output::FanoutEach(each));
         }
+        polling
     }
 }
 
@@ -510,10 +540,4 @@ pub(super) fn is_excepted(
 
 pub(super) fn frames_len(frames: &[Packet]) -> usize {
     frames.iter().map(Packet::len).sum()
-}
-
-pub(super) fn write_all(ctx: &mut Ctx<'_>, ix: ClientIx, frames: &[Packet]) {
-    for packet in frames {
-        ctx.out.push(Output::Write(ix, packet.clone()));
-    }
 }

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Edge;
+use super::client::Carrier;
 use crate::engineio::{self, EnginePacket};
 use crate::id::{ClientIx, Placement};
 use crate::plain::{self, PlainRequest};
-use crate::shard::{Admission, ClientProtocol, CloseCode, Ctx, Output, Packet};
+use crate::shard::{Admission, ClientProtocol, CloseCode, Ctx, Packet};
 use crate::socketio::{self, ClientPacket, SocketError};
 use crate::wire::{DetachReason, Inbound, SessionIdentity};
 
@@ -21,7 +22,10 @@ impl Edge {
         ctx.stats.packets_received_total += 1;
         let Some(client) = self.client(ix) else { return };
         client.heard(ctx.now);
-        let is_asked_for = client.resuming.is_some();
+        let is_asked_for = !client.resuming.is_empty();
+        if matches!(client.carrier, Carrier::Upgrading(_)) {
+            return self.upgrade_packet(ctx, ix, packet);
+        }
         match (client.protocol, packet) {
             (ClientProtocol::SocketIo, Packet::Text(text)) => self.engine_text(ctx, ix, &text),
             (ClientProtocol::SocketIo, Packet::Binary(bytes)) => {
@@ -88,7 +92,7 @@ impl Edge {
         let refusal = client.admission.as_ref().err().cloned();
         if let Some(refusal) = refusal {
             let mut data = b"{\"code\":".to_vec();
-            crate::json::push_string(&mut data, refusal.code);
+            crate::json::push_string(&mut data, &refusal.code);
             data.push(b'}');
             let data = String::from_utf8(data).unwrap_or_default();
             let packet = socketio::encode_connect_error(namespace, &refusal.message, Some(&data));
@@ -147,8 +151,16 @@ impl Edge {
         }
     }
 
-    /// The client has answered a ping: it has what was written before.
+    /// The client has answered a ping: it has what was written before. Of a polling client each GET says
+    /// so, and its answer may be late.
     fn ponged(&mut self, ix: ClientIx) {
+        if self.client(ix).is_some_and(|client| client.polling().is_none()) {
+            self.shown(ix);
+        }
+    }
+
+    /// The client has what was written before the last [`Self::pinged`].
+    pub(super) fn shown(&mut self, ix: ClientIx) {
         let client = self.clients.get(ix.0 as usize).and_then(|c| c.as_deref());
         for &index in client.map_or(&[][..], |client| &client.sessions) {
             if self.sessions[index as usize].ponged() {
@@ -170,7 +182,7 @@ impl Edge {
             stop |= client.wait_for_owner(ctx.now);
         }
         if stop {
-            ctx.out.push(Output::PauseReading(ix));
+            self.pause_reading(ctx, ix);
         }
         self.dirty.insert(index);
     }

@@ -16,10 +16,13 @@ mod deliver;
 mod departed;
 mod inbound;
 mod older;
+mod polling;
 mod readers;
+mod requests;
 mod resume;
 mod session;
 mod tail;
+mod upgrade;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -29,17 +32,22 @@ use slab::Slab;
 
 use crate::collections::FixedMap;
 use crate::engineio;
-use crate::id::{Address, ClientIx, RoomKey, SocketSid};
+use crate::id::{Address, ClientIx, EngineSid, RoomKey, SocketSid};
 use crate::keys::IdKey;
 use crate::limits::Limits;
 use crate::plain;
-use crate::shard::{ClientGone, ClientProtocol, CloseCode, Ctx, NewClient, Output, Packet};
-use crate::wire::{Body, DetachReason, Member, Members, ToSession};
-use client::{Client, Due, Silence};
+use crate::shard::{
+    ClientGone, ClientProtocol, CloseCode, Ctx, NewClient, Output, Packet, ProductRules, Transport,
+};
+use crate::wire::{Body, DetachReason, EngineResponse, Member, Members, ToSession};
+use client::{Carrier, Client, Due, Silence};
 use departed::Departed;
+use polling::Polling;
+use requests::Requests;
 use resume::Resuming;
 use session::EdgeSession;
 use tail::Tail;
+use upgrade::Handed;
 
 /// The namespace of plain clients, and of Socket.IO clients that name none.
 const MAIN_NAMESPACE: &str = "/";
@@ -87,12 +95,30 @@ pub(crate) struct Edge {
     asked: u64,
     /// Where offsets are put together.
     scratch: Vec<u8>,
+    products: FixedMap<Arc<str>, Arc<ProductRules>>,
+    /// Requests of polling clients that came in here.
+    requests: Requests,
+    /// Polling clients of this shard by a part of their session's id.
+    by_engine: FixedMap<u64, ClientIx>,
+    /// Those that this turn has written to.
+    polls_written: BTreeSet<ClientIx>,
+    /// Those to be handed to another edge as soon as they can be.
+    upgrades_due: BTreeSet<ClientIx>,
+    /// Sessions handed to other edges lately.
+    handed: VecDeque<Handed>,
     /// Clients to be closed for a restart go in this order.
     close_from: usize,
 }
 
 impl Edge {
-    pub(crate) fn new(me: Address, node_name: Arc<str>, limits: &Limits, ids: IdKey, rng: StdRng) -> Self {
+    pub(crate) fn new(
+        me: Address,
+        node_name: Arc<str>,
+        limits: &Limits,
+        ids: IdKey,
+        products: &[Arc<ProductRules>],
+        rng: StdRng,
+    ) -> Self {
         Self {
             me,
             node_name,
@@ -120,6 +146,12 @@ impl Edge {
             resumes_asked: 0,
             asked: 0,
             scratch: Vec::new(),
+            products: products.iter().map(|rules| (rules.name.clone(), rules.clone())).collect(),
+            requests: Requests::default(),
+            by_engine: FixedMap::default(),
+            polls_written: BTreeSet::new(),
+            upgrades_due: BTreeSet::new(),
+            handed: VecDeque::new(),
             close_from: 0,
         }
     }
@@ -134,7 +166,10 @@ impl Edge {
 
     /// Whether there is anything to look through now and then.
     pub(crate) fn has_to_sweep(&self) -> bool {
-        !self.tails.is_empty() || !self.departed.is_empty()
+        !self.tails.is_empty()
+            || !self.departed.is_empty()
+            || self.has_requests()
+            || !self.handed.is_empty()
     }
 
     pub(crate) fn tail_bytes(&self) -> usize {
@@ -159,23 +194,47 @@ impl Edge {
         assert!(self.clients[at].is_none(), "client {ix:?} was given out twice");
         let protocol = new.protocol;
         let refused = new.admission.as_ref().err().cloned();
-        self.clients[at] = Some(Box::new(Client::new(ctx.now, ix, new, &self.limits)));
+        let sid = EngineSid::new(self.me.node.id, self.me.shard, self.random());
+        let carrier = match new.transport {
+            Transport::WebSocket => Some(Carrier::WebSocket),
+            Transport::Polling(_) => Some(Carrier::Polling(Box::new(Polling::new(sid)))),
+            Transport::Upgrade(of) => Self::upgrading(ctx, of).map(|it| Carrier::Upgrading(Box::new(it))),
+        };
+        let (request, is_upgrade) = match new.transport {
+            Transport::Polling(request) => (Some(request), false),
+            Transport::WebSocket => (None, false),
+            Transport::Upgrade(_) => (None, true),
+        };
+        let is_nowhere = carrier.is_none();
+        let carrier = carrier.unwrap_or(Carrier::WebSocket);
+        self.clients[at] = Some(Box::new(Client::new(ctx.now, ix, new, carrier, &self.limits)));
         self.client_count += 1;
+        if is_nowhere {
+            return self.close(ctx, ix, CloseCode::ProtocolError, DetachReason::TransportClose);
+        }
         match (protocol, refused) {
+            (ClientProtocol::SocketIo, _) if is_upgrade => {}
             (ClientProtocol::SocketIo, _) => {
-                let sid = crate::id::EngineSid::new(self.me.node.id, self.me.shard, self.random());
                 let limits = &self.limits;
-                let open = engineio::open_packet(
+                let upgrades: &[&str] = if request.is_some() { &["websocket"] } else { &[] };
+                let open = Packet::Text(engineio::open_packet(
                     &sid.expose_text(),
                     limits.ping_interval,
                     limits.ping_timeout,
                     limits.message_bytes_max,
-                    &[],
-                );
-                self.write(ctx, ix, Packet::Text(open));
+                    upgrades,
+                ));
+                match request {
+                    None => self.write(ctx, ix, open),
+                    Some(request) => {
+                        self.by_engine.insert(sid.spread(), ix);
+                        let open = engineio::encode_payload(&[open]);
+                        ctx.out.push(Output::Respond(request, EngineResponse::Packets(open)));
+                    }
+                }
             }
             (ClientProtocol::Plain, Some(refusal)) => {
-                self.write(ctx, ix, plain::encode_error(refusal.code, &refusal.message));
+                self.write(ctx, ix, plain::encode_error(&refusal.code, &refusal.message));
                 self.close(ctx, ix, CloseCode::Refused, DetachReason::ServerDisconnect);
             }
             (ClientProtocol::Plain, None) => self.connect(ctx, ix, &MAIN_NAMESPACE.into()),
@@ -197,11 +256,15 @@ impl Edge {
         };
         self.end_sessions(ctx, ix, reason);
         self.forget_resumes(ix);
-        if let Some(client) = self.clients.get_mut(ix.0 as usize)
-            && client.take().is_some()
-        {
+        self.upgrade_ends(ctx, ix);
+        if let Some(client) = self.clients.get_mut(ix.0 as usize).and_then(Option::take) {
             self.client_count -= 1;
+            if let Some(polling) = client.polling() {
+                self.by_engine.remove(&polling.sid.spread());
+            }
         }
+        self.polls_written.remove(&ix);
+        self.upgrades_due.remove(&ix);
         self.behind.remove(&ix);
     }
 
@@ -239,6 +302,7 @@ impl Edge {
     }
 
     pub(crate) fn client_due(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx) {
+        self.polling_due(ctx, ix);
         let limits = self.limits.clone();
         let Some(client) = self.client(ix) else { return };
         client.woken(ctx.now);
@@ -249,10 +313,12 @@ impl Edge {
                         Some(ClientProtocol::Plain) => plain::PING,
                         _ => engineio::PING,
                     };
-                    self.pinged(ix);
+                    if self.client(ix).is_some_and(|client| client.polling().is_none()) {
+                        self.pinged(ix);
+                    }
                     self.write(ctx, ix, ping);
                 }
-                Due::Resume => ctx.out.push(Output::ResumeReading(ix)),
+                Due::Resume => self.resume_reading(ctx, ix),
                 Due::ResumeIsLate => self.resume_is_late(ctx, ix),
                 Due::Stalled => {
                     ctx.stats.too_slow_total += 1;
@@ -288,9 +354,26 @@ impl Edge {
             return self.close(ctx, ix, CloseCode::TooSlow, DetachReason::TransportClose);
         }
         if client.count_event(ctx.now, &limits) {
-            ctx.out.push(Output::PauseReading(ix));
+            self.pause_reading(ctx, ix);
         }
         self.write(ctx, ix, packet);
+    }
+
+    /// Nothing more is taken of a client for now. A polling client notices when its POST is not answered.
+    fn pause_reading(&self, ctx: &mut Ctx<'_>, ix: ClientIx) {
+        let client = self.clients[ix.0 as usize].as_deref();
+        if client.is_some_and(|client| client.polling().is_none()) {
+            ctx.out.push(Output::PauseReading(ix));
+        }
+    }
+
+    fn resume_reading(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx) {
+        let client = self.clients[ix.0 as usize].as_deref();
+        if client.is_some_and(|client| client.polling().is_some()) {
+            self.end_post(ctx, ix);
+        } else {
+            ctx.out.push(Output::ResumeReading(ix));
+        }
     }
 
     /// Queues one message, whatever the client's queue holds: for what is small and rare.
@@ -298,7 +381,23 @@ impl Edge {
         let turn = self.turn;
         let Some(client) = self.client(ix) else { return };
         client.count_queued(turn, packet.len());
-        ctx.out.push(Output::Write(ix, packet));
+        if client.polling().is_some() {
+            self.write_polling(ix, packet);
+        } else {
+            ctx.out.push(Output::Write(ix, packet));
+        }
+    }
+
+    /// Hands over messages that are counted as queued already.
+    fn hand(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, frames: &[Packet]) {
+        let is_polling = self.client(ix).is_some_and(|client| client.polling().is_some());
+        for packet in frames.iter().cloned() {
+            if is_polling {
+                self.write_polling(ix, packet);
+            } else {
+                ctx.out.push(Output::Write(ix, packet));
+            }
+        }
     }
 
     /// Closes a transport from our side; its session ends.
@@ -315,11 +414,17 @@ impl Edge {
             }
         }
         self.behind.remove(&ix);
-        ctx.out.push(Output::Close(ix, code));
+        let is_polling = self.clients[ix.0 as usize].as_deref().is_some_and(|c| c.polling().is_some());
+        if is_polling {
+            self.say_farewell(ctx, ix, code);
+        } else {
+            ctx.out.push(Output::Close(ix, code));
+        }
     }
 
     /// Closes up to `count` clients so that they come back elsewhere.
     pub(crate) fn close_some(&mut self, ctx: &mut Ctx<'_>, count: usize) {
+        self.release_requests(ctx);
         let mut closed = 0;
         if self.close_from >= self.clients.len() {
             self.close_from = 0;
@@ -368,24 +473,9 @@ impl Edge {
 
     /// A session is over at this edge: its rooms are left, its owner is told.
     fn end_session(&mut self, ctx: &mut Ctx<'_>, index: u32, clean: bool, reason: DetachReason) {
-        let ix = self.sessions[index as usize].client;
-        if let Some(client) = self.clients.get_mut(ix.0 as usize).and_then(|c| c.as_deref_mut()) {
-            client.sessions.retain(|session| *session != index);
-            if client.sessions.is_empty() {
-                client.behind = false;
-                self.behind.remove(&ix);
-            }
-        }
         // What the client sent before it went is still carried out.
         self.send_inbound(ctx, index);
-        let memberships: Vec<u32> = self.sessions[index as usize].rooms.iter().map(|m| m.tail).collect();
-        for tail in memberships {
-            self.leave_tail(ctx, index, tail);
-        }
-        self.dirty.remove(&index);
-        let session = self.sessions.remove(index as usize);
-        self.by_sid.remove(&session.identity.sid);
-        self.bounced_sessions.remove(&session.identity.sid);
+        let session = self.take_session(ctx, index);
         if let Some(owner) = session.owner {
             let detach = ToSession::Detach {
                 sid: session.identity.sid,
@@ -397,13 +487,34 @@ impl Edge {
         }
     }
 
+    /// A session is not of this edge any more; its owner is not told.
+    fn take_session(&mut self, ctx: &mut Ctx<'_>, index: u32) -> EdgeSession {
+        let ix = self.sessions[index as usize].client;
+        if let Some(client) = self.clients.get_mut(ix.0 as usize).and_then(|c| c.as_deref_mut()) {
+            client.sessions.retain(|session| *session != index);
+            if client.sessions.is_empty() {
+                client.behind = false;
+                self.behind.remove(&ix);
+            }
+        }
+        let memberships: Vec<u32> = self.sessions[index as usize].rooms.iter().map(|m| m.tail).collect();
+        for tail in memberships {
+            self.leave_tail(ctx, index, tail);
+        }
+        self.dirty.remove(&index);
+        let session = self.sessions.remove(index as usize);
+        self.by_sid.remove(&session.identity.sid);
+        self.bounced_sessions.remove(&session.identity.sid);
+        session
+    }
+
     /// The session of a client is over, its transport stays: it may connect again over it.
     fn end_namespace(&mut self, ctx: &mut Ctx<'_>, index: u32, reason: DetachReason) {
         let ix = self.sessions[index as usize].client;
         self.end_session(ctx, index, true, reason);
         // Nobody is left to confirm what reading was stopped for; if it was another session, it says so again.
         if self.client(ix).is_some_and(Client::owner_confirmed) {
-            ctx.out.push(Output::ResumeReading(ix));
+            self.resume_reading(ctx, ix);
         }
     }
 
@@ -437,7 +548,8 @@ impl Edge {
                 self.unreported.insert(session);
             }
         }
-        !dirty.is_empty()
+        let any = self.flush_polls(ctx) | self.flush_upgrades(ctx);
+        any || !dirty.is_empty()
     }
 
     fn send_inbound(&mut self, ctx: &mut Ctx<'_>, index: u32) {
@@ -470,6 +582,8 @@ impl Edge {
         }
         let now = ctx.now;
         self.departed.expire(now, self.limits.dedupe_window);
+        self.requests_expire(ctx);
+        self.handed_expire(now);
         let mut kept = 0;
         for (_, tail) in &mut self.tails {
             while tail.oldest_since().is_some_and(|since| now.since(since) >= self.limits.room_log_age_max) {
@@ -518,6 +632,7 @@ impl Edge {
         for client in self.clients.iter().flatten() {
             assert!(client.sessions.iter().all(|s| self.sessions[*s as usize].client == client.ix));
             assert!(client.sessions.len() + client.resuming.len() <= self.limits.namespaces_max);
+            self.check_polling(client);
         }
         for (id, resuming) in &self.resuming {
             assert!(

@@ -13,7 +13,7 @@
 
 use std::sync::Arc;
 
-use super::deliver::{frames_len, is_excepted, write_all};
+use super::deliver::{frames_len, is_excepted};
 use super::older::Chunk;
 use super::tail::{Place, Tail, TailEntry};
 use super::{Edge, TAIL_MARKS_SLACK};
@@ -47,8 +47,14 @@ impl Edge {
         let ix = client.ix;
         ctx.stats.behind_total += 1;
         self.behind.insert(ix);
+        self.note_places(ix, first);
+    }
+
+    /// Notes how far a client that keeps up has been served in its rooms: to the end of each tail, but in
+    /// the tail of `first` only to before that entry.
+    pub(super) fn note_places(&mut self, ix: ClientIx, first: Option<(u32, u64)>) {
         let tails = &self.tails;
-        let client = self.clients[ix.0 as usize].as_deref().expect("just seen");
+        let Some(client) = self.clients[ix.0 as usize].as_deref() else { return };
         for &session in &client.sessions {
             for m in self.sessions[session as usize].rooms.iter_mut().filter(|m| m.verified) {
                 let index = first.filter(|(tail, _)| *tail == m.tail).map(|(_, index)| index);
@@ -223,7 +229,7 @@ impl Edge {
                 }
                 client.count_queued(turn, len);
                 ctx.stats.deliveries_total += 1;
-                write_all(ctx, ix, &frames);
+                self.hand(ctx, ix, &frames);
             }
             self.sessions[index as usize].rooms[place].at = at;
         }

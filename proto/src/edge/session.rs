@@ -13,7 +13,9 @@ use crate::mutant::{Mutant, is_planted};
 use crate::recovery::OffsetKey;
 use crate::shard::ClientProtocol;
 use crate::time::Instant;
-use crate::wire::{Done, Inbound, OwnEntry, Payload, SessionIdentity, before_first_packet};
+use crate::wire::{
+    Done, Inbound, MovedOwed, MovedRoom, MovedSession, OwnEntry, Payload, SessionIdentity, before_first_packet,
+};
 
 /// Bookkeeping of an inbound packet beside its payload.
 const PACKET_OVERHEAD_BYTES: usize = 64;
@@ -90,6 +92,13 @@ pub(super) struct Membership {
     pub(super) in_force_in: u32,
     /// Stands for room and `joined` in offsets.
     pub(super) tag: u64,
+}
+
+impl Membership {
+    /// Whether it is known from where on the session is served.
+    pub(super) fn is_placed(&self) -> bool {
+        self.slot.is_some() || !self.verified
+    }
 }
 
 /// How an event is written.
@@ -179,6 +188,67 @@ impl EdgeSession {
         }
     }
 
+    /// One that another edge has had, under the number of its next transport. Not attached yet, and in no
+    /// room.
+    pub(super) fn from_moved(
+        now: Instant,
+        moved: MovedSession,
+        placement: Placement,
+        protocol: ClientProtocol,
+        client: ClientIx,
+        offset_key: Option<OffsetKey>,
+    ) -> Self {
+        let [own_seq, own_done, own_shown] = moved.own;
+        let attachment = moved.attachment.saturating_add(1);
+        let mut session = Self {
+            offset_key,
+            welcomed: true,
+            term: moved.term,
+            confirmed: moved.confirmed,
+            sent: moved.confirmed,
+            sent_ever: moved.sent_ever,
+            own_seq,
+            own_done,
+            own_pinged: own_shown,
+            own_shown,
+            ..Self::new(moved.identity, placement, protocol, client, attachment)
+        };
+        for packet in moved.unconfirmed {
+            session.push_inbound(packet);
+        }
+        for owed in moved.owed {
+            match owed {
+                MovedOwed::Entry(entry) => session.owed.push_back(Owed::Entry(entry)),
+                MovedOwed::Ack(Done { ack: Some((id, payload)), after, .. }) => {
+                    session.owe_ack(id, payload, after, now);
+                }
+                MovedOwed::Ack(Done { ack: None, .. }) => {}
+            }
+        }
+        session
+    }
+
+    /// For the next edge. `rooms` are those of the session.
+    pub(super) fn into_moved(self, rooms: Vec<MovedRoom>) -> MovedSession {
+        let owed = self.owed.into_iter().map(|owed| match owed {
+            Owed::Entry(entry) => MovedOwed::Entry(entry),
+            Owed::Ack { id, payload, after, .. } => {
+                MovedOwed::Ack(Done { number: 0, ack: Some((id, payload)), after })
+            }
+        });
+        MovedSession {
+            identity: self.identity,
+            attachment: self.attachment,
+            term: self.term,
+            confirmed: self.confirmed,
+            sent_ever: self.sent_ever,
+            unconfirmed: self.unconfirmed.into(),
+            own: [self.own_seq, self.own_done, self.own_shown],
+            owed: owed.collect(),
+            rooms,
+        }
+    }
+
     pub(super) fn push_inbound(&mut self, packet: Inbound) {
         self.unconfirmed_bytes += packet_bytes(&packet);
         self.unconfirmed.push_back(packet);
@@ -212,10 +282,14 @@ impl EdgeSession {
         if self.end(done.number)
             && let Some((id, payload)) = done.ack
         {
-            self.acks_owed += 1;
-            self.acks_owed_bytes += payload.len();
-            self.owed.push_back(Owed::Ack { id, payload, after: done.after, came: now });
+            self.owe_ack(id, payload, done.after, now);
         }
+    }
+
+    fn owe_ack(&mut self, id: u64, payload: Payload, after: Option<(RoomKey, Cursor)>, came: Instant) {
+        self.acks_owed += 1;
+        self.acks_owed_bytes += payload.len();
+        self.owed.push_back(Owed::Ack { id, payload, after, came });
     }
 
     /// Packet `number` is done; whether that is news.

@@ -2,14 +2,16 @@
 //!
 //! Belongs here: inputs, outputs, close codes and counts. Stays out: behaviour (`machine`).
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
-use crate::id::{ClientIx, NodeRef};
+use crate::id::{ClientIx, EngineSid, NodeRef};
 use crate::limits::Limits;
 use crate::view::View;
-use crate::wire::{Answer, CommandFailed, Envelope, Lane, Query};
+use crate::wire::{Answer, CommandFailed, EngineRequest, EngineResponse, Envelope, Lane, Query};
 
 /// What a client's transport speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +31,25 @@ pub struct NewClient {
     pub admission: Result<Admission, Refusal>,
     /// Events are to carry how far it has got, so that it may come back to its session. Socket.IO only.
     pub offsets: bool,
+    /// How it comes in.
+    pub transport: Transport,
 }
+
+/// How a client comes in.
+#[derive(Clone, Debug)]
+pub enum Transport {
+    /// A WebSocket of its own.
+    WebSocket,
+    /// Long-polling: this request is its handshake. Socket.IO only.
+    Polling(RequestIx),
+    /// A WebSocket over which a polling client wants to go on, at whatever edge that is. Who it is, is
+    /// known there. Socket.IO only.
+    Upgrade(EngineSid),
+}
+
+/// An HTTP request of a polling client, named by the driver and never again after its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RequestIx(pub u64);
 
 /// A client that may connect.
 #[derive(Clone, Debug)]
@@ -41,10 +61,10 @@ pub struct Admission {
 }
 
 /// Why a client may not connect; told in its own protocol (DESIGN §10).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
     /// Stable word: `uid_required`, `uid_invalid`, `product_unknown`.
-    pub code: &'static str,
+    pub code: Cow<'static, str>,
     /// One sentence saying what to do.
     pub message: String,
 }
@@ -144,7 +164,7 @@ pub enum JoinRule {
 }
 
 /// One message of a client's transport: a WebSocket message, or a packet of a polling payload.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Packet {
     /// Text, valid UTF-8.
     Text(Bytes),
@@ -181,6 +201,11 @@ pub enum Input {
     /// out yet. Sent once per turn for each client with output *left over*, and once with 0 when
     /// the rest has drained.
     ClientQueue(ClientIx, usize),
+    /// A request of a polling client, whose Engine.IO session may be anywhere in the mesh. Exactly one
+    /// [`Output::Respond`] follows, unless [`Input::RequestGone`] comes first.
+    Request(RequestIx, EngineSid, EngineRequest),
+    /// The connection of a request broke before its answer.
+    RequestGone(RequestIx),
     /// An envelope from another shard or a peer.
     Envelope(Envelope),
     /// The cluster has changed.
@@ -252,6 +277,8 @@ pub enum Output {
     PauseReading(ClientIx),
     /// Read from it again.
     ResumeReading(ClientIx),
+    /// Answer a request.
+    Respond(RequestIx, EngineResponse),
     /// Send to another node, or to another shard of this one (`to == me`).
     Send {
         /// The receiving life of a node.

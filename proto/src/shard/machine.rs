@@ -68,7 +68,7 @@ impl Shard {
             unsettled: false,
             stats: ShardStats::default(),
             pace: Pace::new(limits.settle_time),
-            edge: Edge::new(me, node_name, &limits, ids.clone(), StdRng::seed_from_u64(seed)),
+            edge: Edge::new(me, node_name, &limits, ids.clone(), &products, StdRng::seed_from_u64(seed)),
             rooms: Rooms::new(me, shards, &limits, &products),
             sessions: Sessions::new(me, &limits, ids.clone(), products),
             calls: Calls::new(me, &limits, ids),
@@ -96,6 +96,8 @@ impl Shard {
                 self.rooms.on_link_reset(&mut ctx, peer);
                 self.calls.on_lost(&mut ctx, |node, _| node == peer);
             }
+            Input::Request(ix, sid, request) => self.edge.request(&mut ctx, ix, sid, request),
+            Input::RequestGone(ix) => self.edge.request_gone(&mut ctx, ix),
             Input::Query(token, query) => self.calls.begin(&mut ctx, token, query),
             Input::CloseClients(count) => self.edge.close_some(&mut ctx, count),
             Input::Timer => self.on_timers(),
@@ -193,6 +195,8 @@ impl Shard {
             },
             Body::Rooms(message) => self.rooms.on_replication(&mut ctx, from, message),
             Body::Sessions(message) => self.sessions.on_replication(&mut ctx, from, message),
+            Body::ToEngine(message) => self.edge.take_from_asker(&mut ctx, from, message),
+            Body::FromEngine(message) => self.edge.take_from_engine(&mut ctx, from, message),
             Body::Query { call, query } => self.on_query(from, call, query),
             Body::Answer { call, answer } => self.calls.on_answer(&mut ctx, from, call, answer),
         }

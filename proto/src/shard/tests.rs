@@ -9,23 +9,24 @@ mod histories;
 mod misplaced;
 mod namespaces;
 mod owners;
+mod polling;
 mod readers;
 mod recovery;
 mod repeats;
 mod slow;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::id::{Address, ClientIx, NodeId, NodeRef, Placement, PublishId, RoomKey, ShardIx};
+use crate::id::{Address, ClientIx, EngineSid, NodeId, NodeRef, Placement, PublishId, RoomKey, ShardIx};
 use crate::keys::{ClusterKey, IdKey};
 use crate::limits::Limits;
 use crate::time::Instant;
 use crate::view::{NodeInfo, NodeRecord, NodeState, View};
 use crate::wire::{
-    Answer, Body, Command, CommandFailed, DedupeKey, EdgeRef, Envelope, Payload, Publish, Query, RoomEvent,
+    Answer, Body, Command, CommandFailed, DedupeKey, EdgeRef, EngineRefusal, EngineRequest, EngineResponse, Envelope, Payload, Publish, Query, RoomEvent,
     SessionIdentity, Shadow, Subscription, To, ToRoom, ToSession,
 };
 
@@ -60,6 +61,11 @@ struct Mesh {
     /// Bytes left over for clients that take nothing.
     stuck: BTreeMap<(At, u32), usize>,
     answers: BTreeMap<u64, Result<Answer, CommandFailed>>,
+    /// What requests of polling clients were answered.
+    responses: BTreeMap<u64, EngineResponse>,
+    requests: u64,
+    /// Clients without a socket: the driver is done with them at once.
+    polling: BTreeSet<(At, u32)>,
     clients: u32,
     shard_count: u16,
     rules: Arc<ProductRules>,
@@ -105,6 +111,9 @@ impl Mesh {
             paused: BTreeMap::new(),
             stuck: BTreeMap::new(),
             answers: BTreeMap::new(),
+            responses: BTreeMap::new(),
+            requests: 0,
+            polling: BTreeSet::new(),
             clients: 0,
             shard_count,
             rules: Arc::new(rules),
@@ -165,6 +174,7 @@ impl Mesh {
 
     fn drain(&mut self, at: At) {
         let stuck = self.stuck.clone();
+        let mut over = Vec::new();
         while let Some(output) = self.shards.get_mut(&at).unwrap().poll() {
             match output {
                 Output::Write(ix, packet) => self.write(at, ix, &packet),
@@ -180,6 +190,10 @@ impl Mesh {
                 }
                 Output::Close(ix, code) => {
                     self.closed.insert((at, ix.0), code);
+                    over.extend(self.polling.contains(&(at, ix.0)).then_some(ix));
+                }
+                Output::Respond(RequestIx(request), response) => {
+                    assert!(self.responses.insert(request, response).is_none(), "answered twice");
                 }
                 Output::PauseReading(ix) => {
                     assert!(!self.paused.insert((at, ix.0), true).unwrap_or(false), "paused twice");
@@ -194,6 +208,9 @@ impl Mesh {
             }
         }
         self.shards[&at].check_invariants();
+        for ix in over {
+            self.input(at, Input::ClientClosed(ix, ClientGone::Closed));
+        }
         // As the driver does: once per turn, for each with output left over.
         let more: Vec<(u32, usize)> = (self.stuck.iter())
             .filter(|(client, left)| client.0 == at && stuck.get(client) != Some(left))
@@ -286,10 +303,9 @@ impl Mesh {
         let ix = self.clients;
         self.clients += 1;
         let admission = admission.map(|uid| Admission { product: self.rules.clone(), uid: uid.into() });
-        self.input(
-            at,
-            Input::ClientOpened(ClientIx(ix), NewClient { protocol, admission, offsets: self.offsets }),
-        );
+        let transport = Transport::WebSocket;
+        let new = NewClient { protocol, admission, offsets: self.offsets, transport };
+        self.input(at, Input::ClientOpened(ClientIx(ix), new));
         self.settle();
         Client { at, ix }
     }
@@ -401,7 +417,7 @@ fn room_key(room: &str) -> RoomKey {
 }
 
 fn refusal() -> Refusal {
-    Refusal { code: "uid_required", message: "say who you are".into() }
+    Refusal { code: "uid_required".into(), message: "say who you are".into() }
 }
 
 fn api_publish(room: &str, json: &str, key: Option<&str>) -> Query {

@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::{Namespace, SocketError, SocketPacket, decode};
 use crate::limits::Limits;
+use crate::shard::Packet;
 use crate::wire::Payload;
 
 /// One whole packet from a client.
@@ -67,6 +68,24 @@ impl Reassembly {
     #[must_use]
     pub fn is_awaiting(&self) -> bool {
         self.0.is_some()
+    }
+
+    /// The messages taken so far of a packet that is not whole, for another reader to take.
+    #[must_use]
+    pub fn into_messages(self) -> Vec<Packet> {
+        let Some(Awaiting { packet, attachments, .. }) = self.0.map(|awaiting| *awaiting) else {
+            return Vec::new();
+        };
+        let (kind, namespace, id, payload) = match packet {
+            ClientPacket::Event { namespace, ack, payload } => ('5', namespace, ack, payload),
+            ClientPacket::Ack { namespace, id, payload } => ('6', namespace, Some(id), payload),
+            // These have no attachments to wait for.
+            ClientPacket::Connect { .. } | ClientPacket::Disconnect { .. } => return Vec::new(),
+        };
+        let id = id.filter(|id| *id != super::ACK_ID_UNKNOWN).map(|id| id.to_string());
+        let head = format!("4{kind}{attachments}-{},{}", &*namespace, id.unwrap_or_default());
+        let text = Packet::Text([head.as_bytes(), &payload.json].concat().into());
+        std::iter::once(text).chain(payload.attachments.into_iter().map(Packet::Binary)).collect()
     }
 
     /// Takes a text message, Engine.IO's `4` taken off. `None`: attachments must follow.

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Answer, CommandFailed, NotOwner, Query, RoomReplication, RoomToEdge, RoomToPublisher, SessionReplication,
-    SessionToEdge, ToRoom, ToSession,
+    Answer, CommandFailed, FromEngine, NotOwner, Query, RoomReplication, RoomToEdge, RoomToPublisher, SessionReplication,
+    SessionToEdge, ToEngine, ToRoom, ToSession,
 };
 use crate::id::{Address, Placement, ShardIx};
 
@@ -65,6 +65,10 @@ pub enum Body {
     Rooms(RoomReplication),
     /// Between holders of sessions.
     Sessions(SessionReplication),
+    /// From where a request of a polling client came in, to its edge.
+    ToEngine(ToEngine),
+    /// Back.
+    FromEngine(FromEngine),
 }
 
 /// The ordered stream of a link an envelope travels on. Everything of one placement is on one lane.

@@ -6,6 +6,7 @@
 //! Format: postcard, positional. **Append variants and fields, never reorder**; golden bytes in
 //! `tests` hold this.
 
+mod engine;
 mod envelope;
 mod hello;
 mod messages;
@@ -16,6 +17,7 @@ mod status;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+pub use engine::*;
 pub use envelope::{Body, Envelope, Lane, To};
 pub use hello::{Hello, PROTOCOL_MAX, PROTOCOL_MIN, ProtocolRange, Refused};
 pub use messages::*;
