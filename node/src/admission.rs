@@ -243,9 +243,6 @@ impl Admission {
     /// # Errors
     /// The reason it must wait; nothing is counted then but the refusal's reason (by the caller).
     pub fn admit(self: &Arc<Self>, ip: IpAddr, now: Instant) -> Result<ClientPlace, Reason> {
-        if self.draining.load(Ordering::Relaxed) {
-            return Err(Reason::Draining);
-        }
         if self.open.load(Ordering::Relaxed) >= self.limits.connections_max {
             return Err(Reason::NodeFull);
         }
@@ -284,7 +281,13 @@ impl Admission {
         ShardIx(u16::try_from(shard).unwrap_or(0))
     }
 
-    /// Refuses everybody from now on, or no longer.
+    /// Whether no new client may come in. Requests of clients that are in are still served.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Lets no new client in from now on, or no longer.
     pub fn set_draining(&self, draining: bool) {
         self.draining.store(draining, Ordering::Relaxed);
     }

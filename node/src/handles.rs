@@ -12,10 +12,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use mesh_proto::id::{NodeRef, ShardIx};
-use mesh_proto::shard::{NewClient, ShardStats};
+use mesh_proto::id::{EngineSid, NodeRef, ShardIx};
+use mesh_proto::shard::{NewClient, RequestIx, ShardStats};
 use mesh_proto::view::View;
-use mesh_proto::wire::{Answer, CommandFailed, Envelope, Query, To};
+use mesh_proto::wire::{Answer, CommandFailed, EngineRequest, EngineResponse, Envelope, Query, To};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::admission::ClientPlace;
@@ -33,6 +33,12 @@ pub type ViewWatch = watch::Receiver<Arc<View>>;
 pub enum ToShard {
     /// A client whose handshake is done.
     Client(OpenedClient),
+    /// A client that begins with long-polling.
+    Polling(OpenedPolling),
+    /// A request of a polling client, of whatever edge.
+    Request(EngineAsked),
+    /// The connection of a request broke before its answer.
+    RequestGone(RequestIx),
     /// From another shard or a peer, in order.
     Envelopes(Vec<Envelope>),
     /// The link to a peer has lost what was under way.
@@ -58,6 +64,30 @@ pub struct OpenedClient {
     pub client: NewClient,
     /// Held while the client lives; dropping it frees its place in the admission counts.
     pub place: ClientPlace,
+}
+
+/// A polling client handed over by the client port.
+#[derive(Debug)]
+pub struct OpenedPolling {
+    /// What the machine needs to know; its transport names the request that is answered.
+    pub client: NewClient,
+    /// Where the answer to that request goes.
+    pub answer: oneshot::Sender<EngineResponse>,
+    /// Held while the client lives.
+    pub place: ClientPlace,
+}
+
+/// A request of a polling client.
+#[derive(Debug)]
+pub struct EngineAsked {
+    /// Its name.
+    pub ix: RequestIx,
+    /// Whose it is.
+    pub sid: EngineSid,
+    /// What is asked.
+    pub request: EngineRequest,
+    /// Where the answer goes.
+    pub answer: oneshot::Sender<EngineResponse>,
 }
 
 /// What one shard has to tell about itself.

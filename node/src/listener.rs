@@ -11,9 +11,12 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use mesh_proto::shard::ClientProtocol;
+use mesh_proto::id::EngineSid;
+use mesh_proto::shard::{ClientProtocol, Transport};
+use mesh_proto::wire::{EngineRequest, EngineResponse};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
@@ -27,12 +30,16 @@ use crate::tasks::{OnPanic, Tasks};
 use crate::transport::head::{HeadBuffer, HeadError, RequestHead};
 use crate::transport::route::{self, Route, RoutePolicy};
 use crate::transport::{Doorkeeper, Handshake, Response, Site};
+use polling::{Answered, Asked, Next, response_of};
 
 /// Connections the kernel completes while the acceptor is busy.
 const BACKLOG: i32 = 4_096;
 
 /// Pause after running out of file descriptors or memory.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+
+/// A connection without a request is kept so long for the next.
+const KEPT_IDLE: Duration = Duration::from_secs(75);
 
 /// One read of a request head.
 const READ_BYTES: usize = 4 << 10;
@@ -70,6 +77,10 @@ pub struct ClientPort {
     pub admission: Arc<Admission>,
     /// A whole request head must arrive within this time.
     pub head_timeout: Duration,
+    /// The largest body of a request.
+    pub message_bytes_max: usize,
+    /// Names requests of polling clients.
+    pub requests: Arc<AtomicU64>,
     /// The node's clock.
     pub clock: Clock,
 }
@@ -159,7 +170,7 @@ async fn accept(listener: TcpListener, door: Arc<Door>, tasks: Tasks) {
         match door.port.admission.admit(remote.ip(), door.port.clock.now()) {
             Ok(place) => {
                 tasks.spawn("handshake", OnPanic::EndTask, async move {
-                    handshake(&door, stream, remote, place).await;
+                    connection(&door, stream, remote, place).await;
                 });
             }
             Err(reason) => {
@@ -180,46 +191,64 @@ fn is_of_the_peer(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
 }
 
-/// From the first byte to the shard, or to a short answer.
-async fn handshake(door: &Door, stream: TcpStream, remote: SocketAddr, place: ClientPlace) {
-    let mut buffer = HeadBuffer::default();
-    let whole = match timeout(door.port.head_timeout, read_head(&stream, &mut buffer)).await {
-        Ok(Ok(whole)) => whole,
-        // Gone before it had asked for anything: a port scan, a balancer's check.
-        Ok(Err(ReadError::Gone)) => return,
-        Ok(Err(ReadError::Head(error))) => return door.refuse_head(stream, remote, error).await,
-        Err(_) => return door.refuse_head(stream, remote, HeadError::Timeout).await,
-    };
-    let head = match RequestHead::parse(&buffer.bytes()[..whole]) {
-        Ok(head) => head,
-        Err(error) => return door.refuse_head(stream, remote, error).await,
-    };
-    let head_only = head.method == "HEAD";
-    let answer = match route::route(&head, &door.port.policy) {
-        Route::WebSocket { protocol, accept_key } => {
-            let handshake = door.kept(&head, remote, protocol);
-            drop(head);
-            let read_ahead = buffer.into_read_ahead(whole);
-            return door.open(stream, place, &handshake, &accept_key, read_ahead).await;
-        }
-        Route::Polling => {
-            door.count(Reason::BadHandshake, remote.ip());
-            route::polling_refused()
-        }
-        Route::Refused(answer) => {
-            door.count(Reason::BadHandshake, remote.ip());
-            answer
-        }
-        Route::Site => match door.port.site.as_ref().and_then(|site| site(&head)) {
-            Some(answer) => answer,
-            None => {
-                door.count(Reason::NotFound, remote.ip());
-                route::not_found()
+/// One connection, from its first byte to the shard that takes it, or to its last short answer. Requests of
+/// polling clients follow one another on it.
+async fn connection(door: &Door, mut stream: TcpStream, remote: SocketAddr, place: ClientPlace) {
+    let mut rest = Vec::new();
+    let mut is_first = true;
+    loop {
+        let (buffer, whole) = match door.next_head(&stream, rest, is_first).await {
+            Ok(read) => read,
+            // Gone before it had asked for anything (more): a port scan, a balancer's check.
+            Err(ReadError::Gone) => return,
+            Err(ReadError::Head(error)) => return door.refuse_head(stream, remote, error).await,
+        };
+        is_first = false;
+        let head = match RequestHead::parse(&buffer.bytes()[..whole]) {
+            Ok(head) => head,
+            Err(error) => return door.refuse_head(stream, remote, error).await,
+        };
+        let head_only = head.method == "HEAD";
+        let cors = route::cors(&head, &door.port.policy);
+        let answer = match route::route(&head, &door.port.policy) {
+            Route::WebSocket { protocol, accept_key, upgrades } => {
+                let handshake = door.kept(&head, remote, protocol);
+                drop(head);
+                let read_ahead = buffer.into_read_ahead(whole);
+                let opening = Opening { handshake, accept_key, upgrades, read_ahead };
+                return door.open(stream, place, opening).await;
             }
-        },
-    };
-    drop(head);
-    door.answer(stream, &answer, head_only).await;
+            Route::Polling(request) => {
+                let handshake = door.kept(&head, remote, ClientProtocol::SocketIo);
+                let asked = Asked::new(&head, request, cors, handshake, door.port.message_bytes_max);
+                drop(head);
+                rest = buffer.into_read_ahead(whole);
+                match door.polling(&mut stream, &mut rest, asked).await {
+                    Next::Request => continue,
+                    Next::Linger => return door.linger(stream).await,
+                    Next::Nothing => return,
+                }
+            }
+            Route::Refused(mut answer) => {
+                if answer.status >= 400 {
+                    door.count(Reason::BadHandshake, remote.ip());
+                }
+                if head.path.starts_with("/socket.io") {
+                    answer.headers.extend(cors);
+                }
+                answer
+            }
+            Route::Site => match door.port.site.as_ref().and_then(|site| site(&head)) {
+                Some(answer) => answer,
+                None => {
+                    door.count(Reason::NotFound, remote.ip());
+                    route::not_found()
+                }
+            },
+        };
+        drop(head);
+        return door.answer(stream, &answer, head_only).await;
+    }
 }
 
 enum ReadError {
@@ -231,21 +260,31 @@ enum ReadError {
 async fn read_head(stream: &TcpStream, buffer: &mut HeadBuffer) -> Result<usize, ReadError> {
     loop {
         stream.readable().await.map_err(|_| ReadError::Gone)?;
-        if let Some(whole) = read_some(stream, buffer)? {
+        if let Some(bytes) = read_some(stream)?
+            && let Some(whole) = buffer.push(&bytes).map_err(ReadError::Head)?
+        {
             return Ok(whole);
         }
     }
 }
 
 /// One read. Its own function, so that the bytes on its stack are not kept across the wait.
-fn read_some(stream: &TcpStream, buffer: &mut HeadBuffer) -> Result<Option<usize>, ReadError> {
+fn read_some(stream: &TcpStream) -> Result<Option<Vec<u8>>, ReadError> {
     let mut bytes = [0; READ_BYTES];
     match stream.try_read(&mut bytes) {
         Ok(0) => Err(ReadError::Gone),
-        Ok(len) => buffer.push(&bytes[..len]).map_err(ReadError::Head),
+        Ok(len) => Ok(Some(bytes[..len].to_vec())),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
         Err(_) => Err(ReadError::Gone),
     }
+}
+
+/// A WebSocket handshake in order.
+struct Opening {
+    handshake: Handshake,
+    accept_key: String,
+    upgrades: Option<EngineSid>,
+    read_ahead: Vec<u8>,
 }
 
 impl Door {
@@ -264,28 +303,64 @@ impl Door {
         }
     }
 
-    /// Finds out who it is and hands the stream to the shard with the fewest clients.
-    async fn open(
+    /// The next request of a connection: what has come of it so far, and the length of its head.
+    async fn next_head(
         &self,
-        stream: TcpStream,
-        mut place: ClientPlace,
-        handshake: &Handshake,
-        accept_key: &str,
-        read_ahead: Vec<u8>,
-    ) {
-        let client = self.port.doorkeeper.admit(handshake);
+        stream: &TcpStream,
+        rest: Vec<u8>,
+        is_first: bool,
+    ) -> Result<(HeadBuffer, usize), ReadError> {
+        let mut buffer = HeadBuffer::default();
+        if let Some(whole) = buffer.push(&rest).map_err(ReadError::Head)? {
+            return Ok((buffer, whole));
+        }
+        if !is_first && rest.is_empty() && timeout(KEPT_IDLE, stream.readable()).await.is_err() {
+            return Err(ReadError::Gone);
+        }
+        match timeout(self.port.head_timeout, read_head(stream, &mut buffer)).await {
+            Ok(whole) => Ok((buffer, whole?)),
+            Err(_) => Err(ReadError::Head(HeadError::Timeout)),
+        }
+    }
+
+    /// Finds out who it is and hands the stream to the shard with the fewest clients.
+    async fn open(&self, mut stream: TcpStream, mut place: ClientPlace, opening: Opening) {
+        let Opening { handshake, accept_key, upgrades, read_ahead } = opening;
+        let ip = handshake.remote.ip();
+        if let Some(sid) = upgrades {
+            let asked = self.ask(&mut stream, &mut Vec::new(), sid, EngineRequest::MayUpgrade).await;
+            match asked {
+                Answered::With(EngineResponse::Taken) => {}
+                Answered::With(response) => {
+                    self.count(Reason::BadHandshake, ip);
+                    return self.answer(stream, &response_of(response), false).await;
+                }
+                Answered::Busy(reason) => return self.answer_busy(stream, reason, ip).await,
+                Answered::Nobody => return,
+            }
+        } else if self.port.admission.is_draining() {
+            return self.answer_busy(stream, Reason::Draining, ip).await;
+        }
+        let mut client = self.port.doorkeeper.admit(&handshake);
+        if let Some(sid) = upgrades {
+            client.transport = Transport::Upgrade(sid);
+        }
         let shard = self.port.admission.emptiest_shard();
         let Some(Ok(permit)) = self.port.shards.0.get(usize::from(shard.0)).map(|s| s.tx.try_reserve())
         else {
-            self.count(Reason::ShardBusy, handshake.remote.ip());
-            return self.answer(stream, &Reason::ShardBusy.busy_response(), false).await;
+            return self.answer_busy(stream, Reason::ShardBusy, ip).await;
         };
         // Small messages must not wait for the acknowledgement of the one before (RFC 896).
         let _ = stream.set_nodelay(true);
         let Ok(stream) = stream.into_std() else { return };
         place.enter(shard);
-        let greeting = route::switching_protocols(accept_key).into();
+        let greeting = route::switching_protocols(&accept_key).into();
         permit.send(ToShard::Client(OpenedClient { stream, greeting, read_ahead, client, place }));
+    }
+
+    async fn answer_busy(&self, stream: TcpStream, reason: Reason, ip: IpAddr) {
+        self.count(reason, ip);
+        self.answer(stream, &reason.busy_response(), false).await;
     }
 
     async fn refuse_head(&self, stream: TcpStream, remote: SocketAddr, error: HeadError) {
@@ -323,5 +398,6 @@ impl Door {
     }
 }
 
+mod polling;
 #[cfg(test)]
 mod tests;

@@ -11,7 +11,9 @@ mod jwt;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mesh_proto::shard::{Admission, ClientProtocol, NewClient, ProductRules, RecoveryRule, Refusal};
+use mesh_proto::shard::{
+    Admission, ClientProtocol, NewClient, ProductRules, RecoveryRule, Refusal, Transport,
+};
 
 pub use jwt::{JWT_SECRET_BYTES_MIN, JwtPolicy, JwtSettings, WeakSecret};
 
@@ -159,7 +161,8 @@ impl Doorkeeper for Identity {
     fn admit(&self, handshake: &Handshake) -> NewClient {
         let admission = self.admission(handshake);
         let offsets = admission.as_ref().is_ok_and(|a| carries_offsets(a.product.recovery, handshake));
-        NewClient { protocol: handshake.protocol, admission, offsets }
+        let transport = Transport::WebSocket;
+        NewClient { protocol: handshake.protocol, admission, offsets, transport }
     }
 }
 
@@ -188,7 +191,7 @@ pub fn check_uid(uid: &str, bytes_max: usize) -> Result<(), Refusal> {
     }
     if uid.len() > bytes_max {
         return Err(Refusal {
-            code: UID_INVALID,
+            code: UID_INVALID.into(),
             message: format!("the uid is over {bytes_max} bytes: send a shorter one"),
         });
     }
@@ -209,7 +212,7 @@ fn has_param(query: &str, name: &str) -> bool {
 }
 
 fn refusal(code: &'static str, message: &str) -> Refusal {
-    Refusal { code, message: message.to_owned() }
+    Refusal { code: code.into(), message: message.to_owned() }
 }
 
 #[cfg(test)]

@@ -18,8 +18,9 @@ struct Stranger;
 
 impl Doorkeeper for Stranger {
     fn admit(&self, handshake: &Handshake) -> NewClient {
-        let refusal = Refusal { code: "uid_required", message: handshake.query.clone() };
-        NewClient { protocol: handshake.protocol, admission: Err(refusal), offsets: false }
+        let refusal = Refusal { code: "uid_required".into(), message: handshake.query.clone() };
+        let transport = Transport::WebSocket;
+        NewClient { protocol: handshake.protocol, admission: Err(refusal), offsets: false, transport }
     }
 }
 
@@ -43,6 +44,8 @@ fn bench(limits: AdmissionLimits, head_timeout: Duration, queue_len: usize) -> B
         policy: Arc::new(RoutePolicy { origins: Origins::Any, kept_headers: vec!["authorization".into()] }),
         admission: admission.clone(),
         head_timeout,
+        message_bytes_max: 1_000,
+        requests: Arc::default(),
         clock: Clock::start(),
     };
     let tasks = Tasks::new();
@@ -78,11 +81,7 @@ async fn every_refusal_is_told_and_closes() {
         ("GET / HTTP/1.1\r\nHost: x\r\n\r\n", "200 OK", "home"),
         ("HEAD / HTTP/1.1\r\nHost: x\r\n\r\n", "200 OK", "\r\n\r\n"),
         ("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", "404 Not Found", "not_found"),
-        (
-            "GET /socket.io/?EIO=4&transport=polling HTTP/1.1\r\nHost: x\r\n\r\n",
-            "400 Bad Request",
-            r#""code":0"#,
-        ),
+        ("GET /socket.io/?EIO=4&transport=flash HTTP/1.1\r\nHost: x\r\n\r\n", "400 Bad Request", r#""code":0"#),
         ("POST /ws HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nsome body", "405 ", "Allow: GET"),
         ("GET / HTTP/1.1\r\n\r\n", "400 Bad Request", "bad_request"),
         ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "400 Bad Request", "bad_request"),

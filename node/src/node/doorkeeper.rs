@@ -82,8 +82,8 @@ mod tests {
         };
         assert_eq!(refused("uid=alice"), None);
         assert_eq!(refused("uid=alice&product=rooms"), None);
-        assert_eq!(refused("uid=alice&product=chat"), Some("uid_required"));
-        assert_eq!(refused("uid=alice&product=%63hat"), Some("uid_required"));
-        assert_eq!(refused("uid=alice&product=nope"), Some("product_unknown"));
+        assert_eq!(refused("uid=alice&product=chat").as_deref(), Some("uid_required"));
+        assert_eq!(refused("uid=alice&product=%63hat").as_deref(), Some("uid_required"));
+        assert_eq!(refused("uid=alice&product=nope").as_deref(), Some("product_unknown"));
     }
 }

@@ -164,6 +164,8 @@ impl Parts {
             }),
             admission: admission.clone(),
             head_timeout: config.client.head_timeout,
+            message_bytes_max: config.limits.message_bytes_max,
+            requests: Arc::default(),
             clock,
         };
         let listening = listeners.client.start(port, &client_tasks);

@@ -17,10 +17,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_proto::id::{ClientIx, NodeRef};
-use mesh_proto::shard::{ClientGone, Input, Output, Shard, ShardStats};
+use mesh_proto::shard::{ClientGone, Input, Output, RequestIx, Shard, ShardStats};
 use mesh_proto::time::Instant;
 use mesh_proto::view::View;
-use mesh_proto::wire::{Answer, CommandFailed};
+use mesh_proto::wire::{Answer, CommandFailed, EngineResponse};
 use slab::Slab;
 use tokio::sync::oneshot;
 
@@ -29,7 +29,8 @@ use super::client::{AbortOnDrop, Client, Phase};
 use super::outbox::Outbox;
 use super::outgoing::Outgoing;
 use crate::clock::Clock;
-use crate::handles::{ShardReport, ToShard};
+use crate::admission::ClientPlace;
+use crate::handles::{EngineAsked, ShardReport, ToShard};
 use clients::client_mut;
 
 /// One read, shared by all clients of the shard.
@@ -99,13 +100,21 @@ pub(super) enum Progress {
     Ended,
 }
 
+/// What the machine knows by one index.
+pub(super) enum Slot {
+    Socket(Client),
+    /// Nothing of a polling client is kept here between its requests but its place in the counts.
+    Polling(#[expect(dead_code, reason = "held, and given back by dropping it")] ClientPlace),
+    /// About to be freed: the machine may still name it.
+    Gone,
+}
+
 /// One shard's clients and machine.
 pub(super) struct Driver<M> {
     machine: M,
     clock: Clock,
     message_bytes_max: usize,
-    /// A slot without client is about to be freed: the machine may still name it.
-    clients: Slab<Option<Client>>,
+    clients: Slab<Slot>,
     freed: Vec<ClientIx>,
     deadlines: BTreeSet<(Instant, ClientIx)>,
     read_buffer: Box<[u8]>,
@@ -115,6 +124,8 @@ pub(super) struct Driver<M> {
     outgoing: Outgoing,
     answers: HashMap<u64, oneshot::Sender<Result<Answer, CommandFailed>>>,
     queries: u64,
+    /// Requests of polling clients that came in by this shard.
+    requests: HashMap<RequestIx, oneshot::Sender<EngineResponse>>,
     wanted: Vec<Wanted>,
     /// Whether the machine has been given something since it was polled dry.
     fed: bool,
@@ -138,6 +149,7 @@ impl<M: Machine> Driver<M> {
             outgoing,
             answers: HashMap::new(),
             queries: 0,
+            requests: HashMap::new(),
             wanted: Vec::new(),
             fed: false,
             turn: 1,
@@ -210,6 +222,16 @@ impl<M: Machine> Driver<M> {
     fn take(&mut self, now: Instant, message: ToShard) {
         match message {
             ToShard::Client(opened) => self.open(now, opened),
+            ToShard::Polling(opened) => self.open_polling(now, opened),
+            ToShard::Request(EngineAsked { ix, sid, request, answer }) => {
+                self.requests.insert(ix, answer);
+                self.feed(now, Input::Request(ix, sid, request));
+            }
+            ToShard::RequestGone(ix) => {
+                if self.requests.remove(&ix).is_some() {
+                    self.feed(now, Input::RequestGone(ix));
+                }
+            }
             ToShard::Envelopes(envelopes) => {
                 for envelope in envelopes {
                     self.feed(now, Input::Envelope(envelope));
@@ -261,8 +283,17 @@ impl<M: Machine> Driver<M> {
             Output::Write(ix, packet) => self.queue_packets(&[ix], std::slice::from_ref(&packet)),
             Output::Fanout(packets, clients) => self.queue_packets(&clients, &packets),
             Output::FanoutEach(each) => self.queue_each(&each),
+            Output::Close(ix, _) if self.polling_ends(ix) => {
+                self.feed(now, Input::ClientClosed(ix, ClientGone::Closed));
+            }
             Output::Close(ix, code) => {
                 self.close(now, ix, Some(code.code()), code.reason(), ClientGone::Closed);
+            }
+            Output::Respond(ix, response) => {
+                if let Some(asker) = self.requests.remove(&ix) {
+                    // Whoever asked may have gone.
+                    let _ = asker.send(response);
+                }
             }
             Output::PauseReading(ix) => {
                 if let Some(client) = client_mut(&mut self.clients, ix) {

@@ -7,9 +7,11 @@
 //! | module | answers |
 //! |---|---|
 //! | [`head`] | the bytes of a request head, or the refusal they earn |
+//! | [`body`] | the bytes of a request body, within their bounds |
 //! | [`route`] | what a request head asks for |
 //! | [`websocket`] | frames in, frames out |
 
+pub mod body;
 pub mod head;
 pub mod route;
 pub mod websocket;
@@ -113,7 +115,7 @@ pub trait Doorkeeper: Send + Sync {
     fn admit(&self, handshake: &Handshake) -> NewClient;
 }
 
-/// A whole HTTP answer with a short body. The connection closes after it.
+/// A whole HTTP answer with a short body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
     /// The status code.
@@ -147,6 +149,16 @@ impl Response {
     /// Its bytes, `Connection: close` included. `head_only` leaves the body out (answers to HEAD).
     #[must_use]
     pub fn to_bytes(&self, head_only: bool) -> Vec<u8> {
+        self.bytes(head_only, false)
+    }
+
+    /// Its bytes on a connection that stays open.
+    #[must_use]
+    pub fn to_kept_bytes(&self) -> Vec<u8> {
+        self.bytes(false, true)
+    }
+
+    fn bytes(&self, head_only: bool, keep: bool) -> Vec<u8> {
         use std::fmt::Write as _;
         let mut text = format!("HTTP/1.1 {} {}\r\n", self.status, reason_phrase(self.status));
         let len = self.body.len();
@@ -156,7 +168,7 @@ impl Response {
         for (name, value) in &self.headers {
             let _ = write!(text, "{name}: {value}\r\n");
         }
-        text.push_str("Connection: close\r\n\r\n");
+        text.push_str(if keep { "\r\n" } else { "Connection: close\r\n\r\n" });
         let mut bytes = text.into_bytes();
         if !head_only {
             bytes.extend_from_slice(&self.body);
@@ -174,6 +186,7 @@ fn reason_phrase(status: u16) -> &'static str {
         404 => "Not Found",
         405 => "Method Not Allowed",
         408 => "Request Timeout",
+        413 => "Content Too Large",
         414 => "URI Too Long",
         426 => "Upgrade Required",
         429 => "Too Many Requests",

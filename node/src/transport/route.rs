@@ -7,6 +7,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use mesh_proto::id::EngineSid;
 use mesh_proto::shard::ClientProtocol;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
@@ -65,18 +66,33 @@ pub enum Route {
         protocol: ClientProtocol,
         /// `Sec-WebSocket-Accept`.
         accept_key: String,
+        /// The polling session it wants to take over.
+        upgrades: Option<EngineSid>,
     },
-    /// Engine.IO long-polling, handshake or later request. Not served yet.
-    Polling,
+    /// A request of Engine.IO long-polling.
+    Polling(PollingRequest),
     /// Not for a client transport: the site's, else 404.
     Site,
     /// Refused.
     Refused(Response),
 }
 
+/// What a request of a polling client is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PollingRequest {
+    /// The handshake.
+    Open,
+    /// GET of an open session.
+    Poll(EngineSid),
+    /// POST of an open session.
+    Post(EngineSid),
+    /// POST of a binary body, which version 4 has not: refused, and the session ends.
+    PostBinary(EngineSid),
+}
+
 /// Engine.IO's handshake errors, with its codes and words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum EngineError {
+pub(crate) enum EngineError {
     TransportUnknown,
     SessionUnknown,
     BadMethod,
@@ -86,7 +102,7 @@ enum EngineError {
 }
 
 impl EngineError {
-    fn response(self) -> Response {
+    pub(crate) fn response(self) -> Response {
         let (status, body) = match self {
             Self::TransportUnknown => (400, r#"{"code":0,"message":"Transport unknown"}"#),
             Self::SessionUnknown => (400, r#"{"code":1,"message":"Session ID unknown"}"#),
@@ -97,13 +113,6 @@ impl EngineError {
         };
         Response::json(status, body)
     }
-}
-
-/// The answer to polling requests while there is no polling: what the reference server says when
-/// that transport is switched off.
-#[must_use]
-pub fn polling_refused() -> Response {
-    EngineError::TransportUnknown.response()
 }
 
 /// The answer to a path we do not have.
@@ -127,6 +136,9 @@ fn socket_io(head: &RequestHead<'_>, policy: &RoutePolicy) -> Result<Route, Resp
     if head.method == "OPTIONS" {
         return Err(Response { status: 204, content_type: "", body: (&[][..]).into(), headers: Vec::new() });
     }
+    if query_values(head.query, "j").next().is_some() {
+        return Err(EngineError::BadRequest.response());
+    }
     let refuse = |error: EngineError| Err(error.response());
     let mut transports = query_values(head.query, "transport");
     let websocket = match (transports.next(), transports.next()) {
@@ -137,24 +149,79 @@ fn socket_io(head: &RequestHead<'_>, policy: &RoutePolicy) -> Result<Route, Resp
     if !policy.origins.allow(head) {
         return refuse(EngineError::Forbidden);
     }
-    if query_values(head.query, "sid").next().is_some() {
-        return refuse(EngineError::SessionUnknown);
-    }
+    let is_version_4 = {
+        let mut versions = query_values(head.query, "EIO");
+        (versions.next(), versions.next()) == (Some("4"), None)
+    };
+    let upgrades = match session(head)? {
+        Some(_) if !is_version_4 => return refuse(EngineError::BadRequest),
+        Some(sid) if !websocket => return polling(head, sid),
+        upgrades => upgrades,
+    };
     if head.method != "GET" {
         return refuse(EngineError::BadMethod);
     }
     if websocket && !asks_for_upgrade(head) {
         return refuse(EngineError::BadRequest);
     }
-    let mut versions = query_values(head.query, "EIO");
-    if (versions.next(), versions.next()) != (Some("4"), None) {
+    if !is_version_4 {
         return refuse(EngineError::UnsupportedVersion);
     }
     if !websocket {
-        return Ok(Route::Polling);
+        return Ok(Route::Polling(PollingRequest::Open));
     }
     let accept_key = accept_key(head)?;
-    Ok(Route::WebSocket { protocol: ClientProtocol::SocketIo, accept_key })
+    Ok(Route::WebSocket { protocol: ClientProtocol::SocketIo, accept_key, upgrades })
+}
+
+/// The session that a request names. What cannot be one is unknown.
+fn session(head: &RequestHead<'_>) -> Result<Option<EngineSid>, Response> {
+    let mut sids = query_values(head.query, "sid");
+    let unknown = || EngineError::SessionUnknown.response();
+    match (sids.next(), sids.next()) {
+        (None, _) => Ok(None),
+        (Some(text), None) => EngineSid::from_text(text).map(Some).ok_or_else(unknown),
+        (Some(_), Some(_)) => Err(unknown()),
+    }
+}
+
+fn polling(head: &RequestHead<'_>, sid: EngineSid) -> Result<Route, Response> {
+    let is_binary = || {
+        let content_type = head.header_text("content-type").unwrap_or_default();
+        content_type.split(';').next().is_some_and(|kind| kind.trim() == "application/octet-stream")
+    };
+    match head.method {
+        "GET" => Ok(Route::Polling(PollingRequest::Poll(sid))),
+        "POST" if is_binary() => Ok(Route::Polling(PollingRequest::PostBinary(sid))),
+        "POST" => Ok(Route::Polling(PollingRequest::Post(sid))),
+        _ => {
+            let answer = Response::json(405, r#"{"error":{"code":"method","message":"GET or POST"}}"#);
+            Err(answer.with_header("Allow", "GET, POST"))
+        }
+    }
+}
+
+/// What a browser is told so that a page of another origin may read the answer.
+#[must_use]
+pub fn cors(head: &RequestHead<'_>, policy: &RoutePolicy) -> Vec<(&'static str, String)> {
+    let Some(origin) = head.header_text("origin") else { return Vec::new() };
+    let mut headers = match &policy.origins {
+        // Never together with credentials (Fetch, "CORS protocol and credentials").
+        Origins::Any => vec![("Access-Control-Allow-Origin", "*".to_owned())],
+        Origins::Listed(_) if !policy.origins.allow(head) => return vec![("Vary", "Origin".to_owned())],
+        Origins::Listed(_) => vec![
+            ("Access-Control-Allow-Origin", origin.to_owned()),
+            ("Access-Control-Allow-Credentials", "true".to_owned()),
+            ("Vary", "Origin".to_owned()),
+        ],
+    };
+    if head.method == "OPTIONS" {
+        headers.push(("Access-Control-Allow-Methods", "GET,HEAD,PUT,PATCH,POST,DELETE".to_owned()));
+        if let Some(asked) = head.header_text("access-control-request-headers") {
+            headers.push(("Access-Control-Allow-Headers", asked.to_owned()));
+        }
+    }
+    headers
 }
 
 fn plain(head: &RequestHead<'_>, policy: &RoutePolicy) -> Result<Route, Response> {
@@ -172,7 +239,7 @@ fn plain(head: &RequestHead<'_>, policy: &RoutePolicy) -> Result<Route, Response
         return Err(error(403, "origin", "this page's origin is not on the list"));
     }
     let accept_key = accept_key(head)?;
-    Ok(Route::WebSocket { protocol: ClientProtocol::Plain, accept_key })
+    Ok(Route::WebSocket { protocol: ClientProtocol::Plain, accept_key, upgrades: None })
 }
 
 /// RFC 6455 §4.2.1, items 1, 3 and 4.
@@ -237,7 +304,7 @@ mod tests {
                 (response.status, String::from_utf8_lossy(&response.body).into_owned())
             }
             Route::WebSocket { protocol, .. } => (101, format!("{protocol:?}")),
-            Route::Polling => (0, "polling".into()),
+            Route::Polling(request) => (0, format!("polling {request:?}")),
             Route::Site => (0, "site".into()),
         }
     }
@@ -247,6 +314,7 @@ mod tests {
         let expected = Route::WebSocket {
             protocol: ClientProtocol::Plain,
             accept_key: "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=".into(),
+            upgrades: None,
         };
         assert_eq!(routed("GET /ws", UPGRADE, &RoutePolicy::default()), expected);
     }

@@ -3,6 +3,8 @@
 //! Belongs here: status, body and the few headers an answer has.
 //! Stays out: which failure is which status (`api`, `admin`).
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
@@ -72,7 +74,7 @@ pub struct Failure {
     /// Its status.
     pub status: StatusCode,
     /// A stable word.
-    pub code: &'static str,
+    pub code: Cow<'static, str>,
     /// One sentence for the person who reads it.
     pub message: String,
     /// When a repeat may do better, in seconds.
@@ -84,13 +86,13 @@ pub struct Failure {
 impl Failure {
     /// Any.
     #[must_use]
-    pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), retry_after: None, allow: None }
+    pub fn new(status: StatusCode, code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+        Self { status, code: code.into(), message: message.into(), retry_after: None, allow: None }
     }
 
     /// 400.
     #[must_use]
-    pub fn bad_request(code: &'static str, message: impl Into<String>) -> Self {
+    pub fn bad_request(code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, code, message)
     }
 

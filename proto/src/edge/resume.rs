@@ -17,7 +17,7 @@ use crate::id::{Address, ClientIx, NodeRef, Pid, Placement, SocketSid};
 use crate::json;
 use crate::mutant::{Mutant, is_planted};
 use crate::recovery::room_tag;
-use crate::shard::{Admission, CloseCode, Ctx, Output, TimerKey};
+use crate::shard::{Admission, CloseCode, Ctx, TimerKey};
 use crate::wire::{AskedBy, Body, DetachReason, NotResumed, Resume, Resumed, SessionToEdge, ToSession};
 
 /// A client that comes back waits this long at most.
@@ -82,15 +82,15 @@ impl Edge {
         let sid = self.ids.sid_of(&pid);
         // An older transport of the same client: it does not ask any more.
         let older = self.resuming.iter().find(|(_, resuming)| resuming.sid == sid);
-        let older = older.map(|(id, resuming)| (*id, resuming.client()));
+        let older = older.map(|(id, resuming)| (*id, resuming.client(), resuming.question.namespace.clone()));
         let question = Resume { id, pid, product: product.name.clone(), uid, namespace, client: ix, offset };
         let placement = self.ids.placement_of(sid);
         self.resuming.insert(id, Resuming { sid, placement, owner: None, pinged: false, question });
-        if let Some((older, at)) = older {
+        if let Some((older, at, namespace)) = older {
             self.resuming.remove(&older);
             if let Some(client) = self.client(at) {
-                client.resuming = None;
-                self.connect(ctx, at);
+                client.resuming.retain(|asked| *asked != older);
+                self.connect(ctx, at, &namespace);
             }
         }
         self.send_resumes(ctx);
@@ -99,14 +99,14 @@ impl Edge {
 
     /// Asks for whatever is not being asked for.
     pub(super) fn send_resumes(&mut self, ctx: &mut Ctx<'_>) {
+        let mut to_ping = Vec::new();
         for resuming in self.resuming.values_mut().filter(|resuming| resuming.owner.is_none()) {
             let ix = resuming.question.client;
             let client = self.clients[ix.0 as usize].as_deref_mut().expect("a question has its client");
             let is_there = client.was_heard_within(ctx.now, HEARD_WITHIN);
             if !is_there && !is_planted(Mutant::AskedForTheGone) {
                 if !std::mem::replace(&mut resuming.pinged, true) {
-                    client.count_queued(self.turn, engineio::PING.len());
-                    ctx.out.push(Output::Write(ix, engineio::PING));
+                    to_ping.push(ix);
                 }
                 continue;
             }
@@ -116,6 +116,9 @@ impl Edge {
                 let resume = ToSession::Resume(Box::new(resuming.question.clone()));
                 ctx.out.send_to_host(owner, resuming.placement, Body::ToSession(resume));
             }
+        }
+        for ix in to_ping {
+            self.write(ctx, ix, engineio::PING);
         }
     }
 

@@ -48,7 +48,7 @@ pub enum Transport {
 }
 
 /// An HTTP request of a polling client, named by the driver and never again after its answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestIx(pub u64);
 
 /// A client that may connect.

@@ -161,7 +161,12 @@ impl Cluster {
                 let client = &self.clients[at.client];
                 let product = self.common.products[usize::from(client.product)].clone();
                 let admission = Ok(Admission { product, uid: client.uid.as_str().into() });
-                let new = NewClient { protocol: client.protocol, admission, offsets: client.carries };
+                let new = NewClient {
+                    protocol: client.protocol,
+                    admission,
+                    offsets: client.carries,
+                    transport: Transport::WebSocket,
+                };
                 let Some(life) = &mut self.slots[slot].life else { return };
                 let shard = life.shard_for_client();
                 let index = life.shards[shard].take_index(transport);

@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use mesh_proto::id::ClientIx;
-use mesh_proto::shard::{ClientGone, FanoutEach, Input, Packet};
+use mesh_proto::shard::{ClientGone, FanoutEach, Input, Packet, Transport};
 use mesh_proto::time::Instant;
 use slab::Slab;
 use socket2::SockRef;
@@ -22,8 +22,8 @@ use tokio::io::{AsyncRead as _, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::super::client::{Client, Phase};
-use super::{Driver, Machine, OUTBOX_KEEP_BYTES, Progress, TURN_READ_BYTES_MAX, Wanted};
-use crate::handles::OpenedClient;
+use super::{Driver, Machine, OUTBOX_KEEP_BYTES, Progress, Slot, TURN_READ_BYTES_MAX, Wanted};
+use crate::handles::{OpenedClient, OpenedPolling};
 use crate::transport::websocket::{self, Event, ReadContext, Violation};
 
 /// Bytes waiting for one client's socket. The machine stops far below (its `client_queue_bytes_max`
@@ -44,13 +44,35 @@ impl<M: Machine> Driver<M> {
         };
         let entry = self.clients.vacant_entry();
         let ix = ClientIx(u32::try_from(entry.key()).expect("fewer clients than file descriptors"));
-        entry.insert(Some(Client::new(stream, opened.place)));
+        entry.insert(Slot::Socket(Client::new(stream, opened.place)));
         let greeting = self.outbox.encode(|arena| arena.extend_from_slice(&opened.greeting));
         self.queue(ix, &greeting);
         self.feed(now, Input::ClientOpened(ix, opened.client));
         self.wanted.push(Wanted::Reading(ix));
         let mut read_ahead = opened.read_ahead;
         self.read_frames(now, ix, &mut read_ahead);
+    }
+
+    /// A client without a socket: its requests come and go.
+    pub(super) fn open_polling(&mut self, now: Instant, opened: OpenedPolling) {
+        let OpenedPolling { client, answer, place } = opened;
+        let Transport::Polling(request) = client.transport else { return };
+        self.requests.insert(request, answer);
+        let ix = self.clients.insert(Slot::Polling(place));
+        let ix = ClientIx(u32::try_from(ix).expect("fewer clients than handshakes in a lifetime"));
+        self.feed(now, Input::ClientOpened(ix, client));
+    }
+
+    /// Whether this was a polling client: then nothing of it is left.
+    pub(super) fn polling_ends(&mut self, ix: ClientIx) -> bool {
+        match self.clients.get_mut(ix.0 as usize) {
+            Some(slot @ Slot::Polling(_)) => {
+                *slot = Slot::Gone;
+                self.freed.push(ix);
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Reads once from a client whose socket has something.
@@ -326,8 +348,10 @@ impl<M: Machine> Driver<M> {
 
     /// Ends a client: its stream, its tasks, its place, and one word to the machine.
     fn remove(&mut self, now: Instant, ix: ClientIx, gone: ClientGone) -> Progress {
-        let slot = self.clients.get_mut(ix.0 as usize).and_then(Option::take);
-        let Some(mut client) = slot else { return Progress::Ended };
+        let Some(slot @ Slot::Socket(_)) = self.clients.get_mut(ix.0 as usize) else {
+            return Progress::Ended;
+        };
+        let Slot::Socket(mut client) = std::mem::replace(slot, Slot::Gone) else { return Progress::Ended };
         set_deadline(&mut self.deadlines, ix, &mut client, None);
         self.freed.push(ix);
         // A close of ours that the peer has answered by hanging up ended as it should.
@@ -340,8 +364,11 @@ impl<M: Machine> Driver<M> {
     }
 }
 
-pub(super) fn client_mut(clients: &mut Slab<Option<Client>>, ix: ClientIx) -> Option<&mut Client> {
-    clients.get_mut(ix.0 as usize).and_then(Option::as_mut)
+pub(super) fn client_mut(clients: &mut Slab<Slot>, ix: ClientIx) -> Option<&mut Client> {
+    match clients.get_mut(ix.0 as usize) {
+        Some(Slot::Socket(client)) => Some(client),
+        _ => None,
+    }
 }
 
 fn set_deadline(

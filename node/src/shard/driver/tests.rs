@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use mesh_proto::id::{Address, NodeId, ShardIx};
-use mesh_proto::shard::{ClientProtocol, CloseCode, NewClient, Packet, Refusal};
+use mesh_proto::shard::{ClientProtocol, CloseCode, NewClient, Packet, Refusal, Transport};
 use mesh_proto::wire::Query;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -109,12 +109,17 @@ impl Bench {
     async fn client(&self, first: &[u8]) -> TcpStream {
         let addr = self.listener.local_addr().unwrap();
         let (ours, accepted) = tokio::join!(TcpStream::connect(addr), self.listener.accept());
-        let refusal = Refusal { code: "uid_required", message: String::new() };
+        let refusal = Refusal { code: "uid_required".into(), message: String::new() };
         let opened = OpenedClient {
             stream: accepted.unwrap().0.into_std().unwrap(),
             greeting: GREETING.into(),
             read_ahead: first.to_vec(),
-            client: NewClient { protocol: ClientProtocol::Plain, admission: Err(refusal), offsets: false },
+            client: NewClient {
+                protocol: ClientProtocol::Plain,
+                admission: Err(refusal),
+                offsets: false,
+                transport: Transport::WebSocket,
+            },
             place: self.admission.admit([127, 0, 0, 1].into(), Instant::ZERO).unwrap(),
         };
         self.tx.send(ToShard::Client(opened)).await.unwrap();
