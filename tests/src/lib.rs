@@ -6,6 +6,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`balancer`] | connections to nodes by turns |
 //! | [`cluster`] | nodes of one cluster: start, kill, restart, what they say of themselves |
 //! | [`process`] | one child process with its output |
 //! | [`http`] | requests to the HTTP API, the admin listener, the client port |
@@ -13,6 +14,7 @@
 //! | [`js`] | JavaScript clients: the stock Socket.IO client, a browser |
 //! | [`wait`] | waiting on states |
 
+pub mod balancer;
 pub mod cluster;
 pub mod http;
 pub mod js;

@@ -128,6 +128,8 @@ impl Cluster {
         let Some(life) = &self.slots[slot].life else { return };
         let clients = &life.shards[shard].clients;
         match output {
+            // No client of a simulation polls.
+            Output::Respond(..) => {}
             Output::Write(index, packet) => {
                 if let Some(transport) = clients.get(&index).copied() {
                     self.write(transport, packet);

@@ -165,7 +165,7 @@ impl Cluster {
                     protocol: client.protocol,
                     admission,
                     offsets: client.carries,
-                    transport: Transport::WebSocket,
+                    transport: mesh_proto::shard::Transport::WebSocket,
                 };
                 let Some(life) = &mut self.slots[slot].life else { return };
                 let shard = life.shard_for_client();
