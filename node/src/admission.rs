@@ -471,12 +471,10 @@ mod tests {
     #[test]
     fn refusals_are_counted_by_reason_and_told_with_a_time_to_come_back() {
         let admission = Admission::new(limits(), 1);
-        admission.set_draining(true);
-        let reason = admission.admit(ip("127.0.0.1"), Instant::ZERO).unwrap_err();
-        admission.count_refusal(reason, ip("127.0.0.1"), Instant::ZERO);
+        admission.count_refusal(Reason::Draining, ip("127.0.0.1"), Instant::ZERO);
         let counted: Vec<_> = admission.refusals().filter(|&(_, count)| count > 0).collect();
         assert_eq!(counted, [(Reason::Draining, 1)]);
-        assert_eq!(reason.busy_response().status, 503);
+        assert_eq!(Reason::Draining.busy_response().status, 503);
         assert_eq!(Reason::IpRate.busy_response().status, 429);
     }
 }

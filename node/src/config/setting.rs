@@ -101,7 +101,9 @@ impl Kind {
             Self::AddressOrNone => "IP:PORT, or \"\" for none".into(),
             Self::Peers => "a list of HOST:PORT".into(),
             Self::Namespaces => {
-                format!("a list of names as /chat, or /team-* for all that begin so; {NAMESPACE_BYTES_MAX} bytes each")
+                format!(
+                    "a list of names as /chat, or /team-* for all that begin so; {NAMESPACE_BYTES_MAX} bytes each"
+                )
             }
             Self::List => "a list of texts".into(),
             Self::Secret => "from the environment only".into(),

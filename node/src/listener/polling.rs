@@ -173,7 +173,12 @@ impl Door {
     }
 
     /// A new session, which has a place among the clients as a connection has.
-    async fn open_polling(&self, stream: &mut TcpStream, rest: &mut Vec<u8>, handshake: &Handshake) -> Answered {
+    async fn open_polling(
+        &self,
+        stream: &mut TcpStream,
+        rest: &mut Vec<u8>,
+        handshake: &Handshake,
+    ) -> Answered {
         let admission = &self.port.admission;
         if admission.is_draining() {
             return Answered::Busy(Reason::Draining);

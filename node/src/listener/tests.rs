@@ -1,13 +1,15 @@
 //! The client port against real sockets; the shard's queue is read by the test.
 
+use bytes::Bytes;
 use mesh_proto::id::ShardIx;
 use mesh_proto::shard::{NewClient, Refusal};
+use mesh_proto::wire::EngineRefusal;
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc;
 
 use super::*;
 use crate::admission::AdmissionLimits;
-use crate::handles::ShardHandle;
+use crate::handles::{EngineAsked, ShardHandle};
 use crate::transport::route::Origins;
 
 const UPGRADE: &str = "Host: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
@@ -73,6 +75,91 @@ async fn opened(bench: &mut Bench) -> OpenedClient {
     }
 }
 
+async fn asked(bench: &mut Bench) -> EngineAsked {
+    match bench.inbox.recv().await {
+        Some(ToShard::Request(asked)) => asked,
+        other => panic!("not a request: {other:?}"),
+    }
+}
+
+/// One answer of a connection that stays open.
+async fn kept_answer(stream: &mut TcpStream) -> String {
+    let mut read = Vec::new();
+    loop {
+        let mut bytes = [0; 1_024];
+        let len = stream.read(&mut bytes).await.unwrap();
+        assert!(len > 0, "closed after {:?}", String::from_utf8_lossy(&read));
+        read.extend_from_slice(&bytes[..len]);
+        let text = String::from_utf8_lossy(&read);
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")).unwrap();
+        if body.len() == length.parse::<usize>().unwrap() {
+            return text.into_owned();
+        }
+    }
+}
+
+#[tokio::test]
+async fn requests_of_a_polling_client_follow_one_another_on_a_connection() {
+    let mut bench = plain_bench();
+    let mut stream = TcpStream::connect(bench.addr).await.unwrap();
+    let polling = "/socket.io/?EIO=4&transport=polling";
+    let get = format!("GET {polling} HTTP/1.1\r\nHost: x\r\nOrigin: https://a.example\r\n\r\n");
+    stream.write_all(get.as_bytes()).await.unwrap();
+    let Some(ToShard::Polling(opened)) = bench.inbox.recv().await else { panic!("no handshake") };
+    assert!(matches!(opened.client.transport, Transport::Polling(_)));
+    opened.answer.send(EngineResponse::Packets("0{}".into())).unwrap();
+    let told = kept_answer(&mut stream).await;
+    assert!(told.ends_with("\r\n\r\n0{}") && told.contains("text/plain; charset=UTF-8"), "{told}");
+    assert!(told.contains("Access-Control-Allow-Origin: *") && !told.contains("Credentials"), "{told}");
+    assert_eq!(bench.admission.open(), 2, "the session counts beside its connection");
+    let sid = EngineSid::new(mesh_proto::id::NodeId(1), ShardIx(0), [1; 16]).expose_text();
+    // Two requests in one write: the second waits for the answer to the first.
+    let post = format!("POST {polling}&sid={sid} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let both =
+        format!("{post}2\r\n40\r\n0\r\n\r\n{}", get.replace("polling ", &format!("polling&sid={sid} ")));
+    stream.write_all(both.as_bytes()).await.unwrap();
+    let first = asked(&mut bench).await;
+    assert_eq!(first.request, EngineRequest::Post("40".into()));
+    assert!(bench.inbox.try_recv().is_err());
+    first.answer.send(EngineResponse::Taken).unwrap();
+    assert!(kept_answer(&mut stream).await.ends_with("\r\n\r\nok"));
+    let second = asked(&mut bench).await;
+    assert_eq!(second.request, EngineRequest::Poll);
+    let refused = EngineResponse::Refused(EngineRefusal::UnknownSid);
+    second.answer.send(refused).unwrap();
+    assert!(kept_answer(&mut stream).await.contains(r#"{"code":1,"message":"Session ID unknown"}"#));
+    // A held GET whose connection breaks is taken back.
+    let get = get.replace("polling ", &format!("polling&sid={sid} "));
+    stream.write_all(get.as_bytes()).await.unwrap();
+    let held = asked(&mut bench).await;
+    drop(stream);
+    let Some(ToShard::RequestGone(ix)) = bench.inbox.recv().await else { panic!("not taken back") };
+    assert_eq!(ix, held.ix);
+}
+
+#[tokio::test]
+async fn a_body_over_its_bound_is_told_so_and_ends_the_session() {
+    let mut bench = plain_bench();
+    let sid = EngineSid::new(mesh_proto::id::NodeId(1), ShardIx(0), [1; 16]).expose_text();
+    let target = format!("/socket.io/?EIO=4&transport=polling&sid={sid}");
+    let cases = [
+        ("Content-Length: 1001\r\n\r\n".to_owned(), "413 "),
+        (format!("Transfer-Encoding: chunked\r\n\r\n3e9\r\n{}\r\n", "x".repeat(1_001)), "413 "),
+        ("Transfer-Encoding: chunked\r\n\r\nnonsense\r\n".to_owned(), "400 "),
+        ("Content-Type: application/octet-stream\r\nContent-Length: 1\r\n\r\nx".to_owned(), "400 "),
+    ];
+    for (rest, status) in cases {
+        let mut stream = TcpStream::connect(bench.addr).await.unwrap();
+        stream.write_all(format!("POST {target} HTTP/1.1\r\nHost: x\r\n{rest}").as_bytes()).await.unwrap();
+        let asked = asked(&mut bench).await;
+        assert_eq!(asked.request, EngineRequest::Post(Bytes::new()), "no payload: the session ends");
+        asked.answer.send(EngineResponse::Refused(EngineRefusal::BadRequest)).unwrap();
+        let told = kept_answer(&mut stream).await;
+        assert!(told.starts_with(&format!("HTTP/1.1 {status}")), "{told}");
+    }
+}
+
 #[tokio::test]
 async fn every_refusal_is_told_and_closes() {
     let bench = plain_bench();
@@ -81,7 +168,11 @@ async fn every_refusal_is_told_and_closes() {
         ("GET / HTTP/1.1\r\nHost: x\r\n\r\n", "200 OK", "home"),
         ("HEAD / HTTP/1.1\r\nHost: x\r\n\r\n", "200 OK", "\r\n\r\n"),
         ("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", "404 Not Found", "not_found"),
-        ("GET /socket.io/?EIO=4&transport=flash HTTP/1.1\r\nHost: x\r\n\r\n", "400 Bad Request", r#""code":0"#),
+        (
+            "GET /socket.io/?EIO=4&transport=flash HTTP/1.1\r\nHost: x\r\n\r\n",
+            "400 Bad Request",
+            r#""code":0"#,
+        ),
         ("POST /ws HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nsome body", "405 ", "Allow: GET"),
         ("GET / HTTP/1.1\r\n\r\n", "400 Bad Request", "bad_request"),
         ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "400 Bad Request", "bad_request"),
@@ -160,9 +251,25 @@ async fn a_full_node_says_come_back() {
     }
     let told = answer(bench.addr, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
     assert!(told.starts_with("HTTP/1.1 503 ") && told.contains("Retry-After: 1"), "{told}");
+}
+
+#[tokio::test]
+async fn a_draining_node_lets_nobody_in_and_serves_who_is_in() {
+    let mut bench = plain_bench();
     bench.admission.set_draining(true);
-    let told = answer(bench.addr, b"").await;
-    assert!(told.contains("draining"), "{told}");
+    let polling = "GET /socket.io/?EIO=4&transport=polling";
+    for request in
+        [format!("GET /ws HTTP/1.1\r\n{UPGRADE}"), format!("{polling} HTTP/1.1\r\nHost: x\r\n\r\n")]
+    {
+        let told = answer(bench.addr, request.as_bytes()).await;
+        assert!(told.starts_with("HTTP/1.1 503 ") && told.contains("draining"), "{told}");
+    }
+    let sid = EngineSid::new(mesh_proto::id::NodeId(1), ShardIx(0), [1; 16]);
+    let request = format!("{polling}&sid={} HTTP/1.1\r\nHost: x\r\n\r\n", sid.expose_text());
+    let mut stream = TcpStream::connect(bench.addr).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let asked = asked(&mut bench).await;
+    assert_eq!((asked.sid, asked.request), (sid, EngineRequest::Poll));
 }
 
 #[tokio::test]

@@ -28,8 +28,8 @@ use super::DriverStats;
 use super::client::{AbortOnDrop, Client, Phase};
 use super::outbox::Outbox;
 use super::outgoing::Outgoing;
-use crate::clock::Clock;
 use crate::admission::ClientPlace;
+use crate::clock::Clock;
 use crate::handles::{EngineAsked, ShardReport, ToShard};
 use clients::client_mut;
 

@@ -168,7 +168,12 @@ mod tests {
             ("Content-Length: 11", b"", Err(BodyError::TooLarge), b""),
             ("Content-Length: 99999999999999999999999", b"", Err(BodyError::TooLarge), b""),
             ("Content-Length: 4", b"abc", Ok(None), b""),
-            ("Transfer-Encoding: chunked", b"3\r\nabc\r\n2;x=y\r\nde\r\n0\r\n\r\nGET", whole("abcde"), b"GET"),
+            (
+                "Transfer-Encoding: chunked",
+                b"3\r\nabc\r\n2;x=y\r\nde\r\n0\r\n\r\nGET",
+                whole("abcde"),
+                b"GET",
+            ),
             ("Transfer-Encoding: chunked", b"0\r\nA: b\r\n\r\nGET", whole(""), b"GET"),
             ("Transfer-Encoding: chunked", b"b\r\n", Err(BodyError::TooLarge), b"b\r\n"),
             ("Transfer-Encoding: chunked", b"5\r\nabcde\r\n6\r\n", Err(BodyError::TooLarge), b""),

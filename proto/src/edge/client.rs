@@ -97,13 +97,7 @@ pub(super) enum Carrier {
 }
 
 impl Client {
-    pub(super) fn new(
-        now: Instant,
-        ix: ClientIx,
-        new: NewClient,
-        carrier: Carrier,
-        limits: &Limits,
-    ) -> Self {
+    pub(super) fn new(now: Instant, ix: ClientIx, new: NewClient, carrier: Carrier, limits: &Limits) -> Self {
         let connect_timeout = match carrier {
             Carrier::Upgrading(_) => limits.upgrade_timeout,
             Carrier::WebSocket | Carrier::Polling(_) => limits.connect_timeout,

@@ -166,10 +166,7 @@ impl Edge {
 
     /// Whether there is anything to look through now and then.
     pub(crate) fn has_to_sweep(&self) -> bool {
-        !self.tails.is_empty()
-            || !self.departed.is_empty()
-            || self.has_requests()
-            || !self.handed.is_empty()
+        !self.tails.is_empty() || !self.departed.is_empty() || self.has_requests() || !self.handed.is_empty()
     }
 
     pub(crate) fn tail_bytes(&self) -> usize {
@@ -636,9 +633,7 @@ impl Edge {
         }
         for (id, resuming) in &self.resuming {
             assert!(
-                self.clients[resuming.client().0 as usize]
-                    .as_ref()
-                    .is_some_and(|c| c.resuming.contains(id))
+                self.clients[resuming.client().0 as usize].as_ref().is_some_and(|c| c.resuming.contains(id))
             );
         }
     }

@@ -16,9 +16,7 @@ use crate::engineio;
 use crate::id::{Address, ClientIx, EngineSid, NodeRef};
 use crate::shard::{CloseCode, Ctx, Output, Packet};
 use crate::time::Instant;
-use crate::wire::{
-    Body, DetachReason, EngineRefusal, EngineRequest, EngineResponse, FromEngine, ToEngine,
-};
+use crate::wire::{Body, DetachReason, EngineRefusal, EngineRequest, EngineResponse, FromEngine, ToEngine};
 
 /// A closed session waits this long for a GET that fetches the last word.
 const FAREWELL_MAX: Duration = Duration::from_secs(10);

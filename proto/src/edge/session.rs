@@ -14,7 +14,8 @@ use crate::recovery::OffsetKey;
 use crate::shard::ClientProtocol;
 use crate::time::Instant;
 use crate::wire::{
-    Done, Inbound, MovedOwed, MovedRoom, MovedSession, OwnEntry, Payload, SessionIdentity, before_first_packet,
+    Done, Inbound, MovedOwed, MovedRoom, MovedSession, OwnEntry, Payload, SessionIdentity,
+    before_first_packet,
 };
 
 /// Bookkeeping of an inbound packet beside its payload.

@@ -178,7 +178,12 @@ impl Edge {
         ctx.out.send_to_address(from, lane_of(&sid), Body::FromEngine(probed));
     }
 
-    fn probe_of(&mut self, from: Address, sid: &EngineSid, client: ClientIx) -> Option<(ClientIx, &mut Option<Probe>)> {
+    fn probe_of(
+        &mut self,
+        from: Address,
+        sid: &EngineSid,
+        client: ClientIx,
+    ) -> Option<(ClientIx, &mut Option<Probe>)> {
         let ix = self.polling_client(sid)?;
         let probe = &mut self.client(ix)?.polling_mut()?.probe;
         let is_it = probe.is_some_and(|probe| probe.edge == from && probe.client == client);
@@ -266,8 +271,7 @@ impl Edge {
         });
         let rooms: Vec<MovedRoom> = rooms.collect();
         let session = self.take_session(ctx, index);
-        let handed =
-            Handed { since: ctx.now, to, sid: session.identity.sid, attachment: session.attachment };
+        let handed = Handed { since: ctx.now, to, sid: session.identity.sid, attachment: session.attachment };
         self.handed.push_back(handed);
         if self.handed.len() > HANDED_MAX {
             self.handed.pop_front();

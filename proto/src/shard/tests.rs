@@ -26,8 +26,9 @@ use crate::limits::Limits;
 use crate::time::Instant;
 use crate::view::{NodeInfo, NodeRecord, NodeState, View};
 use crate::wire::{
-    Answer, Body, Command, CommandFailed, DedupeKey, EdgeRef, EngineRefusal, EngineRequest, EngineResponse, Envelope, Payload, Publish, Query, RoomEvent,
-    SessionIdentity, Shadow, Subscription, To, ToRoom, ToSession,
+    Answer, Body, Command, CommandFailed, DedupeKey, EdgeRef, EngineRefusal, EngineRequest, EngineResponse,
+    Envelope, Payload, Publish, Query, RoomEvent, SessionIdentity, Shadow, Subscription, To, ToRoom,
+    ToSession,
 };
 
 const VNODES: u32 = 16;

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Answer, CommandFailed, FromEngine, NotOwner, Query, RoomReplication, RoomToEdge, RoomToPublisher, SessionReplication,
-    SessionToEdge, ToEngine, ToRoom, ToSession,
+    Answer, CommandFailed, FromEngine, NotOwner, Query, RoomReplication, RoomToEdge, RoomToPublisher,
+    SessionReplication, SessionToEdge, ToEngine, ToRoom, ToSession,
 };
 use crate::id::{Address, Placement, ShardIx};
 

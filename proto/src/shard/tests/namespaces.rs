@@ -71,7 +71,10 @@ fn one_namespace_ends_and_the_others_go_on() {
     assert_eq!(mesh.closed(a), None);
     assert_eq!(mesh.stats(|s| s.sessions), 2);
     assert!(mesh.ask(a, "42/team-1,1[\"rooms\"]")[0].starts_with("43/team-1,1["));
-    assert!(mesh.ask(a, "40/admin,")[0].starts_with("40/admin,{"), "it may come back over the same transport");
+    assert!(
+        mesh.ask(a, "40/admin,")[0].starts_with("40/admin,{"),
+        "it may come back over the same transport"
+    );
     mesh.gone(a);
     assert_eq!(mesh.stats(|s| s.sessions + s.clients), 0);
 }

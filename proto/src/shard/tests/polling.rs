@@ -18,7 +18,8 @@ impl Mesh {
         let request = self.requests;
         let admission = Ok(Admission { product: self.rules.clone(), uid: uid.into() });
         let transport = Transport::Polling(RequestIx(request));
-        let new = NewClient { protocol: ClientProtocol::SocketIo, admission, offsets: self.offsets, transport };
+        let new =
+            NewClient { protocol: ClientProtocol::SocketIo, admission, offsets: self.offsets, transport };
         self.polling.insert((at, ix));
         self.input(at, Input::ClientOpened(ClientIx(ix), new));
         let open = packets(self.responses.remove(&request).expect("a handshake is answered at once"));
