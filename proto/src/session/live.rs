@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 
+use super::emitted::KeyAges;
 use super::resume::ResumePoint;
 use super::state::{Join, SessionState};
 use crate::entity::{CommitQueue, Committed};
@@ -44,6 +45,8 @@ pub(crate) struct SessionLive {
     /// It has no transport, since then.
     pub(super) parked_since: Option<Instant>,
     pub(super) effects: CommitQueue<Effect>,
+    /// Since when the keys of the state are known.
+    pub(super) key_ages: KeyAges,
 }
 
 /// A packet under way.
@@ -110,6 +113,7 @@ impl Session<'_> {
             begun_before: inbound_sent,
             own_sent: own_seq,
             effects: std::mem::take(&mut self.live.effects),
+            key_ages: std::mem::take(&mut self.live.key_ages),
             ..SessionLive::default()
         };
         for ShadowRoom { room, joined, .. } in &shadow.rooms {
@@ -157,6 +161,7 @@ impl Session<'_> {
             own_sent: resumed.own_seq,
             open: former.open,
             effects: former.effects,
+            key_ages: former.key_ages,
             ..SessionLive::default()
         };
         let (applied, own) = (self.applied(), self.state.own.last());

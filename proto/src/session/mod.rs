@@ -13,10 +13,12 @@
 //! |---|---|
 //! | `state` | what survives the owner, and its ops |
 //! | `own_log` | what is for the client alone, until its edge has it |
+//! | `emitted` | which emits of backends it has had |
 //! | `live` | packets under way and effects: what every owner makes anew |
 //! | `run` | what each packet leads to |
 //! | `resume` | from where it goes on for a client that comes back |
 
+mod emitted;
 mod live;
 mod own_log;
 mod resume;
@@ -36,9 +38,9 @@ use crate::recovery::{self, Carried};
 use crate::shard::{Ctx, ProductRules, TimerKey};
 use crate::time::Instant;
 use crate::wire::{
-    ATTACHMENT_SHIFT, Answer, Body, Command, CommandFailed, DedupeKey, DisconnectCode, EdgeRef, Inbound,
-    NotResumed, Publish, Resume, RoomToPublisher, SessionFacts, SessionIdentity, SessionOp, SessionToEdge,
-    Shadow, Subject, ToSession, next_transport,
+    ATTACHMENT_SHIFT, Answer, Body, Command, CommandFailed, DisconnectCode, EdgeRef, Inbound, NotResumed,
+    Publish, Resume, RoomToPublisher, SessionFacts, SessionIdentity, SessionOp, SessionToEdge, Shadow,
+    Subject, ToSession, next_transport,
 };
 use live::{Effect, Session, SessionLive};
 pub use state::SessionState;
@@ -56,9 +58,6 @@ pub(crate) struct Sessions {
     host: Host<SessionState>,
     /// Sessions owned.
     by_user: FixedMap<UserKey, Vec<SocketSid>>,
-    /// Idempotency keys of emits to users.
-    emitted: FixedMap<(UserKey, DedupeKey), Instant>,
-    emitted_ages: VecDeque<(Instant, (UserKey, DedupeKey))>,
     /// Sessions with something to send at the end of this turn.
     dirty: BTreeSet<SocketSid>,
     /// Sessions with packets under way: those that a bounce may be about.
@@ -122,8 +121,6 @@ impl Sessions {
             products,
             host: Host::new(me, usize::MAX, shared),
             by_user: FixedMap::default(),
-            emitted: FixedMap::default(),
-            emitted_ages: VecDeque::new(),
             dirty: BTreeSet::new(),
             busy: BTreeSet::new(),
             bounced: BTreeSet::new(),
@@ -298,6 +295,7 @@ impl Sessions {
     /// The session is owned here from now on, whoever had it before.
     fn began(&mut self, ctx: &mut Ctx<'_>, sid: SocketSid) {
         let Some(session) = self.host.owned(&sid) else { return };
+        session.live.key_ages.follow(&session.state.emitted, ctx.now);
         let (identity, ended) = (session.state.identity.clone(), session.state.ended);
         if !ended {
             self.index(&identity);
@@ -311,6 +309,7 @@ impl Sessions {
     fn replaced(&mut self, ctx: &mut Ctx<'_>, sid: SocketSid) {
         let Some(session) = self.host.owned(&sid) else { return };
         session.live.attached = false;
+        session.live.key_ages.follow(&session.state.emitted, ctx.now);
         let edge = session.state.edge.map(|edge| edge.edge);
         if let Some(edge) = edge.filter(|edge| ctx.view.is_up(edge.node)) {
             let placement = self.ids.placement_of(sid);
@@ -660,13 +659,6 @@ impl Sessions {
             // They may be on their way here.
             return ctx.ask_again(from, placement, Subject::Call(call));
         }
-        let is_repeat = |sessions: &mut Self| match command {
-            Command::Emit { dedupe: Some(dedupe), .. } => {
-                !sessions.first_emit(ctx.now, user.clone(), dedupe.clone())
-            }
-            _ => false,
-        };
-        let sids = if is_repeat(self) { Vec::new() } else { sids };
         self.command_all(ctx, Pending { from, call, placement, left: 0, reached: 0 }, &sids, command);
     }
 
@@ -737,23 +729,6 @@ impl Sessions {
         }
     }
 
-    /// Remembers an idempotency key; `false` if it was known.
-    fn first_emit(&mut self, now: Instant, user: UserKey, key: DedupeKey) -> bool {
-        while let Some((since, oldest)) = self.emitted_ages.front().cloned() {
-            let full = self.emitted_ages.len() >= self.limits.dedupe_entries_max;
-            if !full && now.since(since) < self.limits.dedupe_window {
-                break;
-            }
-            self.emitted_ages.pop_front();
-            self.emitted.remove(&oldest);
-        }
-        let first = self.emitted.insert((user.clone(), key.clone()), now).is_none();
-        if first {
-            self.emitted_ages.push_back((now, (user, key)));
-        }
-        first
-    }
-
     pub(crate) fn facts(&self, now: Instant, product: &Arc<str>, uid: &Arc<str>) -> Vec<SessionFacts> {
         let sids = self.by_user.get(&(product.clone(), uid.clone()));
         let facts = |sid: &SocketSid| {
@@ -803,6 +778,5 @@ impl Sessions {
             live.check_invariants(state, &self.limits);
         }
         assert!(self.busy.iter().all(|sid| self.host.owns(sid)));
-        assert!(self.emitted.len() <= self.limits.dedupe_entries_max);
     }
 }

@@ -18,8 +18,8 @@ use crate::product::rooms::{self, Request};
 use crate::product::{ErrorCode, RequestError, ack_ok, ack_rooms};
 use crate::shard::{Ctx, ProductRules};
 use crate::wire::{
-    AskedBy, Body, Command, DedupeKey, DisconnectCode, Done, Inbound, Payload, Publish, PublishRefused,
-    RoomEvent, SessionOp, ToRoom,
+    AskedBy, Body, Command, DedupeKey, DisconnectCode, Done, EmitKey, Inbound, Payload, Publish,
+    PublishRefused, RoomEvent, SessionOp, ToRoom,
 };
 
 /// Packets of one session begun and not done.
@@ -64,14 +64,15 @@ impl Sessions {
             return false;
         }
         let taken = match command {
-            Command::Emit { payload, except_rooms, except_sids, .. } => {
+            Command::Emit { payload, except_rooms, except_sids, dedupe } => {
                 let mut rooms = session.state.rooms.iter();
                 let excepted = except_sids.contains(&sid)
                     || rooms.any(|m| except_rooms.iter().any(|except| **except == *m.room.room()));
                 // A full own log: the client has stopped taking what it is owed.
                 let taken = !excepted && !is_full;
                 if taken {
-                    session.op(SessionOp::Emit { payload: payload.clone(), volatile: false });
+                    let key = dedupe.as_ref().map(|d| EmitKey::new(d.uid.as_deref(), &d.key));
+                    session.emit(ctx.now, self.limits.dedupe_window, payload, key);
                 }
                 taken
             }

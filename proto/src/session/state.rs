@@ -3,7 +3,7 @@
 //! Belongs here: the replicated state, and every change of it. Owner and backup run the same code.
 //! Stays out: packets under way, effects, the wire of clients (all of the owner alone: [`super::SessionLive`]).
 //! Invariants: the state depends on its ops only, in their order: no clock, no limits, nothing of the node.
-//! A session is in a room once; at most [`LEFT_MAX`] leaves are remembered.
+//! A session is in a room once; at most [`LEFT_MAX`] leaves and [`KEYS_MAX`] keys are remembered.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::Word;
+use super::emitted::{EmitKeys, KEYS_MAX};
 use super::live::SessionLive;
 use super::own_log::OwnLog;
 use crate::host::{Entity, MessageOf};
@@ -48,6 +49,8 @@ pub struct SessionState {
     /// The last packet whose join or leave is in here.
     pub(super) ops_upto: u64,
     pub(super) own: OwnLog,
+    /// What backends have emitted to it under keys.
+    pub(super) emitted: EmitKeys,
 }
 
 /// A room of a session.
@@ -105,6 +108,7 @@ impl SessionState {
             forgotten: 0,
             ops_upto: 0,
             own: OwnLog::default(),
+            emitted: EmitKeys::default(),
         }
     }
 
@@ -159,8 +163,11 @@ impl SessionState {
                     self.counts(*by, number);
                 }
             }
-            SessionOp::Emit { payload, volatile } => {
+            SessionOp::Emit { payload, volatile, key } => {
                 self.own.push(OwnEntry::Emit { payload: payload.clone(), volatile: *volatile });
+                if let Some((key, forgotten)) = key {
+                    self.emitted.remember(*key, usize::try_from(*forgotten).unwrap_or(usize::MAX));
+                }
             }
             SessionOp::OwnReceived { own_seq, shown } => {
                 self.own.received(*own_seq);
@@ -247,6 +254,7 @@ impl SessionState {
 
     pub(super) fn check_invariants(&self, limits: &Limits) {
         assert!(self.rooms.len() <= limits.rooms_per_session_max);
+        assert!(self.emitted.len() <= KEYS_MAX, "{} keys are remembered", self.emitted.len());
         assert!(self.left.len() <= LEFT_MAX, "{} leaves are remembered", self.left.len());
         assert!(self.edge.is_none_or(|edge| edge.attachment == self.attachment));
         for membership in &self.rooms {
@@ -328,7 +336,7 @@ impl Entity for SessionState {
     }
 
     fn copy_bytes(&self) -> usize {
-        COPY_BYTES + 64 * self.rooms.len() + self.own.bytes()
+        COPY_BYTES + 64 * self.rooms.len() + 16 * self.emitted.len() + self.own.bytes()
     }
 
     fn digest(&self) -> u64 {

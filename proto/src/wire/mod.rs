@@ -22,7 +22,7 @@ pub use envelope::{Body, Envelope, Lane, To};
 pub use hello::{Hello, PROTOCOL_MAX, PROTOCOL_MIN, ProtocolRange, Refused};
 pub use messages::*;
 pub use replication::*;
-pub use session_op::{NEXT_PACKET, SessionOp};
+pub use session_op::{EmitKey, NEXT_PACKET, SessionOp};
 pub use status::*;
 
 /// The largest encoded envelope a link carries: a copy of the largest room, with its dedupe table.

@@ -8,6 +8,20 @@ use crate::id::{Cursor, RoomKey};
 /// Stands for the next packet of an edge that has not said yet how far it is.
 pub const NEXT_PACKET: u64 = u64::MAX;
 
+/// An idempotency key as a session remembers it: XXH3 (128 bits) over `uid length + 1, or 0 ‖ uid ‖ key`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EmitKey(u128);
+
+impl EmitKey {
+    /// Of the key that `uid` has chosen; `None`: a backend.
+    #[must_use]
+    pub fn new(uid: Option<&str>, key: &str) -> Self {
+        let len = uid.map_or(0, |uid| uid.len() as u64 + 1);
+        let bytes = [&len.to_le_bytes()[..], uid.unwrap_or_default().as_bytes(), key.as_bytes()].concat();
+        Self(xxhash_rust::xxh3::xxh3_128(&bytes))
+    }
+}
+
 /// One change of a session's replicated state.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum SessionOp {
@@ -68,6 +82,9 @@ pub enum SessionOp {
         payload: Payload,
         /// Written only if it can be written at once.
         volatile: bool,
+        /// It is not owed again what a backend repeats under this key; so many of the oldest keys are past
+        /// their time.
+        key: Option<(EmitKey, u32)>,
     },
     /// How far the own log is.
     OwnReceived {

@@ -101,3 +101,88 @@ fn old_marks_of_a_busy_room_do_not_trim_what_is_young() {
     let history = mesh.query(0, Query::History { room: room_key("r"), count: 99 });
     assert!(matches!(history, Ok(Answer::History(entries)) if entries.len() == 10));
 }
+
+fn keyed(json: &str, key: &str) -> Command {
+    Command::Emit {
+        payload: Payload::json(json.to_owned()),
+        except_rooms: vec![],
+        except_sids: vec![],
+        dedupe: Some(DedupeKey { uid: None, key: key.into() }),
+    }
+}
+
+#[test]
+fn an_emit_that_is_repeated_after_its_owners_death_reaches_each_session_once() {
+    let mut mesh = Mesh::new(3, 1);
+    let uid = mesh.user_at(2);
+    let (first, done) = (mesh.client((0, 0), &uid), |sessions| Ok(Answer::Done { sessions }));
+    assert_eq!(mesh.query(0, user(&uid, keyed("[\"paid\"]", "order-1"))), done(1));
+    assert_eq!(events(&mesh.take(first)), ["42[\"paid\"]"]);
+    let other = mesh.client((1, 0), &uid);
+    mesh.alive[2] = false;
+    mesh.views();
+    mesh.wait(second());
+    for _ in 0..2 {
+        assert_eq!(mesh.query(1, user(&uid, keyed("[\"paid\"]", "order-1"))), done(2));
+    }
+    assert!(mesh.take(first).is_empty(), "it had it from the owner of before");
+    assert_eq!(events(&mesh.take(other)), ["42[\"paid\"]"]);
+    // Another key, and one session by its id.
+    assert_eq!(mesh.query(1, user(&uid, keyed("[\"sent\"]", "order-2"))), done(2));
+    let explain = Query::ExplainUser { product: "chat".into(), uid: uid.as_str().into() };
+    let Ok(Answer::User(facts)) = mesh.query(0, explain) else { panic!("no facts") };
+    for session in facts {
+        let command = keyed("[\"sent\"]", "order-2");
+        let to_sid = Query::Session { product: "chat".into(), sid: session.sid, command };
+        assert_eq!(mesh.query(0, to_sid), done(1));
+    }
+    for client in [first, other] {
+        assert_eq!(events(&mesh.take(client)), ["42[\"sent\"]"]);
+    }
+}
+
+#[test]
+fn an_emit_whose_owner_died_before_it_was_safe_is_carried_out_when_it_is_repeated() {
+    let mut mesh = Mesh::new(3, 1);
+    let uid = mesh.user_at(2);
+    let a = mesh.client((0, 0), &uid);
+    // Its backup hears nothing any more.
+    let backup = {
+        mesh.alive[2] = false;
+        let backup = mesh.owner_of_user(&uid);
+        mesh.alive[2] = true;
+        backup
+    };
+    mesh.cut = Some((2, backup));
+    mesh.begin_query(2, 7, user(&uid, keyed("[\"paid\"]", "order-1")));
+    mesh.settle();
+    assert!(mesh.take(a).is_empty() && mesh.answers.is_empty());
+    mesh.alive[2] = false;
+    mesh.cut = None;
+    mesh.kept_back.clear();
+    mesh.views();
+    assert_eq!(mesh.query(1, user(&uid, keyed("[\"paid\"]", "order-1"))), Ok(Answer::Done { sessions: 1 }));
+    assert_eq!(events(&mesh.take(a)), ["42[\"paid\"]"]);
+}
+
+#[test]
+fn a_key_of_an_emit_counts_for_its_window_under_every_owner() {
+    let limits = Limits { dedupe_window: second() * 10, ..Limits::default() };
+    let mut mesh = Mesh::with(3, 1, limits, ProductRules::open("chat"));
+    let uid = mesh.user_at(2);
+    let a = mesh.client((0, 0), &uid);
+    let emit = |mesh: &mut Mesh, key: &str| {
+        mesh.query(0, user(&uid, keyed("[\"e\"]", key))).unwrap();
+        events(&mesh.take(a)).len()
+    };
+    assert_eq!([emit(&mut mesh, "one"), emit(&mut mesh, "one")], [1, 0]);
+    mesh.wait(second() * 5);
+    mesh.alive[2] = false;
+    mesh.views();
+    mesh.wait(second() * 5);
+    assert_eq!([emit(&mut mesh, "one"), emit(&mut mesh, "two")], [0, 1], "known since the takeover");
+    mesh.wait(second() * 6);
+    assert_eq!([emit(&mut mesh, "two"), emit(&mut mesh, "one")], [0, 1]);
+    mesh.wait(second() * 5);
+    assert_eq!([emit(&mut mesh, "two"), emit(&mut mesh, "one")], [1, 0]);
+}
