@@ -44,7 +44,7 @@ pub(super) struct Upgrading {
     /// Where the session is.
     edge: Address,
     step: Step,
-    /// What came after `5`.
+    /// What came while the edge was asked, or after `5`.
     backlog: VecDeque<Packet>,
 }
 
@@ -80,7 +80,7 @@ impl Edge {
     pub(super) fn upgrade_packet(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, packet: Packet) {
         let Some(client) = self.client(ix) else { return };
         let Carrier::Upgrading(upgrading) = &mut client.carrier else { return };
-        if upgrading.step == Step::Moving {
+        if matches!(upgrading.step, Step::Probing | Step::Moving) {
             upgrading.backlog.push_back(packet);
             if upgrading.backlog.len() > BACKLOG_MAX {
                 self.close(ctx, ix, CloseCode::Policy, DetachReason::TransportClose);
@@ -95,6 +95,7 @@ impl Edge {
         let message = match (upgrading.step, read) {
             (Step::Open, Some(EnginePacket::Ping(data))) if data == "probe" => {
                 upgrading.step = Step::Probing;
+                ctx.out.push(Output::PauseReading(ix));
                 ToEngine::Probe { sid, client: ix }
             }
             (Step::Probed, Some(EnginePacket::Upgrade)) => {
@@ -115,7 +116,13 @@ impl Edge {
                 let Some(upgrading) = self.upgrading_at(client, &sid, Step::Probing) else { return };
                 if accepted {
                     upgrading.step = Step::Probed;
+                    let early = std::mem::take(&mut upgrading.backlog);
                     self.write(ctx, client, engineio::PONG_PROBE);
+                    ctx.out.push(Output::ResumeReading(client));
+                    // Who does not wait for the answer is as right as who does.
+                    for packet in early {
+                        self.packet(ctx, client, packet);
+                    }
                 } else {
                     self.close(ctx, client, CloseCode::ProtocolError, DetachReason::TransportClose);
                 }

@@ -323,6 +323,24 @@ fn every_namespace_moves_and_none_is_mixed_up() {
 }
 
 #[test]
+fn an_upgrade_that_does_not_wait_for_the_answer_to_its_probe_is_one() {
+    for to in [(0, 0), (1, 0)] {
+        let mut mesh = Mesh::new(2, 1);
+        let a = mesh.poller((0, 0), "alice");
+        let held = mesh.held((1, 0), a);
+        let socket = mesh.upgrading(to, a);
+        for words in ["2probe", "5", "421[\"rooms\"]"] {
+            mesh.send(socket, words);
+        }
+        mesh.settle();
+        assert_eq!(mesh.answer_to(held), ["6"]);
+        assert_eq!(mesh.take(socket), ["3probe", "431[{\"ok\":true,\"rooms\":[]}]"], "at {to:?}");
+        let unknown = EngineResponse::Refused(EngineRefusal::UnknownSid);
+        assert_eq!(mesh.post((1, 0), a, "3"), unknown);
+    }
+}
+
+#[test]
 fn a_second_probe_and_one_for_a_session_that_is_gone_are_closed_and_the_first_goes_on() {
     let mut mesh = Mesh::new(2, 1);
     let a = mesh.poller((0, 0), "alice");
