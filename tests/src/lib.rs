@@ -9,6 +9,7 @@
 //! | [`balancer`] | connections to nodes by turns |
 //! | [`cluster`] | nodes of one cluster: start, kill, restart, what they say of themselves |
 //! | [`process`] | one child process with its output |
+//! | [`engine`] | Engine.IO by hand: polling requests and upgrades |
 //! | [`http`] | requests to the HTTP API, the admin listener, the client port |
 //! | [`plain`] | a client of the plain WebSocket protocol |
 //! | [`js`] | JavaScript clients: the stock Socket.IO client, a browser |
@@ -16,6 +17,7 @@
 
 pub mod balancer;
 pub mod cluster;
+pub mod engine;
 pub mod http;
 pub mod js;
 pub mod plain;

@@ -404,6 +404,8 @@ impl Edge {
         }
         self.end_sessions(ctx, ix, reason);
         self.forget_resumes(ix);
+        // Its own end may take the client as long as it likes; the next one may try now.
+        self.upgrade_ends(ctx, ix);
         if let Some(client) = self.client(ix) {
             client.closing = true;
             if client.protocol == ClientProtocol::Plain && !code.may_reconnect() {

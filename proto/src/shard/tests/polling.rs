@@ -368,6 +368,8 @@ fn a_probe_that_comes_to_nothing_leaves_the_session_as_it_was() {
     assert_eq!(mesh.answer_to(held), ["6"], "a GET does not hang while a WebSocket tries the way");
     mesh.wait(second() * 10);
     assert_eq!(mesh.closed(silent), Some(CloseCode::Timeout));
+    let next = mesh.request((0, 0), a.sid, EngineRequest::MayUpgrade);
+    assert_eq!(mesh.responses[&next], EngineResponse::Taken, "while the silent one takes its time to go");
     mesh.gone(silent);
     let held = mesh.held((0, 0), a);
     mesh.wait(second());
