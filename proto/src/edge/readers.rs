@@ -87,6 +87,11 @@ impl Edge {
     }
 
     #[cfg(test)]
+    pub(crate) fn holes_told(&self, room: &crate::id::RoomKey) -> u64 {
+        self.by_room.get(room).map_or(0, |tail| u64::from(self.tails[*tail as usize].history()) - 1)
+    }
+
+    #[cfg(test)]
     pub(crate) fn client_reads_from(
         &mut self,
         ctx: &mut Ctx<'_>,

@@ -3,8 +3,8 @@
 //! Belongs here: which part of a log answers a fetch. Stays out: who asks and who owns (`host`).
 //! Units: entries weigh what they weigh in the log.
 //! Invariants: an answer is exactly what the log holds after one place and up to another, or a part of it
-//! from the beginning; a log that does not hold both places has nothing to answer, because then the asker
-//! has seen another history than this one (Raft's log matching).
+//! from the beginning; a log that does not hold both places, or has a hole between them, has nothing to
+//! answer, because then the asker has seen another history than this one (Raft's log matching).
 
 use super::Rooms;
 use super::log::RoomLog;
@@ -34,7 +34,10 @@ impl Rooms {
 /// Entries after `after` up to `upto`, at most [`FETCH_BYTES_MAX`] of them or one, and only committed
 /// ones. `None` if the log does not hold all of that.
 pub(super) fn entries(log: &RoomLog, committed: u64, after: Cursor, upto: Cursor) -> Option<Vec<RoomEntry>> {
-    if !holds(log, after) || !holds(log, upto) {
+    if !holds(log, after)
+        || !holds(log, upto)
+        || (!log.is_whole_after(after.seq) && upto.seq + 1 >= log.hole())
+    {
         return None;
     }
     let start = log.offset_after(after.seq);

@@ -22,6 +22,8 @@ pub(super) struct RoomLog {
     entries: VecDeque<Kept>,
     /// Offset of the start of the oldest entry.
     start_offset: u64,
+    /// Seq of the first entry after the last hole; 0 if there is none.
+    hole: u64,
 }
 
 #[derive(Debug)]
@@ -43,7 +45,16 @@ impl RoomLog {
 
     /// An empty log whose first entry will be `first`.
     pub(super) fn after(before_first: Cursor, first: u64) -> Self {
-        Self { first, before_first, entries: VecDeque::new(), start_offset: 0 }
+        Self { first, before_first, entries: VecDeque::new(), start_offset: 0, hole: 0 }
+    }
+
+    pub(super) fn hole(&self) -> u64 {
+        self.hole
+    }
+
+    /// Who is before entry `seq` misses something.
+    pub(super) fn has_hole_before(&mut self, seq: u64) {
+        self.hole = self.hole.max(seq);
     }
 
     pub(super) fn before_first(&self) -> Cursor {
@@ -127,5 +138,10 @@ impl RoomLog {
     /// matching), or is the end of what was trimmed.
     pub(super) fn contains(&self, cursor: Cursor) -> bool {
         self.get(cursor.seq).is_some_and(|e| e.term == cursor.term) || cursor == self.before_first
+    }
+
+    /// Whether everything that follows `seq` is here.
+    pub(super) fn is_whole_after(&self, seq: u64) -> bool {
+        seq >= self.hole
     }
 }

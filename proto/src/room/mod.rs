@@ -7,7 +7,8 @@
 //! Invariants: positions strictly rise under every owner; an entry leaves only when committed; a
 //! subscriber has at most its window under way; every table has a bound.
 //! When it breaks: the backup goes on under a term above; a cursor that its log does not contain is told
-//! as a gap.
+//! as a gap, and so is one before a hole: what a merge could not take in. The log knows of its hole, for who
+//! was not subscribed at that moment, and for whoever owns the room later.
 
 mod dedupe;
 mod fetch;
@@ -362,7 +363,10 @@ impl Rooms {
             // be told from what was before its members joined.
             () => head,
         };
-        let gap = !known && !at_head;
+        let gap = match at_head {
+            true => !log.is_whole_after(seq),
+            false => !known || !log.is_whole_after(after.seq),
+        };
         ctx.stats.gaps_total += u64::from(gap);
         let start = if known && !at_head { after } else { log.position(seq) };
         let (room_key, term) = (key.clone(), room.term);

@@ -84,22 +84,37 @@ impl RoomState {
 
 impl RoomState {
     /// Entries of a copy that this log does not have, with their places there. Up to the last place that
-    /// both logs have they are the same (Raft's log matching); where there is none, a publisher's highest
-    /// number tells what was here.
-    fn only_in<'a>(&self, other: &'a RoomCopy) -> Vec<(Cursor, &'a RoomEntry)> {
+    /// both logs have they are the same (Raft's log matching); see [`is_past`] for where there is none.
+    /// Second: whether the other has a hole that is not known here.
+    fn only_in<'a>(&self, other: &'a RoomCopy) -> (Vec<(Cursor, &'a RoomEntry)>, bool) {
         let here: FixedSet<PublishId> = self.log.iter().map(|entry| entry.id).collect();
         let places = (other.first..).zip(&other.entries);
         let places = places.map(|(seq, entry)| (Cursor { term: entry.term, seq }, entry));
         let common = places.clone().map(|(at, _)| at).filter(|at| self.log.contains(*at)).last();
         let common = common.or(Some(other.before_first).filter(|at| self.log.contains(*at)));
-        let is_past = |at: Cursor, entry: &RoomEntry| match common {
-            Some(common) => at.seq <= common.seq,
-            None => {
-                let (publisher, number) = entry.id.split();
-                self.dedupe.highest(publisher).is_some_and(|known| number <= known)
-            }
+        let begin = self.log.before_first();
+        let was_here = |entry: &RoomEntry| {
+            let (publisher, number) = entry.id.split();
+            self.dedupe.highest(publisher).is_some_and(|known| number <= known)
         };
-        places.filter(|(at, entry)| !is_past(*at, entry) && !here.contains(&entry.id)).collect()
+        let is_past = |at: Cursor, entry: &RoomEntry| is_past(common, begin, at, || was_here(entry));
+        let has_hole = match common {
+            Some(common) => other.hole > common.seq.max(self.log.hole()),
+            None => other.hole > 0 && Self::last_of(other) > begin,
+        };
+        let only = places.filter(|(at, entry)| !is_past(*at, entry) && !here.contains(&entry.id));
+        (only.collect(), has_hole)
+    }
+}
+
+/// Whether the entry at `at` of another log was in a log that begins at `begin`. Two logs without a common
+/// place may be one, of which the other has trimmed the older part: there a publisher's highest number tells
+/// what was here. What is later than that place cannot have been trimmed: it is of another history, and its
+/// publisher may have gone on here before that has come.
+fn is_past(common: Option<Cursor>, begin: Cursor, at: Cursor, was_here: impl FnOnce() -> bool) -> bool {
+    match common {
+        Some(common) => at.seq <= common.seq,
+        None => at <= begin && was_here(),
     }
 }
 
@@ -133,6 +148,7 @@ impl Entity for RoomState {
                 self.dedupe.remember(now, &shared.limits, id, dedupe.clone(), at);
                 self.trim_to_bounds(shared);
             }
+            RoomOp::Hole => self.log.has_hole_before(self.log.head() + 1),
             RoomOp::Remember { id, at } => self.dedupe.remember(now, &shared.limits, *id, None, *at),
         }
     }
@@ -141,6 +157,7 @@ impl Entity for RoomState {
         RoomCopy {
             before_first: self.log.before_first(),
             first: self.log.first(),
+            hole: self.log.hole(),
             entries: self.log.iter().cloned().collect(),
             publishers: self.dedupe.publishers(),
             keys: self.dedupe.keys(),
@@ -148,8 +165,9 @@ impl Entity for RoomState {
     }
 
     fn from_copy(shared: &mut RoomsShared, key: &RoomKey, now: Instant, copy: RoomCopy) -> Self {
-        let RoomCopy { before_first, first, entries, publishers, keys } = copy;
-        let log = RoomLog::after(before_first, first);
+        let RoomCopy { before_first, first, hole, entries, publishers, keys } = copy;
+        let mut log = RoomLog::after(before_first, first);
+        log.has_hole_before(hole);
         let mut state = Self { log, dedupe: Dedupe::default() };
         for entry in entries {
             state.append(shared, key, now, entry);
@@ -185,8 +203,9 @@ impl Entity for RoomState {
 
     fn missing(&self, term: Term, other: &RoomCopy) -> (Vec<RoomOp>, bool) {
         let mut highest: BTreeMap<Publisher, PublishNumber> = BTreeMap::new();
-        let (mut ops, mut is_partial) = (Vec::new(), false);
-        for (at, entry) in self.only_in(other) {
+        let mut ops = Vec::new();
+        let (only_there, mut is_partial) = self.only_in(other);
+        for (at, entry) in only_there {
             let (publisher, number) = entry.id.split();
             // A session's events keep their order: what it sent later is here already. Requests of backends
             // have none.
@@ -209,6 +228,9 @@ impl Entity for RoomState {
                 ops.push(RoomOp::Remember { id: PublishId::join(*publisher, *number), at: *at });
             }
         }
+        if is_partial {
+            ops.insert(0, RoomOp::Hole);
+        }
         (ops, is_partial)
     }
 
@@ -230,12 +252,9 @@ impl Entity for RoomState {
             let ids: FixedSet<PublishId> = copy.entries.iter().map(|entry| entry.id).collect();
             let common = self.log.places().filter(|at| copy_has(*at)).last();
             let common = common.or(Some(self.log.before_first()).filter(|at| copy_has(*at)));
-            (self.log.first()..).zip(self.log.iter()).any(|(seq, entry)| {
+            self.log.places().zip(self.log.iter()).any(|(at, entry)| {
                 let (publisher, number) = entry.id.split();
-                let is_past = match common {
-                    Some(common) => seq <= common.seq,
-                    None => knows(&publisher, number),
-                };
+                let is_past = is_past(common, copy.before_first, at, || knows(&publisher, number));
                 !is_past && !ids.contains(&entry.id)
             })
         }
@@ -253,6 +272,7 @@ impl Entity for RoomState {
             bytes.extend_from_slice(&crate::wire::encode(&(entry.term, entry.id)));
         }
         bytes.extend_from_slice(&self.log.head().to_le_bytes());
+        bytes.extend_from_slice(&self.log.hole().to_le_bytes());
         xxhash_rust::xxh3::xxh3_64(&bytes)
     }
 

@@ -288,6 +288,12 @@ impl Shard {
         self.drain_local();
     }
 
+    /// Holes this shard's edge has been told in the log of a room.
+    #[cfg(test)]
+    pub(super) fn holes_told(&self, room: &RoomKey) -> u64 {
+        self.edge.holes_told(room)
+    }
+
     /// Counts so far.
     #[must_use]
     pub fn stats(&self) -> ShardStats {

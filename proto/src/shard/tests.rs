@@ -9,6 +9,7 @@ mod histories;
 mod misplaced;
 mod namespaces;
 mod owners;
+mod partitions;
 mod polling;
 mod readers;
 mod recovery;
@@ -55,6 +56,12 @@ struct Mesh {
     /// Envelopes on this way are held back: (from, to).
     cut: Option<(usize, usize)>,
     kept_back: Vec<(NodeRef, Envelope)>,
+    /// Nodes of two numbers cannot reach each other.
+    sides: Vec<usize>,
+    /// Whom each node sees, by which incarnation; `None`: whoever is alive. Nobody hears from others: what
+    /// they say waits.
+    seen: Option<Vec<BTreeMap<usize, u64>>>,
+    early: Vec<(NodeRef, Envelope)>,
     /// What each client got, and what was done to it.
     got: BTreeMap<(At, u32), Vec<String>>,
     closed: BTreeMap<(At, u32), CloseCode>,
@@ -107,6 +114,9 @@ impl Mesh {
             queue: VecDeque::new(),
             cut: None,
             kept_back: Vec::new(),
+            sides: vec![0; count],
+            seen: None,
+            early: Vec::new(),
             got: BTreeMap::new(),
             closed: BTreeMap::new(),
             paused: BTreeMap::new(),
@@ -125,14 +135,20 @@ impl Mesh {
     }
 
     fn view(&self, of: usize) -> Arc<View> {
-        let infos = (0..self.nodes.len()).filter(|n| self.alive[*n]).map(|n| NodeInfo {
-            node: self.nodes[n],
+        let alive = (0..self.nodes.len()).filter(|n| self.alive[*n]);
+        let infos = alive.map(|n| self.info(n, self.nodes[n]));
+        Arc::new(View::new(1, self.nodes[of], infos.collect(), VNODES))
+    }
+
+    fn info(&self, n: usize, node: NodeRef) -> NodeInfo {
+        NodeInfo {
+            node,
             mesh_addr: ([127, 0, 0, 1], 1).into(),
             zone: 0,
             weight: 1,
             suspect: false,
             record: Some(Arc::new(NodeRecord {
-                node: self.nodes[n],
+                node,
                 version: 1,
                 name: format!("n{n}"),
                 state: match Some(n) {
@@ -146,8 +162,22 @@ impl Mesh {
                 shards: self.shard_count,
                 software: String::new(),
             })),
+        }
+    }
+
+    /// Shows node `n` what it sees: it hears from whom it did not see before.
+    fn show(&mut self, n: usize) {
+        let seen = self.seen.as_ref().unwrap()[n].clone();
+        let infos = seen.iter().map(|(&other, &incarnation)| {
+            self.info(other, NodeRef { id: self.nodes[other].id, incarnation })
         });
-        Arc::new(View::new(1, self.nodes[of], infos.collect(), VNODES))
+        let view = Arc::new(View::new(1, self.nodes[n], infos.collect(), VNODES));
+        for shard in 0..self.shard_count {
+            self.input((n, shard), Input::View(view.clone()));
+        }
+        for early in std::mem::take(&mut self.early).into_iter().rev() {
+            self.queue.push_front(early);
+        }
     }
 
     /// Everybody alive sees who is alive.
@@ -254,6 +284,15 @@ impl Mesh {
         let Some(n) = self.nodes.iter().position(|n| *n == to).filter(|n| self.alive[*n]) else { return };
         let speaks = |from: &usize| self.alive[*from] || self.last_words == Some((*from, n));
         let Some(from) = from.filter(speaks) else { return };
+        if self.sides[from] != self.sides[n] {
+            return;
+        }
+        let sees = |seen: &Vec<BTreeMap<usize, u64>>| {
+            from == n || seen[n].get(&from) == Some(&envelope.from.node.incarnation)
+        };
+        if !self.seen.as_ref().is_none_or(sees) {
+            return self.early.push((to, envelope));
+        }
         if self.cut == Some((from, n)) {
             self.kept_back.push((to, envelope));
             return;

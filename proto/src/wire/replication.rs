@@ -132,6 +132,9 @@ pub enum RoomOp {
         /// Its idempotency key.
         dedupe: Option<DedupeKey>,
     },
+    /// Something that was served from another history is not in this log and never will be: who is at the
+    /// present end of it or before has missed it.
+    Hole,
     /// Remember a publish that is in the log under another id, or was: at this place.
     Remember {
         /// Which.
@@ -148,6 +151,8 @@ pub struct RoomCopy {
     pub before_first: Cursor,
     /// Number of the first entry.
     pub first: u64,
+    /// Number of the first entry after the last hole; 0 if there is none.
+    pub hole: u64,
     /// Every entry kept.
     pub entries: Vec<RoomEntry>,
     /// The highest publish of each publisher, and where it is; oldest first.
