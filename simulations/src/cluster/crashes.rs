@@ -22,6 +22,9 @@ const CLOSED_PER_STEP: usize = 3;
 /// After the last change that anybody noticed, everything has a second copy again within this time.
 const REPLICATED_WITHIN: Duration = Duration::from_secs(2);
 
+/// A death is noticed within this time.
+const NOTICED_WITHIN: Duration = Duration::from_secs(2);
+
 /// A crash that has to wait looks again after this time.
 const LOOKS_AGAIN: Duration = Duration::from_millis(200);
 
@@ -52,6 +55,13 @@ impl Cluster {
             && self.slots.iter().filter_map(|slot| slot.life.as_ref()).all(settled)
     }
 
+    /// Whether a second kill, which does not wait for the drain it belongs to, would follow another fault's
+    /// crash too closely.
+    fn is_crash_too_near(&self) -> bool {
+        let since = self.clock.now().since(self.crashed_at);
+        self.regime == Regime::OneAtATime && since < NOTICED_WITHIN + REPLICATED_WITHIN
+    }
+
     pub(super) fn strike_later(&mut self, kind: Kind) {
         self.clock.after(LOOKS_AGAIN, Event::Strike(kind));
     }
@@ -70,6 +80,9 @@ impl Cluster {
             return;
         }
         match next {
+            Next::Kill(..) if self.is_crash_too_near() => {
+                self.clock.after(LOOKS_AGAIN, Event::Next(next));
+            }
             Next::Kill(slot, life) => {
                 if self.number_of(slot) == life {
                     self.end_life(slot, false);

@@ -217,6 +217,8 @@ pub struct Cluster {
     pub regime: Regime,
     /// When a ring or a life has changed last.
     unsteady_at: Instant,
+    /// When a node was killed last.
+    crashed_at: Instant,
     trouble_ends: Instant,
     random: Random,
     /// Shards' machines with nothing in them yet are not worth checking at each turn.
@@ -288,6 +290,7 @@ impl Cluster {
             calm: false,
             regime: Regime::default(),
             unsteady_at: Instant::ZERO,
+            crashed_at: Instant::ZERO,
             trouble_ends: trouble_begins,
             random: random.fork(),
             turns: 0,

@@ -131,6 +131,9 @@ impl Cluster {
         }
         self.generation_ends();
         self.lives_changed = now;
+        if !left {
+            self.crashed_at = now;
+        }
         self.trace.note(now, &[22, slot as u64], || format!("n{slot} is gone"));
         self.timeline.mark(now, slot, if left { Mark::Left } else { Mark::Killed });
         self.slots[slot].left = left;
