@@ -52,6 +52,8 @@ pub struct ShardSlot {
     pub spinning: u32,
     /// A view has come since the last turn.
     pub view_due: bool,
+    /// The node, in the life it is known to be in.
+    pub me: NodeRef,
     /// When it wants to be woken.
     pub wake_at: Option<Instant>,
     /// Transport of each client, by index.
@@ -174,6 +176,7 @@ impl Life {
                 turn_due: false,
                 spinning: 0,
                 view_due: false,
+                me,
                 wake_at: None,
                 clients: BTreeMap::new(),
                 free: Vec::new(),

@@ -187,6 +187,11 @@ async fn turns<M: Machine + 'static>(
         {
             messages.push(message);
         }
+        // What a peer says to this node's next life comes after the view of that life has been published:
+        // it must not be answered in the name of the last one.
+        if view.has_changed().unwrap_or(false) {
+            new_view = Some(view.borrow_and_update().clone());
+        }
         shared.driver.borrow_mut().turn(messages.drain(..), new_view);
         shared.start_wanted();
         if shared.driver.borrow().has_work() {

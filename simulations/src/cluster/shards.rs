@@ -56,7 +56,9 @@ impl Cluster {
         at.turn_due = false;
         at.wake_at.take_if(|wake_at| *wake_at <= now);
         let mut gone = Vec::new();
-        if std::mem::take(&mut at.view_due) {
+        // Links of another life are made after the shards can see its view.
+        let is_reborn = std::mem::replace(&mut at.me, me) != me;
+        if std::mem::take(&mut at.view_due) || is_reborn {
             at.shard.handle(local, Input::View(view));
         }
         for input in std::mem::take(&mut at.inbox) {
