@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use mesh_proto::id::Term;
+use mesh_proto::id::{NodeId, Term};
 use mesh_proto::shard::{ClientProtocol, Packet};
 use mesh_proto::time::Instant;
 
@@ -97,6 +97,8 @@ pub struct Client {
     sessions: u32,
     generation: u64,
     session: Option<Session>,
+    /// Where its transport ends, or did.
+    edge: NodeId,
     /// The session that its next transport may go on with.
     parked: Option<Session>,
     /// Until then a node may still look for its session on behalf of a transport it has lost.
@@ -139,6 +141,7 @@ impl Client {
             sessions: 0,
             generation: 0,
             session: None,
+            edge: NodeId(0),
             parked: None,
             asked_until: Instant::ZERO,
             pid: None,
@@ -212,8 +215,9 @@ impl Client {
         session.is_some_and(|session| session.places.get(&room) == Some(&Place::In))
     }
 
-    /// It has a new transport.
-    pub fn opened(&mut self, transport: u64) {
+    /// It has a new transport, to this node.
+    pub fn opened(&mut self, transport: u64, edge: NodeId) {
+        self.edge = edge;
         self.sessions += u32::from(self.parked.is_none());
         let session = self.parked.take().unwrap_or_default();
         self.session = Some(Session { transport, ..session });
@@ -339,7 +343,7 @@ impl Client {
             Heard::Ping => return Some(speech::pong(self.protocol)),
             Heard::Connected { sid, pid } => self.connected(now, sid, pid, checks),
             Heard::Answer { id, refused, term } => {
-                Self::answered(session, (self.product, me), now, (id, refused, term), checks)
+                Self::answered(session, (self.product, me, self.edge), now, (id, refused, term), checks)
             }
             Heard::Own { number, .. } => checks.own.delivered(now, me, number, &mut checks.violations),
             Heard::Event { event, product, room, position, room_told, .. } => {
@@ -420,7 +424,7 @@ impl Client {
 
     fn answered(
         session: &mut Session,
-        (product, me): (u8, SessionId),
+        (product, me, edge): (u8, SessionId, NodeId),
         now: Instant,
         (id, refused, term): (u64, Option<String>, Option<Term>),
         checks: &mut Checks,
@@ -466,8 +470,11 @@ impl Client {
             }
             Request::Leave(room) if refused.is_some() => drop(session.places.insert(room, Place::In)),
             Request::Join(room) | Request::Leave(room) => drop(session.places.remove(&room)),
-            Request::Publish { event, to_self, .. } => {
-                let early = refused.is_none() && to_self && now.since(asked) < OWN_ORDER_HELD;
+            Request::Publish { room, event, to_self, .. } => {
+                let early = refused.is_none()
+                    && to_self
+                    && now.since(asked) < OWN_ORDER_HELD
+                    && !checks.may_be_in_a_hole((product, room), edge, asked);
                 if early && !session.seen.contains(&event) {
                     session.answered_unseen.insert(event);
                 }
@@ -488,7 +495,7 @@ mod tests {
     fn heard_after_join(words: &[&str]) -> Checks {
         let mut client = Client::new(1, ClientProtocol::SocketIo, 0, "u".into(), vec![4], Random::new(1));
         let mut checks = Checks::default();
-        client.opened(9);
+        client.opened(9, NodeId(1));
         for words in [CONNECT].iter().chain(words) {
             let _ = client.act(NOW, true);
             client.hear(NOW, &Packet::Text(Bytes::copy_from_slice(words.as_bytes())), &mut checks);
@@ -520,7 +527,7 @@ mod tests {
     fn an_answer_before_ones_own_event_is_seen() {
         let mut client = Client::new(1, ClientProtocol::SocketIo, 0, "u".into(), vec![4], Random::new(1));
         let mut checks = Checks::default();
-        client.opened(9);
+        client.opened(9, NodeId(1));
         let mut hear = |client: &mut Client, words: &str| {
             client.hear(NOW, &Packet::Text(Bytes::copy_from_slice(words.as_bytes())), &mut checks);
         };
@@ -540,7 +547,7 @@ mod tests {
         client.carries = true;
         let (mut checks, mut said) = (Checks::default(), Vec::new());
         for (transport, words) in words.split(|words| *words == "lost").enumerate() {
-            client.opened(transport as u64);
+            client.opened(transport as u64, NodeId(1));
             for words in words {
                 let packet = Packet::Text(Bytes::copy_from_slice(words.as_bytes()));
                 if let Some(Packet::Text(answer)) = client.hear(NOW, &packet, &mut checks) {
@@ -602,13 +609,13 @@ mod tests {
             let mut hear = |client: &mut Client, words: &str| {
                 client.hear(NOW, &Packet::Text(Bytes::copy_from_slice(words.as_bytes())), &mut checks);
             };
-            client.opened(1);
+            client.opened(1, NodeId(1));
             hear(&mut client, FIRST);
             let _ = client.act(NOW, true);
             hear(&mut client, joined);
             client.closed(NOW);
             assert!(!client.is_in(4));
-            client.opened(2);
+            client.opened(2, NodeId(1));
             hear(&mut client, second);
             hear(&mut client, event);
             (checks.violations.len(), client.session_id().session, client.is_in(4))

@@ -77,6 +77,11 @@ impl Kept {
         self.gaps_within.insert(edge, now);
     }
 
+    /// When that edge was told last that there is a hole in what it gets of a room, or in some room.
+    pub fn last_gap(&self, room: Room, edge: NodeId) -> Option<Instant> {
+        self.gaps.get(&(room, edge)).max(self.gaps_within.get(&edge)).copied()
+    }
+
     /// Everything acknowledged that a member never got. `edge_of` tells where a session that is in a room
     /// until now has its transport.
     pub fn lost<'a>(
@@ -89,8 +94,7 @@ impl Kept {
             edge_of(*room, *member).map(|edge| (*room, *member, since, edge))
         };
         self.members.iter().filter_map(here).flat_map(move |(room, member, since, edge)| {
-            let gap = self.gaps.get(&(room, edge)).max(self.gaps_within.get(&edge));
-            let gap = gap.copied().filter(|_| gaps_excuse);
+            let gap = self.last_gap(room, edge).filter(|_| gaps_excuse);
             let owed = self.acked.iter().filter(move |acked| {
                 let excused = gap.is_some_and(|gap| gap >= acked.asked);
                 acked.room == room && acked.asked > *since && acked.except != Some(member) && !excused

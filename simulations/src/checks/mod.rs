@@ -166,6 +166,13 @@ impl Checks {
         }
     }
 
+    /// Whether what was published at `asked` may lie in a hole that the edge was told of since: its publisher
+    /// is answered without it, and if another history brings it back it comes late (DESIGN §1, P8).
+    #[must_use]
+    pub fn may_be_in_a_hole(&self, room: Room, edge: NodeId, asked: Instant) -> bool {
+        !self.full && self.kept.last_gap(room, edge).is_some_and(|gap| gap >= asked)
+    }
+
     /// What these runs are held to.
     pub fn hold_to(&mut self, regime: Regime) {
         self.full = regime == Regime::OneAtATime;

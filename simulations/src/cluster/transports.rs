@@ -85,10 +85,13 @@ impl Cluster {
             })
             .collect();
         let Some(slot) = self.random.pick(&ready) else { return };
-        let Some(life) = self.slots[slot].life.as_ref().map(|life| life.number) else { return };
+        let Some((life, node)) = self.slots[slot].life.as_ref().map(|life| (life.number, life.view.me.id))
+        else {
+            return;
+        };
         self.opened += 1;
         let transport = self.opened;
-        self.clients[index].opened(transport);
+        self.clients[index].opened(transport, node);
         let arrives = now + self.random.micros(200, 3_000);
         self.transports.insert(
             transport,
