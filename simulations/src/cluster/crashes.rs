@@ -46,11 +46,14 @@ impl Cluster {
         crash && self.regime == Regime::OneAtATime && !self.is_steady()
     }
 
-    /// All agree who is there, and have for long enough.
+    /// All agree who is there, and have for long enough; and two are there to hold everything twice, for a
+    /// node that drains is given nothing any more.
     fn is_steady(&self) -> bool {
         let now = self.clock.now();
-        let settled = |life: &Life| life.draining || life.state() == NodeState::Active;
-        now.since(self.unsteady_at) >= REPLICATED_WITHIN
+        let is_active = |life: &Life| !life.draining && life.state() == NodeState::Active;
+        let settled = |life: &Life| life.draining || is_active(life);
+        self.living(is_active).len() >= 2
+            && now.since(self.unsteady_at) >= REPLICATED_WITHIN
             && !self.checks.split
             && self.slots.iter().filter_map(|slot| slot.life.as_ref()).all(settled)
     }
@@ -59,7 +62,9 @@ impl Cluster {
     /// crash too closely.
     fn is_crash_too_near(&self) -> bool {
         let since = self.clock.now().since(self.crashed_at);
-        self.regime == Regime::OneAtATime && since < NOTICED_WITHIN + REPLICATED_WITHIN
+        let is_soon = since < NOTICED_WITHIN + REPLICATED_WITHIN;
+        let active = self.living(|life| !life.draining && life.state() == NodeState::Active);
+        self.regime == Regime::OneAtATime && (is_soon || active.len() < 2)
     }
 
     pub(super) fn strike_later(&mut self, kind: Kind) {
