@@ -9,7 +9,7 @@
 use mesh_proto::id::{Placement, SocketSid};
 use mesh_proto::shard::{ClientGone, Input};
 use mesh_proto::view::NodeState;
-use mesh_proto::wire::{Command, Payload, Query};
+use mesh_proto::wire::{Command, DedupeKey, Payload, Query};
 
 use super::{Cluster, Event};
 use crate::checks::SessionId;
@@ -156,7 +156,8 @@ impl Cluster {
             payload: Payload::json(format!(r#"["own",{{"n":{number}}}]"#)),
             except_rooms: Vec::new(),
             except_sids: Vec::new(),
-            dedupe: None,
+            // The node that asks may have to ask twice: an owner may die between doing it and saying so.
+            dedupe: Some(DedupeKey { uid: None, key: number.to_string().into() }),
         };
         let product = self.common.products[product].name.clone();
         let now = self.clock.now();
