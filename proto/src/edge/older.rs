@@ -50,6 +50,10 @@ impl Chunk {
         Self { number: 0, after, last, entries, used: now }
     }
 
+    pub(super) fn entries(&self) -> impl Iterator<Item = &TailEntry> {
+        self.entries.iter()
+    }
+
     fn bytes(&self) -> usize {
         self.entries.iter().map(|entry| entry.bytes).sum()
     }

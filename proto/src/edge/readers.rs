@@ -316,7 +316,8 @@ impl Edge {
             self.chunks += 1;
             chunk.number = self.chunks;
             self.chunk_ages.push_back((tail, chunk.number));
-            self.tail_bytes += older.push(chunk);
+            chunk.entries().for_each(|entry| t.remember_served(entry.id));
+            self.tail_bytes += t.older().push(chunk);
         }
         let key = t.key.clone();
         for (at, index) in woken {

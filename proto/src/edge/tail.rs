@@ -64,8 +64,8 @@ pub(super) struct Tail {
     /// The last publish of each publisher served under earlier owners.
     carried: FixedMap<Publisher, PublishNumber>,
     carried_since: Instant,
-    /// The last publish of each publisher among the entries trimmed since `trimmed_since`, and in the
-    /// window before that.
+    /// The last publish of each publisher among the entries trimmed, or fetched for readers before the tail,
+    /// since `trimmed_since`, and in the window before that.
     trimmed: [FixedMap<Publisher, PublishNumber>; 2],
     trimmed_since: Instant,
     /// Sessions that are served (index into the edge's sessions).
@@ -78,7 +78,7 @@ pub(super) struct Tail {
 #[derive(Debug)]
 pub(super) struct TailEntry {
     pub(super) at: Cursor,
-    id: PublishId,
+    pub(super) id: PublishId,
     pub(super) event: RoomEvent,
     pub(super) bytes: usize,
     pub(super) since: Instant,
@@ -392,16 +392,21 @@ impl Tail {
     /// Drops the oldest entry; returns the bytes freed.
     pub(super) fn trim_first(&mut self) -> usize {
         let Some(entry) = self.entries.pop_front() else { return 0 };
-        if self.trimmed[0].len() >= CARRIED_MAX {
-            self.trimmed[1] = std::mem::take(&mut self.trimmed[0]);
-        }
-        let (publisher, number) = entry.id.split();
-        let served = self.trimmed[0].entry(publisher).or_insert(number);
-        *served = number.max(*served);
+        self.remember_served(entry.id);
         self.base += 1;
         self.floor = entry.at;
         self.bytes -= entry.bytes;
         entry.bytes
+    }
+
+    /// A reader is served this one, which is not among the entries kept: it was before them.
+    pub(super) fn remember_served(&mut self, id: PublishId) {
+        if self.trimmed[0].len() >= CARRIED_MAX {
+            self.trimmed[1] = std::mem::take(&mut self.trimmed[0]);
+        }
+        let (publisher, number) = id.split();
+        let served = self.trimmed[0].entry(publisher).or_insert(number);
+        *served = number.max(*served);
     }
 
     pub(super) fn oldest_since(&self) -> Option<Instant> {

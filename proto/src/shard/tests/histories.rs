@@ -5,7 +5,7 @@ use super::*;
 use crate::wire::Replication;
 
 /// Three nodes; the room's owner is node 0, its backup node 1, and `owner` when only `alive` are there.
-fn room_of(mesh: &Mesh, alive: [bool; 3], owner: usize) -> String {
+pub(super) fn room_of(mesh: &Mesh, alive: [bool; 3], owner: usize) -> String {
     let replicas = |alive: [bool; 3], room: &str| {
         let there = (0..3).filter(|n| alive[*n]).map(|n| mesh.nodes[n].id).collect::<Vec<_>>();
         let ring = mesh.view(0).ring.replicas(room_key(room).placement(), 3);
@@ -22,7 +22,7 @@ fn room_of(mesh: &Mesh, alive: [bool; 3], owner: usize) -> String {
 
 /// Node 0, owner of the room, was declared down, and its backup is dead: node 2 is alone on the ring. Node 0
 /// is back in another life and not on the ring yet.
-fn back_and_not_on_the_ring(mesh: &mut Mesh) {
+pub(super) fn back_and_not_on_the_ring(mesh: &mut Mesh) {
     mesh.alive = vec![false, false, true];
     mesh.view_at(2);
     mesh.settle();

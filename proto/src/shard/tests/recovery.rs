@@ -509,3 +509,33 @@ fn a_question_that_is_answered_twice_leaves_no_client_that_its_owner_does_not_kn
     seen.sort_unstable();
     assert_eq!(seen, [0, 100]);
 }
+
+#[test]
+fn what_was_fetched_for_a_client_does_not_come_again_with_another_history() {
+    let mut mesh = Mesh::new(3, 1);
+    let room = histories::room_of(&mesh, [false, false, true], 2);
+    let uid = mesh.user_at(2);
+    let mut carrier = Carrier::new(&mut mesh, (1, 0), &uid);
+    carrier.join(&mut mesh, &room);
+    let publish = |mesh: &mut Mesh, via, number: i64| {
+        mesh.query(via, api_publish(&room, &format!("[\"e\",{number}]"), None)).unwrap();
+    };
+    publish(&mut mesh, 1, 1);
+    assert_eq!(carrier.seen(&mut mesh), [1]);
+    let client = carrier.client;
+    mesh.gone(client);
+    publish(&mut mesh, 1, 2);
+    carrier.come_back(&mut mesh, (2, 0));
+    assert!(carrier.recovered);
+    assert_eq!(carrier.seen(&mut mesh), [2]);
+    // Owner and backup are gone together, and the owner comes back with its copy.
+    histories::back_and_not_on_the_ring(&mut mesh);
+    publish(&mut mesh, 2, 3);
+    mesh.joining = None;
+    mesh.view_at(2);
+    mesh.view_at(0);
+    mesh.wait(second());
+    publish(&mut mesh, 2, 4);
+    assert_eq!(carrier.seen(&mut mesh), [3, 4]);
+    assert_eq!(backups::history(&mut mesh, 0, &room).len(), 4, "what it had has been taken over");
+}
