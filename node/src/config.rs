@@ -466,6 +466,7 @@ impl ProductConfig {
                 _ => RecoveryRule::Browser,
             },
             namespaces: Namespaces::new(&self.namespaces),
+            is_app: false,
         }
     }
 }

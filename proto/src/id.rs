@@ -424,6 +424,17 @@ pub enum PublishId {
     },
 }
 
+impl PublishId {
+    /// Its place among the publishes of its session, for those of one.
+    #[must_use]
+    pub fn place(self) -> Option<(u64, u32)> {
+        match self {
+            Self::Session { number, index, .. } => Some((number, index)),
+            Self::Api { .. } => None,
+        }
+    }
+}
+
 /// Whoever numbers publishes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Publisher {

@@ -7,6 +7,8 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
+
 use super::Edge;
 use super::session::{EdgeSession, Membership};
 use super::tail::Tail;
@@ -31,12 +33,14 @@ impl Edge {
         identity: SessionIdentity,
         placement: Placement,
         protocol: ClientProtocol,
+        hello: Option<Bytes>,
     ) {
         let everyone = room::everyone(&identity.product, &identity.namespace);
         let sid = identity.sid;
         let key = identity.resumable.then(|| self.ids.offset_key(&identity.pid));
         let mut session = EdgeSession::new(identity, placement, protocol, ix, 1);
         session.offset_key = key;
+        session.hello = hello;
         let index = self.sessions.insert(session);
         let index = u32::try_from(index).expect("sessions of one shard are far fewer");
         self.by_sid.insert(sid, index);
@@ -80,6 +84,7 @@ impl Edge {
                 rooms,
                 everyone,
             },
+            hello: session.hello.clone(),
         };
         ctx.out.send_to_host(owner, session.placement, Body::ToSession(attach));
     }
@@ -92,6 +97,7 @@ impl Edge {
             return;
         }
         session.welcomed = true;
+        session.hello = None;
         ctx.stats.resumed_total += u64::from(std::mem::take(&mut session.resumes));
         let identity = &session.identity;
         let packet = match session.protocol {

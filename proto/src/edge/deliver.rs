@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::Edge;
 use super::carried::with_tail;
 use super::session::{Form, Owed};
-use super::tail::{Frames, Place};
+use super::tail::{Frames, Place, TailEntry};
 use crate::id::{Address, ClientIx, Cursor, RoomKey, SocketSid, Term};
 use crate::mutant::{Mutant, is_planted};
 use crate::plain;
@@ -156,6 +156,9 @@ impl Edge {
         if is_excepted(&entry.event, s.identity.sid, |except| self.is_in_any(session, except)) {
             return;
         }
+        if self.has_had(session, tail, entry) {
+            return;
+        }
         let (form, ix) = (s.form(), s.client);
         let client = self.clients[ix.0 as usize].as_deref_mut().expect("a session never outlives its client");
         if client.behind {
@@ -186,6 +189,21 @@ impl Edge {
         let before = served.tails.len();
         self.append_tail(&mut served.tails, session);
         served.tails.len() - before
+    }
+
+    /// Whether a session has been served an event that went to several rooms by another one of them.
+    pub(super) fn has_had(&self, session: u32, tail: u32, entry: &TailEntry) -> bool {
+        if entry.event.also.is_empty() {
+            return false;
+        }
+        let s = &self.sessions[session as usize];
+        let behind = self.clients[s.client.0 as usize].as_ref().is_some_and(|client| client.behind);
+        s.rooms.iter().filter(|m| m.tail != tail && m.slot.is_some()).any(|m| {
+            let t = &self.tails[m.tail as usize];
+            let served = if behind || !m.verified { m.at } else { t.last };
+            let is_one = entry.event.also.iter().any(|room| **room == *t.key.room());
+            is_one && t.place_of(entry.id).is_some_and(|at| m.joined < at && at <= served)
+        })
     }
 
     pub(super) fn is_in_any(&self, session: u32, rooms: &[Arc<str>]) -> bool {
@@ -237,6 +255,7 @@ impl Edge {
             | SessionToEdge::Done { sid, .. }
             | SessionToEdge::Own { sid, .. }
             | SessionToEdge::Reattach { sid }
+            | SessionToEdge::Refused { sid, .. }
             | SessionToEdge::Unknown { sid, .. } => *sid,
         };
         let Some(&index) = self.by_sid.get(&sid) else {
@@ -269,6 +288,11 @@ impl Edge {
                 }
             }
             SessionToEdge::Reattach { .. } => self.attach(ctx, index),
+            SessionToEdge::Refused { attachment, message, data, .. } => {
+                if attachment == session.attachment {
+                    self.refused(ctx, index, &message, data.as_deref());
+                }
+            }
             SessionToEdge::Own { term, first, entries, .. } => {
                 if term >= session.term {
                     session.term = term;
@@ -300,7 +324,7 @@ impl Edge {
         let session = &mut self.sessions[index as usize];
         for (seq, entry) in (first..).zip(entries) {
             if seq == session.own_seq + 1 {
-                session.take_own(entry);
+                session.take_own(entry, ctx.now);
             }
         }
         let (ix, waiting) = (session.client, session.own_waiting());
@@ -352,7 +376,7 @@ impl Edge {
             let Some(owed) = session.pop_owed() else { break };
             self.dirty.insert(index);
             match owed {
-                Owed::Entry(entry) => self.carry_out(ctx, index, entry),
+                Owed::Entry(entry, _) => self.carry_out(ctx, index, entry),
                 Owed::Ack { id, payload, .. } => {
                     self.write_ack(ctx, index, id, &payload);
                     self.read_again(ctx, index);
@@ -418,8 +442,12 @@ impl Edge {
             OwnEntry::Emit { volatile: true, .. } if !self.client_of(index).is_idle() => {
                 ctx.stats.volatile_dropped_total += 1;
             }
-            OwnEntry::Emit { payload, .. } => {
+            OwnEntry::Emit { payload, asks, .. } => {
+                let number = self.sessions[index as usize].own_done;
                 let frames = match form {
+                    Form::SocketIo | Form::Carrying if asks => {
+                        socketio::encode_asking_event(&namespace, number, &payload)
+                    }
                     Form::SocketIo => socketio::encode_event(&namespace, &payload),
                     Form::Carrying => {
                         let open = socketio::encode_open_event(&namespace, &payload);
@@ -442,6 +470,24 @@ impl Edge {
                 }
             }
             OwnEntry::Disconnect { close, code } => self.disconnect(ctx, index, close, code),
+        }
+    }
+
+    /// The product's code does not let the session in.
+    fn refused(&mut self, ctx: &mut Ctx<'_>, index: u32, message: &str, data: Option<&[u8]>) {
+        let session = &self.sessions[index as usize];
+        let (ix, protocol) = (session.client, session.protocol);
+        let namespace = session.identity.namespace.clone();
+        match protocol {
+            ClientProtocol::SocketIo => {
+                let data = data.and_then(|data| std::str::from_utf8(data).ok());
+                self.write(ctx, ix, socketio::encode_connect_error(&namespace, message, data));
+                self.end_namespace(ctx, index, DetachReason::ServerDisconnect);
+            }
+            ClientProtocol::Plain => {
+                self.write(ctx, ix, plain::encode_error("refused", message));
+                self.close(ctx, ix, CloseCode::Refused, DetachReason::ServerDisconnect);
+            }
         }
     }
 

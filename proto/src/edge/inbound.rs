@@ -118,7 +118,7 @@ impl Edge {
         }
         match Self::resume_asked(auth).filter(|_| client.offsets) {
             Some((pid, offset)) => self.ask_resume(ctx, ix, namespace, pid, offset),
-            None => self.connect(ctx, ix, &namespace),
+            None => self.connect_with(ctx, ix, &namespace, auth),
         }
     }
 
@@ -189,6 +189,10 @@ impl Edge {
 
     /// A new session for a client that may have one.
     pub(super) fn connect(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, namespace: &Arc<str>) {
+        self.connect_with(ctx, ix, namespace, None);
+    }
+
+    fn connect_with(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, namespace: &Arc<str>, auth: Option<&[u8]>) {
         let random = self.random();
         let secret = self.random();
         let namespace = namespace.clone();
@@ -196,6 +200,7 @@ impl Edge {
         client.connected();
         let (protocol, resumable) = (client.protocol, client.offsets);
         let Ok(Admission { product, uid }) = client.admission.clone() else { return };
+        let hello = product.is_app.then(|| Bytes::copy_from_slice(auth.unwrap_or_default()));
         let placement = Placement::of_user(&product.name, &uid);
         let mut number = [0; 8];
         number.copy_from_slice(&random[..8]);
@@ -203,6 +208,6 @@ impl Edge {
         let (sid, pid) = self.ids.seal_session(placement, number, secret);
         let product = product.name.clone();
         let identity = SessionIdentity { sid, pid, product, uid, namespace, resumable };
-        self.begin_session(ctx, ix, identity, placement, protocol);
+        self.begin_session(ctx, ix, identity, placement, protocol, hello);
     }
 }

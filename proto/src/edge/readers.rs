@@ -255,6 +255,7 @@ impl Edge {
         };
         let excepted =
             is_excepted(&entry.event, session.identity.sid, |except| self.is_in_any(index, except));
+        let excepted = excepted || self.has_had(index, m.tail, entry);
         let excepted = t.is_repeat_for(&m, entry) || excepted && !is_planted(Mutant::ExceptIgnoredInReplay);
         Ok((entry.at, (!excepted).then(|| entry.frames(session.form(), &t.key).clone())))
     }

@@ -7,6 +7,8 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
+
 use crate::id::{ClientIx, Cursor, NodeRef, Placement, RoomKey, Term};
 use crate::limits::Limits;
 use crate::mutant::{Mutant, is_planted};
@@ -67,6 +69,8 @@ pub(super) struct EdgeSession {
     /// The first of `owed` is held back.
     pub(super) is_held: bool,
     pub(super) rooms: Vec<Membership>,
+    /// The auth payload of its CONNECT, until the product's code has let it in.
+    pub(super) hello: Option<Bytes>,
 }
 
 /// A room of a session.
@@ -114,8 +118,8 @@ pub(super) enum Form {
 /// Something for this client alone.
 #[derive(Debug)]
 pub(super) enum Owed {
-    /// An entry of the own log.
-    Entry(OwnEntry),
+    /// An entry of the own log, and since when.
+    Entry(OwnEntry, Instant),
     /// The answer to its event `id`, held until it has been served as far as `after`, or for some time
     /// since it `came`.
     Ack { id: u64, payload: Payload, after: Option<(RoomKey, Cursor)>, came: Instant },
@@ -125,16 +129,18 @@ impl Owed {
     /// Bytes for the client.
     pub(super) fn len(&self) -> usize {
         match self {
-            Self::Ack { payload, .. } | Self::Entry(OwnEntry::Emit { payload, .. }) => payload.len(),
-            Self::Entry(OwnEntry::Join(..) | OwnEntry::Leave(..) | OwnEntry::Disconnect { .. }) => 0,
+            Self::Ack { payload, .. } | Self::Entry(OwnEntry::Emit { payload, .. }, _) => payload.len(),
+            Self::Entry(OwnEntry::Join(..) | OwnEntry::Leave(..) | OwnEntry::Disconnect { .. }, _) => 0,
         }
     }
 
     /// What it waits for, and since when.
     pub(super) fn after(&self) -> Option<(&RoomKey, Cursor, Instant)> {
         match self {
-            Self::Ack { after, came, .. } => after.as_ref().map(|(room, at)| (room, *at, *came)),
-            Self::Entry(_) => None,
+            Self::Ack { after, came, .. } | Self::Entry(OwnEntry::Emit { after, .. }, came) => {
+                after.as_ref().map(|(room, at)| (room, *at, *came))
+            }
+            Self::Entry(..) => None,
         }
     }
 }
@@ -186,6 +192,7 @@ impl EdgeSession {
             acks_owed_bytes: 0,
             is_held: false,
             rooms: Vec::new(),
+            hello: None,
         }
     }
 
@@ -219,7 +226,7 @@ impl EdgeSession {
         }
         for owed in moved.owed {
             match owed {
-                MovedOwed::Entry(entry) => session.owed.push_back(Owed::Entry(entry)),
+                MovedOwed::Entry(entry) => session.owed.push_back(Owed::Entry(entry, now)),
                 MovedOwed::Ack(Done { ack: Some((id, payload)), after, .. }) => {
                     session.owe_ack(id, payload, after, now);
                 }
@@ -232,7 +239,7 @@ impl EdgeSession {
     /// For the next edge. `rooms` are those of the session.
     pub(super) fn into_moved(self, rooms: Vec<MovedRoom>) -> MovedSession {
         let owed = self.owed.into_iter().map(|owed| match owed {
-            Owed::Entry(entry) => MovedOwed::Entry(entry),
+            Owed::Entry(entry, _) => MovedOwed::Entry(entry),
             Owed::Ack { id, payload, after, .. } => {
                 MovedOwed::Ack(Done { number: 0, ack: Some((id, payload)), after })
             }
@@ -310,9 +317,9 @@ impl EdgeSession {
     }
 
     /// Takes the next own-log entry, to be carried out in its turn.
-    pub(super) fn take_own(&mut self, entry: OwnEntry) {
+    pub(super) fn take_own(&mut self, entry: OwnEntry, now: Instant) {
         self.own_seq += 1;
-        self.owed.push_back(Owed::Entry(entry));
+        self.owed.push_back(Owed::Entry(entry, now));
     }
 
     /// Own-log entries that wait.
@@ -322,7 +329,7 @@ impl EdgeSession {
 
     /// Whether an entry that waits takes the session out of this room.
     pub(super) fn leaves_soon(&self, room: &RoomKey) -> bool {
-        self.owed.iter().any(|owed| matches!(owed, Owed::Entry(OwnEntry::Leave(left, _)) if left == room))
+        self.owed.iter().any(|owed| matches!(owed, Owed::Entry(OwnEntry::Leave(left, _), _) if left == room))
     }
 
     /// An owner takes the session on: what it has not been shown as done goes out again. `shown` is the
@@ -355,7 +362,7 @@ impl EdgeSession {
     pub(super) fn pop_owed(&mut self) -> Option<Owed> {
         let owed = self.owed.pop_front()?;
         match &owed {
-            Owed::Entry(_) => {
+            Owed::Entry(..) => {
                 self.own_done += 1;
                 self.own_unreported_bytes += owed.len();
             }
@@ -500,7 +507,7 @@ mod tests {
         let owed: Vec<u64> = (session.owed.iter())
             .map(|owed| match owed {
                 Owed::Ack { id, .. } => *id,
-                Owed::Entry(_) => unreachable!(),
+                Owed::Entry(..) => unreachable!(),
             })
             .collect();
         assert_eq!(owed, [2, 0]);

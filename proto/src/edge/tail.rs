@@ -184,6 +184,12 @@ impl Tail {
         self.base + self.entries.len() as u64
     }
 
+    /// Where a publish that went to several rooms is in this one, if it is kept here.
+    pub(super) fn place_of(&self, id: PublishId) -> Option<Cursor> {
+        let mut several = self.entries.iter().rev().filter(|entry| !entry.event.also.is_empty());
+        several.find(|entry| entry.id == id).map(|entry| entry.at)
+    }
+
     /// Index of the oldest entry kept.
     pub(super) fn base(&self) -> u64 {
         self.base
@@ -445,6 +451,7 @@ mod tests {
             except_sids: Vec::new(),
             except_rooms: Vec::new(),
             volatile: false,
+            also: Vec::new(),
         };
         RoomEntry { term, id: PublishId::Api { via, number }, event }
     }

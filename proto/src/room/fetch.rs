@@ -82,7 +82,13 @@ mod tests {
         let via = Address { node: term(1).owner, shard: ShardIx(0) };
         for (number, of) in (1..).zip(terms) {
             let payload = Payload::json(Bytes::from(vec![b' '; bytes]));
-            let event = RoomEvent { payload, except_sids: vec![], except_rooms: vec![], volatile: false };
+            let event = RoomEvent {
+                payload,
+                except_sids: vec![],
+                except_rooms: vec![],
+                volatile: false,
+                also: vec![],
+            };
             log.append(RoomEntry { term: term(*of), id: PublishId::Api { via, number }, event });
         }
         log

@@ -75,7 +75,8 @@ impl Session<'_> {
         let forgotten = u32::try_from(forgotten).unwrap_or(u32::MAX);
         let key = key.map(|key| (key, forgotten));
         self.live.key_ages.0.extend(key.map(|_| now));
-        self.op(SessionOp::Emit { payload: payload.clone(), volatile: false, key });
+        let payload = payload.clone();
+        self.op(SessionOp::Emit { payload, volatile: false, key, asks: false, after: None });
         self.live.key_ages.follow(&self.state.emitted, now);
     }
 }

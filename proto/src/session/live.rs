@@ -5,8 +5,9 @@
 //! Invariants: an effect leaves after every op before it is safe, and only to an edge that has attached
 //! to this owner.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
+use super::app::Asking;
 use super::emitted::KeyAges;
 use super::resume::ResumePoint;
 use super::state::{Join, SessionState};
@@ -18,8 +19,8 @@ use crate::room;
 use crate::shard::Out;
 use crate::time::Instant;
 use crate::wire::{
-    Body, Done, EdgeRef, Inbound, NEXT_PACKET, Publish, Resumed, SessionOp, SessionToEdge, Shadow,
-    ShadowRoom, before_first_packet,
+    Body, DetachReason, Done, EdgeRef, Inbound, NEXT_PACKET, Publish, Resumed, SessionOp, SessionToEdge,
+    Shadow, ShadowRoom, before_first_packet,
 };
 
 /// Packets in one read of a socket (4 KiB), at most.
@@ -44,6 +45,10 @@ pub(crate) struct SessionLive {
     own_sent: u64,
     /// It has no transport, since then.
     pub(super) parked_since: Option<Instant>,
+    /// Why it lost it.
+    pub(super) detached: Option<DetachReason>,
+    /// Events that its client is to answer: own-log entry, and the name for whoever asked.
+    pub(super) asked: BTreeMap<u64, u64>,
     pub(super) effects: CommitQueue<Effect>,
     /// Since when the keys of the state are known.
     pub(super) key_ages: KeyAges,
@@ -61,8 +66,13 @@ pub(super) struct Open {
 pub(super) enum Wait {
     /// The edge, to put the join in force: the own-log entry that asks for it.
     Join { own_seq: u64 },
+    /// The product's code.
+    App(Box<Asking>),
+    /// The edge, to put a join of the product's code in force.
+    AppJoin { own_seq: u64 },
     /// The room's owner; `sent_to` is `None` while it is to be sent again.
-    Publish { publish: Box<Publish>, sent_to: Option<NodeRef> },
+    /// It leaves when the ops up to `needs` are safe: what the same code has said to its client before.
+    Publish { publish: Box<Publish>, sent_to: Option<NodeRef>, needs: u64 },
 }
 
 /// What an op of a session leads to, once it is safe.
@@ -92,7 +102,14 @@ impl Session<'_> {
 
     /// An edge attaches: what was under way is begun again when it repeats it, and it gets what it has
     /// not of the own log.
-    pub(super) fn attach(&mut self, edge: EdgeRef, shadow: &Shadow, is_past: bool, limits: &Limits) {
+    pub(super) fn attach(
+        &mut self,
+        edge: EdgeRef,
+        shadow: &Shadow,
+        is_past: bool,
+        admitted: bool,
+        limits: &Limits,
+    ) {
         // Another owner has had the session since, or the edge has carried out more than this one knows
         // of, or this is the first one.
         let knows_better = is_past || shadow.own_seq > self.state.own.last() || self.state.attachment == 0;
@@ -114,14 +131,17 @@ impl Session<'_> {
             own_sent: own_seq,
             effects: std::mem::take(&mut self.live.effects),
             key_ages: std::mem::take(&mut self.live.key_ages),
+            asked: std::mem::take(&mut self.live.asked),
             ..SessionLive::default()
         };
         for ShadowRoom { room, joined, .. } in &shadow.rooms {
             self.joined_in(room, *joined, own_seq);
         }
-        let (applied, own) = (self.applied(), self.state.own.last());
-        self.live.effects.push(applied, Effect::Attached { inbound_confirmed: shadow.inbound_confirmed });
-        self.live.effects.push(applied, Effect::Own(own));
+        if admitted {
+            let (applied, own) = (self.applied(), self.state.own.last());
+            self.live.effects.push(applied, Effect::Attached { inbound_confirmed: shadow.inbound_confirmed });
+            self.live.effects.push(applied, Effect::Own(own));
+        }
     }
 
     /// From there on it is served what is for everyone: where that may be asked for again.
@@ -153,7 +173,7 @@ impl Session<'_> {
                 told.push(effect);
             }
         });
-        former.open.retain(|open| !matches!(open.waits_for, Wait::Join { .. }));
+        former.open.retain(|open| !matches!(open.waits_for, Wait::Join { .. } | Wait::AppJoin { .. }));
         *self.live = SessionLive {
             attached: true,
             received: confirmed,
@@ -185,7 +205,7 @@ impl Session<'_> {
         self.op(SessionOp::Park { over });
         self.live.attached = false;
         self.live.parked_since.get_or_insert(now);
-        self.live.open.retain(|open| !matches!(open.waits_for, Wait::Join { .. }));
+        self.live.open.retain(|open| !matches!(open.waits_for, Wait::Join { .. } | Wait::AppJoin { .. }));
     }
 
     pub(super) fn is_parked(&self) -> bool {
@@ -266,7 +286,8 @@ impl Session<'_> {
 
 impl SessionLive {
     pub(super) fn check_invariants(&self, state: &SessionState, limits: &Limits) {
-        assert!(self.open.iter().zip(self.open.iter().skip(1)).all(|(a, b)| a.number < b.number));
+        // What the product's code does for one packet is several.
+        assert!(self.open.iter().zip(self.open.iter().skip(1)).all(|(a, b)| a.number <= b.number));
         // What one read of a socket holds comes on top of the bound at which reading stops.
         let bound = limits.inbound_packets_max + READ_PACKETS;
         assert!(self.program.len() <= bound, "{} packets wait", self.program.len());

@@ -18,6 +18,7 @@
 //! | `run` | what each packet leads to |
 //! | `resume` | from where it goes on for a client that comes back |
 
+mod app;
 mod emitted;
 mod live;
 mod own_log;
@@ -28,6 +29,8 @@ mod state;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::collections::FixedMap;
 use crate::host::{Event, Host, MessageOf, Open};
 use crate::id::{Address, NodeRef, Placement, PublishId, RoomKey, SocketSid, Term};
@@ -35,12 +38,12 @@ use crate::keys::IdKey;
 use crate::limits::Limits;
 use crate::mutant::{Mutant, is_planted};
 use crate::recovery::{self, Carried};
-use crate::shard::{Ctx, ProductRules, TimerKey};
+use crate::shard::{AppEvent, Ctx, ProductRules, TimerKey};
 use crate::time::Instant;
 use crate::wire::{
-    ATTACHMENT_SHIFT, Answer, Body, Command, CommandFailed, DisconnectCode, EdgeRef, Inbound, NotResumed,
-    Publish, Resume, RoomToPublisher, SessionFacts, SessionIdentity, SessionOp, SessionToEdge, Shadow,
-    Subject, ToSession, next_transport,
+    ATTACHMENT_SHIFT, Answer, Body, Command, CommandFailed, DetachReason, DisconnectCode, EdgeRef, Inbound,
+    NotResumed, Publish, Resume, RoomToPublisher, SessionFacts, SessionIdentity, SessionOp, SessionToEdge,
+    Shadow, Subject, ToSession, next_transport,
 };
 use live::{Effect, Session, SessionLive};
 pub use state::SessionState;
@@ -69,6 +72,8 @@ pub(crate) struct Sessions {
     /// Backends' commands that are not safe yet, by their number here.
     pending: BTreeMap<u64, Pending>,
     answered: u64,
+    /// Questions to products' code so far.
+    calls: u64,
     /// Sessions without a transport, in the order they lost it. A mark may be of one that has one again.
     parked: VecDeque<(Instant, SocketSid)>,
 }
@@ -92,6 +97,7 @@ pub(crate) struct Attach {
     identity: SessionIdentity,
     edge: EdgeRef,
     shadow: Shadow,
+    hello: Option<Bytes>,
 }
 
 /// What waits while a session is looked for.
@@ -127,14 +133,15 @@ impl Sessions {
             expected: Default::default(),
             pending: BTreeMap::new(),
             answered: 0,
+            calls: 0,
             parked: VecDeque::new(),
         }
     }
 
     pub(crate) fn handle(&mut self, ctx: &mut Ctx<'_>, from: Address, message: ToSession) {
         match message {
-            ToSession::Attach { identity, edge, shadow } => {
-                self.on_attach(ctx, from, Attach { identity, edge, shadow });
+            ToSession::Attach { identity, edge, shadow, hello } => {
+                self.on_attach(ctx, from, Attach { identity, edge, shadow, hello });
             }
             ToSession::Inbound { sid, first, packets } => {
                 self.on_inbound(ctx, from, sid, first, packets);
@@ -161,7 +168,9 @@ impl Sessions {
             ToSession::Detach { sid, attachment, clean, reason } => {
                 let Some(session) = self.at_edge(&sid, from) else { return };
                 if session.state.attachment <= attachment || is_planted(Mutant::OlderTransportParks) {
+                    session.live.detached = Some(reason);
                     self.park(ctx, sid, clean || !reason.may_resume());
+                    self.lost_transport(ctx, sid, reason);
                     self.run(ctx, sid);
                 }
             }
@@ -190,7 +199,7 @@ impl Sessions {
     }
 
     fn on_attach(&mut self, ctx: &mut Ctx<'_>, from: Address, attach: Attach) {
-        let Attach { identity, edge, shadow } = &attach;
+        let Attach { identity, edge, shadow, .. } = &attach;
         let sid = identity.sid;
         let placement = self.ids.placement_of(sid);
         if placement != Placement::of_user(&identity.product, &identity.uid) {
@@ -232,7 +241,7 @@ impl Sessions {
                 self.react_to_events(ctx);
             }
         }
-        let Attach { edge, shadow, .. } = attach;
+        let Attach { identity, edge, shadow, hello } = attach;
         let Some(session) = self.host.owned(&sid) else { return };
         // A transport that was given up comes back by a resume only; but an edge may have been out of reach.
         let is_gone = session.is_parked() && !session.state.identity.resumable;
@@ -245,8 +254,14 @@ impl Sessions {
         // Another owner has had it since: what we hold is the past.
         let is_past = shadow.term > session.term;
         self.host.begin_above(&sid, shadow.term);
+        let is_app = self.products.get(&identity.product).is_some_and(|rules| rules.is_app);
+        let mut to_admit = None;
         if let Some(mut session) = self.host.owned(&sid) {
-            session.attach(edge, &shadow, is_past, &self.limits);
+            to_admit = hello.filter(|_| is_app && !session.state.admitted);
+            session.attach(edge, &shadow, is_past, to_admit.is_none(), &self.limits);
+        }
+        if let Some(auth) = to_admit {
+            self.ask_to_admit(ctx, sid, shadow.inbound_confirmed, auth);
         }
         self.dirty.insert(sid);
         self.run(ctx, sid);
@@ -404,6 +419,7 @@ impl Sessions {
             let placement = self.ids.placement_of(sid);
             ctx.out.send_to_address(former.edge, placement, Body::SessionToEdge(unknown));
         }
+        self.tell_app(ctx, &sid, AppEvent::Attach);
         self.dirty.insert(sid);
         self.run(ctx, sid);
     }
@@ -489,9 +505,9 @@ impl Sessions {
             RoomToPublisher::Published { room, id, at } => (id, room, Ok(at)),
             RoomToPublisher::Refused { room, id, why } => (id, room, Err(why)),
         };
-        let PublishId::Session { sid, number, .. } = id else { return };
+        let PublishId::Session { sid, .. } = id else { return };
         if let Some(mut session) = self.host.owned(&sid) {
-            session.published(number, &room, outcome);
+            session.published(id, &room, outcome);
             self.run(ctx, sid);
         }
     }
@@ -607,6 +623,8 @@ impl Sessions {
                 }
             });
         }
+        let said = self.host.owned(&sid).and_then(|session| session.live.detached);
+        self.tell_app(ctx, &sid, AppEvent::Disconnect(said.unwrap_or(DetachReason::ServerDisconnect)));
         self.unindex(&sid);
         self.host.end(&sid);
         self.dirty.remove(&sid);
@@ -629,6 +647,9 @@ impl Sessions {
             let placement = self.ids.placement_of(*sid);
             let Some(mut session) = self.host.owned(sid) else { continue };
             session.live.effects.confirm(session.confirmed);
+            if session.has_held() {
+                session.send_held(ctx);
+            }
             let told = session.release(placement, ctx.out);
             let is_over = session.is_over();
             told.into_iter().for_each(|answer| self.count_down(ctx, answer, 1));

@@ -119,7 +119,7 @@ impl OwnLog {
         {
             self.bytes -= entry_bytes(&entry);
             self.before += 1;
-            if matches!(entry, OwnEntry::Emit { volatile: false, .. }) {
+            if matches!(entry, OwnEntry::Emit { volatile: false, asks: false, .. }) {
                 self.dropped = self.before;
             }
         }
@@ -156,7 +156,7 @@ impl OwnLog {
         self.drop_upto(if is_planted(Mutant::OwnLogNotReplayed) { self.last() } else { seq });
         let spare = if is_planted(Mutant::OwnNumbersReused) { 0 } else { spare };
         let base = self.last() + spare as u64;
-        self.entries.retain(|entry| matches!(entry, OwnEntry::Emit { .. }));
+        self.entries.retain(|entry| matches!(entry, OwnEntry::Emit { asks: false, .. }));
         (self.before, self.handed) = (base, base);
         self.bytes = self.entries.iter().map(entry_bytes).sum();
         self.count_waiting();
@@ -193,7 +193,7 @@ mod tests {
     use crate::wire::Payload;
 
     fn emit() -> OwnEntry {
-        OwnEntry::Emit { payload: Payload::json("[\"e\"]"), volatile: false }
+        OwnEntry::Emit { payload: Payload::json("[\"e\"]"), volatile: false, asks: false, after: None }
     }
 
     fn count((first, entries): (u64, Vec<OwnEntry>)) -> (u64, usize) {

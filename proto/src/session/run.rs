@@ -16,7 +16,7 @@ use crate::id::{Cursor, NodeRef, PublishId, RoomKey, SocketSid};
 use crate::limits::Limits;
 use crate::product::rooms::{self, Request};
 use crate::product::{ErrorCode, RequestError, ack_ok, ack_rooms};
-use crate::shard::{Ctx, ProductRules};
+use crate::shard::{AppEvent, Ctx, ProductRules};
 use crate::wire::{
     AskedBy, Body, Command, DedupeKey, DisconnectCode, Done, EmitKey, Inbound, Payload, Publish,
     PublishRefused, RoomEvent, SessionOp, ToRoom,
@@ -29,13 +29,14 @@ impl Sessions {
     /// Begins as many packets as may begin.
     pub(super) fn run(&mut self, ctx: &mut Ctx<'_>, sid: SocketSid) {
         let Some(mut session) = self.host.owned(&sid) else { return };
-        if !session.live.program.is_empty()
-            && let Some(rules) = self.products.get(&session.state.identity.product)
-        {
+        let mut ends = None;
+        if let Some(rules) = self.products.get(&session.state.identity.product) {
+            ends = session.step_app(ctx, &self.limits);
             while session.may_begin(&self.limits)
                 && let Some(packet) = session.live.program.pop_front()
             {
-                session.begin(ctx, &self.limits, rules, packet);
+                self.calls += u64::from(rules.is_app);
+                session.begin(ctx, &self.limits, rules, self.calls, packet);
             }
         }
         if session.live.open.is_empty() {
@@ -48,6 +49,9 @@ impl Sessions {
         }
         if !session.live.effects.is_empty() || session.is_over() {
             self.dirty.insert(sid);
+        }
+        if let Some(close) = ends {
+            self.end(sid, DisconnectCode::Requested, close);
         }
     }
 
@@ -100,6 +104,10 @@ struct Asked {
 impl Session<'_> {
     fn may_begin(&self, limits: &Limits) -> bool {
         let Some(next) = self.live.program.front() else { return false };
+        // The client's answers are what the product's code may be waiting for.
+        if self.is_asking() && !matches!(next, Inbound::Ack { .. }) {
+            return false;
+        }
         if *next == Inbound::Done {
             return true;
         }
@@ -113,16 +121,29 @@ impl Session<'_> {
     }
 
     /// Begins the packet just taken off the program.
-    fn begin(&mut self, ctx: &mut Ctx<'_>, limits: &Limits, rules: &ProductRules, packet: Inbound) {
+    fn begin(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        limits: &Limits,
+        rules: &ProductRules,
+        call: u64,
+        packet: Inbound,
+    ) {
         let number = self.begun();
         match packet {
+            Inbound::Event { ack, payload } if rules.is_app => {
+                let event = AppEvent::Event { payload, wants_ack: ack.is_some() };
+                self.ask(ctx, call, number, ack, None, event);
+            }
             Inbound::Event { ack, payload } => {
                 if let Err(refused) = self.event(ctx, limits, rules, Asked { number, ack }, &payload) {
                     self.done(number, ack, refused.to_ack(), None);
                 }
             }
-            // No handler of the built-in product asks clients for acks.
-            Inbound::Ack { .. } => self.finished(number),
+            Inbound::Ack { id, payload } => {
+                self.client_answered(ctx, id, payload);
+                self.finished(number);
+            }
             Inbound::Done => {}
             Inbound::Disconnect => {
                 self.finished(number);
@@ -185,11 +206,12 @@ impl Session<'_> {
                 except_sids,
                 except_rooms: request.except_rooms,
                 volatile: false,
+                also: Vec::new(),
             },
             after: None,
             room,
         };
-        let waits_for = Wait::Publish { publish: Box::new(publish), sent_to: None };
+        let waits_for = Wait::Publish { publish: Box::new(publish), sent_to: None, needs: 0 };
         self.live.open.push_back(Open { number, ack, waits_for });
         self.send_held(ctx);
         Ok(())
@@ -200,18 +222,21 @@ impl Session<'_> {
     pub(super) fn send_held(&mut self, ctx: &mut Ctx<'_>) -> bool {
         let mut waiting: Vec<RoomKey> = Vec::new();
         for at in 0..self.live.open.len() {
-            let Wait::Publish { publish, sent_to: None } = &self.live.open[at].waits_for else { continue };
+            let Wait::Publish { publish, sent_to: None, needs } = &self.live.open[at].waits_for else {
+                continue;
+            };
             let room = publish.room.clone();
-            let owner = ctx.view.owner(room.placement()).filter(|_| !waiting.contains(&room));
+            let may_go = *needs <= self.confirmed && !waiting.contains(&room);
+            let owner = ctx.view.owner(room.placement()).filter(|_| may_go);
             let Some(owner) = owner else {
                 waiting.push(room);
                 continue;
             };
             let after = self.live.open.iter().take(at).rev().find_map(|open| match &open.waits_for {
-                Wait::Publish { publish, .. } if publish.room == room => Some((open.number, 0)),
+                Wait::Publish { publish, .. } if publish.room == room => publish.id.place(),
                 _ => None,
             });
-            if let Wait::Publish { publish, sent_to } = &mut self.live.open[at].waits_for {
+            if let Wait::Publish { publish, sent_to, .. } = &mut self.live.open[at].waits_for {
                 *sent_to = Some(owner);
                 publish.after = after;
                 let message = ToRoom::Publish(Publish::clone(publish));
@@ -221,7 +246,7 @@ impl Session<'_> {
         waiting.is_empty()
     }
 
-    fn has_held(&self) -> bool {
+    pub(super) fn has_held(&self) -> bool {
         self.live.open.iter().any(|open| matches!(open.waits_for, Wait::Publish { sent_to: None, .. }))
     }
 
@@ -229,7 +254,7 @@ impl Session<'_> {
     pub(super) fn hold(&mut self, lost: impl Fn(&Publish, NodeRef) -> bool) -> bool {
         let mut any = false;
         for open in &mut self.live.open {
-            if let Wait::Publish { publish, sent_to } = &mut open.waits_for
+            if let Wait::Publish { publish, sent_to, .. } = &mut open.waits_for
                 && sent_to.is_some_and(|node| lost(publish, node))
             {
                 *sent_to = None;
@@ -240,12 +265,20 @@ impl Session<'_> {
     }
 
     /// The answer of a room's owner to the publish of packet `number`.
-    pub(super) fn published(&mut self, number: u64, room: &RoomKey, outcome: Result<Cursor, PublishRefused>) {
+    pub(super) fn published(
+        &mut self,
+        id: PublishId,
+        room: &RoomKey,
+        outcome: Result<Cursor, PublishRefused>,
+    ) {
         let place = self.live.open.iter().position(|open| {
-            open.number == number
-                && matches!(&open.waits_for, Wait::Publish { publish, .. } if publish.room == *room)
+            matches!(&open.waits_for, Wait::Publish { publish, .. } if publish.room == *room && publish.id == id)
         });
         let Some(open) = place.and_then(|place| self.live.open.remove(place)) else { return };
+        let number = open.number;
+        if self.number_asked() == Some(number) {
+            return self.published_for_app(number, room, outcome.ok());
+        }
         match outcome {
             Ok(at) => {
                 let after = self.state.is_member(room).then(|| (room.clone(), at));
@@ -272,6 +305,7 @@ impl Session<'_> {
         {
             self.done(open.number, open.ack, ack_ok(&[]), None);
         }
+        self.live.open.retain(|open| !matches!(open.waits_for, Wait::AppJoin { own_seq: w } if w == own_seq));
     }
 
     /// Packet `number` joins a room. The own-log entry that is not in force yet, if any.
@@ -322,13 +356,19 @@ impl Session<'_> {
         was_in
     }
 
-    fn done(&mut self, number: u64, ack: Option<u64>, payload: Payload, after: Option<(RoomKey, Cursor)>) {
+    pub(super) fn done(
+        &mut self,
+        number: u64,
+        ack: Option<u64>,
+        payload: Payload,
+        after: Option<(RoomKey, Cursor)>,
+    ) {
         let after = after.filter(|_| ack.is_some());
         let done = Done { number, ack: ack.map(|id| (id, payload)), after };
         self.live.effects.push(self.applied(), Effect::Done(done));
     }
 
-    fn finished(&mut self, number: u64) {
+    pub(super) fn finished(&mut self, number: u64) {
         self.live.effects.push(self.applied(), Effect::Done(Done { number, ack: None, after: None }));
     }
 }
@@ -365,7 +405,7 @@ mod tests {
     fn attach(session: &mut Alone, shadow: &Shadow) {
         let edge = Address { node: NodeRef { id: NodeId(1), incarnation: 1 }, shard: ShardIx(0) };
         let edge = EdgeRef { attachment: 1, edge, client: ClientIx(0) };
-        session.owned().attach(edge, shadow, false, &Limits::default());
+        session.owned().attach(edge, shadow, false, true, &Limits::default());
     }
 
     fn alone(state: SessionState) -> Alone {

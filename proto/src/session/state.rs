@@ -8,6 +8,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::Word;
@@ -48,6 +49,12 @@ pub struct SessionState {
     pub(super) forgotten: u64,
     /// The last packet whose join or leave is in here.
     pub(super) ops_upto: u64,
+    /// The product's code has let it in.
+    pub(super) admitted: bool,
+    /// What that keeps with it: JSON.
+    pub(super) data: Bytes,
+    /// The last command of the product's code whose op is in here: packet, and command of it.
+    did: Option<(u64, u32)>,
     pub(super) own: OwnLog,
     /// What backends have emitted to it under keys.
     pub(super) emitted: EmitKeys,
@@ -107,6 +114,9 @@ impl SessionState {
             left: VecDeque::new(),
             forgotten: 0,
             ops_upto: 0,
+            admitted: false,
+            data: Bytes::from_static(b"null"),
+            did: None,
             own: OwnLog::default(),
             emitted: EmitKeys::default(),
         }
@@ -163,10 +173,19 @@ impl SessionState {
                     self.counts(*by, number);
                 }
             }
-            SessionOp::Emit { payload, volatile, key } => {
-                self.own.push(OwnEntry::Emit { payload: payload.clone(), volatile: *volatile });
+            SessionOp::Emit { payload, volatile, key, asks, after } => {
+                let (payload, after) = (payload.clone(), after.clone());
+                self.own.push(OwnEntry::Emit { payload, volatile: *volatile, asks: *asks, after });
                 if let Some((key, forgotten)) = key {
                     self.emitted.remember(*key, usize::try_from(*forgotten).unwrap_or(usize::MAX));
+                }
+            }
+            SessionOp::Admit => self.admitted = true,
+            SessionOp::SetData(data) => self.data = data.clone(),
+            SessionOp::Did { number, index, op } => {
+                if !self.has_done(*number, *index) {
+                    self.did = Some((*number, *index));
+                    self.carry_out(op);
                 }
             }
             SessionOp::OwnReceived { own_seq, shown } => {
@@ -215,6 +234,11 @@ impl SessionState {
         for membership in asked {
             self.ask_to_join(membership.room, AskedBy::Backend);
         }
+    }
+
+    /// Whether the op of command `index` of packet `number` is in here.
+    pub(super) fn has_done(&self, number: u64, index: u32) -> bool {
+        self.did.is_some_and(|did| (number, index) <= did)
     }
 
     fn counts(&mut self, by: AskedBy, number: u64) {
@@ -336,7 +360,8 @@ impl Entity for SessionState {
     }
 
     fn copy_bytes(&self) -> usize {
-        COPY_BYTES + 64 * self.rooms.len() + 16 * self.emitted.len() + self.own.bytes()
+        let keys = 16 * self.emitted.len();
+        COPY_BYTES + 64 * self.rooms.len() + keys + self.own.bytes() + self.data.len()
     }
 
     fn digest(&self) -> u64 {

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::id::{ClientIx, EngineSid, NodeRef};
+use super::app::{AppCall, AppOutcome};
+use crate::id::{ClientIx, EngineSid, NodeRef, SocketSid};
 use crate::limits::Limits;
 use crate::view::View;
-use crate::wire::{Answer, CommandFailed, EngineRequest, EngineResponse, Envelope, Lane, Query};
+use crate::wire::{Answer, CommandFailed, EngineRequest, EngineResponse, Envelope, Lane, Payload, Query};
 
 /// What a client's transport speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +85,8 @@ pub struct ProductRules {
     pub recovery: RecoveryRule,
     /// Its Socket.IO namespaces.
     pub namespaces: Namespaces,
+    /// Its events are for code of its own ([`AppCall`]); else it is the built-in product `rooms`.
+    pub is_app: bool,
 }
 
 impl ProductRules {
@@ -97,6 +100,7 @@ impl ProductRules {
             durable: true,
             recovery: RecoveryRule::Browser,
             namespaces: Namespaces::default(),
+            is_app: false,
         }
     }
 }
@@ -214,6 +218,8 @@ pub enum Input {
     LinkReset(NodeRef),
     /// The HTTP API, or `meshctl explain`, asks; answered by [`Output::Answer`] with the same token.
     Query(u64, Query),
+    /// The application's answer about a session.
+    App(SocketSid, u64, AppOutcome),
     /// Close all clients (their transports only: they may come back), at most so many now.
     CloseClients(usize),
     /// A deadline may have passed.
@@ -277,6 +283,10 @@ pub enum Output {
     PauseReading(ClientIx),
     /// Read from it again.
     ResumeReading(ClientIx),
+    /// Ask the application of a product; answered by [`Input::App`] if it has a `call`.
+    App(Box<AppCall>),
+    /// A client has answered the event under this name; `None`: it cannot any more.
+    AppAnswered(u64, Option<Payload>),
     /// Answer a request.
     Respond(RequestIx, EngineResponse),
     /// Send to another node, or to another shard of this one (`to == me`).

@@ -99,6 +99,7 @@ impl Shard {
             Input::Request(ix, sid, request) => self.edge.request(&mut ctx, ix, sid, request),
             Input::RequestGone(ix) => self.edge.request_gone(&mut ctx, ix),
             Input::Query(token, query) => self.calls.begin(&mut ctx, token, query),
+            Input::App(sid, call, outcome) => self.sessions.on_app(&mut ctx, sid, call, outcome),
             Input::CloseClients(count) => self.edge.close_some(&mut ctx, count),
             Input::Timer => self.on_timers(),
         }

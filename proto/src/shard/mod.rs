@@ -10,6 +10,7 @@
 use crate::id::{Address, NodeRef, Placement};
 use crate::wire::{Body, NotOwner, Subject, To};
 
+mod app;
 mod calls;
 mod interface;
 /// What every machine of a shard is handed, borrowed from the shard's own fields.
@@ -31,6 +32,7 @@ mod out;
 mod tests;
 mod timers;
 
+pub use app::*;
 pub use interface::*;
 pub use machine::Shard;
 pub(crate) use out::Out;

@@ -1,6 +1,7 @@
 //! Whole clusters of shards in one process: instant, ordered delivery, views changed by hand, real
 //! bytes of both client protocols.
 
+mod app;
 mod backends;
 mod backups;
 mod clients;
@@ -77,6 +78,10 @@ struct Mesh {
     clients: u32,
     shard_count: u16,
     rules: Arc<ProductRules>,
+    /// The product's code, the same on all nodes; what it was asked (node, question); clients' answers.
+    app: Option<fn(&AppCall) -> AppOutcome>,
+    asked: Vec<(usize, AppCall)>,
+    app_answered: Vec<(u64, Option<Payload>)>,
     /// Clients opened from here on carry their cursors.
     offsets: bool,
 }
@@ -128,6 +133,9 @@ impl Mesh {
             clients: 0,
             shard_count,
             rules: Arc::new(rules),
+            app: None,
+            asked: Vec::new(),
+            app_answered: Vec::new(),
             offsets: false,
         };
         mesh.views();
@@ -206,6 +214,7 @@ impl Mesh {
     fn drain(&mut self, at: At) {
         let stuck = self.stuck.clone();
         let mut over = Vec::new();
+        let mut outcomes = Vec::new();
         while let Some(output) = self.shards.get_mut(&at).unwrap().poll() {
             match output {
                 Output::Write(ix, packet) => self.write(at, ix, &packet),
@@ -232,6 +241,13 @@ impl Mesh {
                 Output::ResumeReading(ix) => {
                     assert!(self.paused.insert((at, ix.0), false).unwrap_or(false), "resumed unpaused");
                 }
+                Output::App(call) => {
+                    if let (Some(number), Some(app)) = (call.call, self.app) {
+                        outcomes.push((call.identity.sid, number, app(&call)));
+                    }
+                    self.asked.push((at.0, *call));
+                }
+                Output::AppAnswered(name, answer) => self.app_answered.push((name, answer)),
                 Output::Send { to, envelope, .. } => self.queue.push_back((to, envelope)),
                 Output::Answer(token, answer) => {
                     assert!(self.answers.insert(token, answer).is_none(), "answered twice");
@@ -239,6 +255,9 @@ impl Mesh {
             }
         }
         self.shards[&at].check_invariants();
+        for (sid, call, outcome) in outcomes {
+            self.input(at, Input::App(sid, call, outcome));
+        }
         for ix in over {
             self.input(at, Input::ClientClosed(ix, ClientGone::Closed));
         }
@@ -470,6 +489,7 @@ fn api_publish(room: &str, json: &str, key: Option<&str>) -> Query {
             except_sids: Vec::new(),
             except_rooms: Vec::new(),
             volatile: false,
+            also: Vec::new(),
         },
         after: None,
     })

@@ -12,6 +12,12 @@ pub fn encode_event(namespace: &str, payload: &Payload) -> Arc<[Packet]> {
     encode_array([b'2', b'5'], namespace, None, payload)
 }
 
+/// An event that the client is to answer under `id`.
+#[must_use]
+pub fn encode_asking_event(namespace: &str, id: u64, payload: &Payload) -> Arc<[Packet]> {
+    encode_array([b'2', b'5'], namespace, Some(id), payload)
+}
+
 /// An event whose text is open at its end: a string without a quote and `"]` are to follow.
 #[must_use]
 pub fn encode_open_event(namespace: &str, payload: &Payload) -> Arc<[Packet]> {

@@ -26,7 +26,8 @@ use crate::shard::CloseCode;
 
 pub use decode::decode;
 pub use encode::{
-    encode_ack, encode_connect, encode_connect_error, encode_disconnect, encode_event, encode_open_event,
+    encode_ack, encode_asking_event, encode_connect, encode_connect_error, encode_disconnect, encode_event,
+    encode_open_event,
 };
 pub use reassembly::{ClientPacket, Reassembly};
 

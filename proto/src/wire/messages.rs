@@ -166,6 +166,8 @@ pub enum ToSession {
         edge: EdgeRef,
         /// What to rebuild it from where the owner knows nothing.
         shadow: Shadow,
+        /// The auth payload of a client that is not in yet, for products with code of their own.
+        hello: Option<Bytes>,
     },
     /// Packets of the client, `first` and those that follow it.
     Inbound {
@@ -366,6 +368,17 @@ pub enum SessionToEdge {
         /// For logs; clients are not told.
         why: NotResumed,
     },
+    /// The product's code does not let the session in; it is over.
+    Refused {
+        /// Whose.
+        sid: SocketSid,
+        /// Which transport was meant.
+        attachment: u64,
+        /// For people.
+        message: String,
+        /// Further JSON for the client.
+        data: Option<Bytes>,
+    },
     /// Something of what the owner sent is lost: attach anew, or say that the session is gone.
     Reattach {
         /// Whose.
@@ -401,6 +414,11 @@ pub enum OwnEntry {
         payload: Payload,
         /// Written only if it can be written at once.
         volatile: bool,
+        /// The client is to answer, under the number of this entry. Such an event is not kept for a client
+        /// that comes back.
+        asks: bool,
+        /// Held at the edge until the client has been served this far in that room (as in [`Done`]).
+        after: Option<(RoomKey, Cursor)>,
     },
     /// The session is in this room from here on.
     Join(RoomKey, AskedBy),
@@ -512,6 +530,8 @@ pub struct RoomEvent {
     pub except_rooms: Vec<Arc<str>>,
     /// Written only to clients whose queue is empty; not in the log.
     pub volatile: bool,
+    /// Every room it was sent to, if there are several: who is in more than one of them gets it once.
+    pub also: Vec<Arc<str>>,
 }
 
 /// Room owner to publisher.

@@ -1,5 +1,6 @@
 //! Changes of a session, as its owner sends them to its backup.
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{AskedBy, DisconnectCode, EdgeRef, Payload, SessionState, ShadowRoom};
@@ -85,6 +86,10 @@ pub enum SessionOp {
         /// It is not owed again what a backend repeats under this key; so many of the oldest keys are past
         /// their time.
         key: Option<(EmitKey, u32)>,
+        /// The client is to answer.
+        asks: bool,
+        /// After this place of a room.
+        after: Option<(RoomKey, Cursor)>,
     },
     /// How far the own log is.
     OwnReceived {
@@ -92,6 +97,19 @@ pub enum SessionOp {
         own_seq: u64,
         /// The last one that the client has shown to have.
         shown: u64,
+    },
+    /// The product's code has let it in.
+    Admit,
+    /// What the product's code keeps with it.
+    SetData(Bytes),
+    /// An op of the product's code: command `index` of what packet `number` led to.
+    Did {
+        /// Of which packet.
+        number: u64,
+        /// Which of its commands.
+        index: u32,
+        /// What.
+        op: Box<SessionOp>,
     },
     /// The session ends; the client is told.
     End {

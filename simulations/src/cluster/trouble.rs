@@ -314,6 +314,7 @@ impl Cluster {
                 except_sids: Vec::new(),
                 except_rooms: Vec::new(),
                 volatile: false,
+                also: Vec::new(),
             },
             after: None,
         };

@@ -179,7 +179,8 @@ fn words_of_a_peer_that_cannot_be_are_ignored() {
     };
     let attach = |edge, inbound| {
         let edge = EdgeRef { attachment: 1, edge, client: ClientIx(0) };
-        Body::ToSession(ToSession::Attach { identity: identity.clone(), edge, shadow: shadow(inbound) })
+        let identity = identity.clone();
+        Body::ToSession(ToSession::Attach { identity, edge, shadow: shadow(inbound), hello: None })
     };
     let subscription = Subscription {
         room: room.clone(),
