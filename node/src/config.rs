@@ -260,9 +260,10 @@ section! {
         /// of its own, with rooms of its own; a client that asks for another gets a connect error.
         namespaces: Vec<String> = vec!["/".into()], Kind::Namespaces;
         /// How a client's uid is found. `jwt`: from a signed token. `query`: the client says
-        /// `?uid=` and is believed, allowed only where `client.listen` is on loopback. Default
-        /// `auto`: `jwt` where `jwt_key_file` is set, else `query`.
-        identity: String = "auto".into(), Kind::Choice(&["auto", "jwt", "query"]);
+        /// `?uid=` and is believed, allowed only where `client.listen` is on loopback. `anonymous`:
+        /// each connection is a user of its own, with a random uid. Default `auto`: `jwt` where
+        /// `jwt_key_file` is set, else `query`.
+        identity: String = "auto".into(), Kind::Choice(&["auto", "jwt", "query", "anonymous"]);
         /// File with the key that signs the tokens (HS256): at least 32 bytes, readable by its owner
         /// only. Default `""`.
         jwt_key_file: Option<PathBuf> = None, Kind::Path;
@@ -431,6 +432,8 @@ pub enum Identity {
     Jwt,
     /// By `?uid=`, believed as it is.
     Query,
+    /// A user of its own for each connection.
+    Anonymous,
 }
 
 impl ProductConfig {
@@ -439,6 +442,7 @@ impl ProductConfig {
     pub fn identity(&self) -> Identity {
         match (self.identity.as_str(), &self.jwt_key_file) {
             ("jwt", _) | ("auto", Some(_)) => Identity::Jwt,
+            ("anonymous", _) => Identity::Anonymous,
             _ => Identity::Query,
         }
     }

@@ -12,8 +12,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use mesh_proto::id::{EngineSid, NodeRef, ShardIx};
-use mesh_proto::shard::{NewClient, RequestIx, ShardStats};
+use mesh_proto::id::{EngineSid, NodeRef, ShardIx, SocketSid};
+use mesh_proto::shard::{AppOutcome, NewClient, RequestIx, ShardStats};
 use mesh_proto::view::View;
 use mesh_proto::wire::{Answer, CommandFailed, EngineRequest, EngineResponse, Envelope, Query, To};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -39,6 +39,8 @@ pub enum ToShard {
     Request(EngineAsked),
     /// The connection of a request broke before its answer.
     RequestGone(RequestIx),
+    /// The answer of a product's code about a session.
+    App(SocketSid, u64, AppOutcome),
     /// From another shard or a peer, in order.
     Envelopes(Vec<Envelope>),
     /// The link to a peer has lost what was under way.

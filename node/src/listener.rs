@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use mesh_proto::id::EngineSid;
 use mesh_proto::shard::{ClientProtocol, Transport};
-use mesh_proto::wire::{EngineRequest, EngineResponse};
+use mesh_proto::wire::{EngineRefusal, EngineRequest, EngineResponse};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
@@ -37,6 +37,9 @@ const BACKLOG: i32 = 4_096;
 
 /// Pause after running out of file descriptors or memory.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+
+/// A close frame without a code (RFC 6455 §5.5.1).
+const CLOSE_FRAME: [u8; 2] = [0x88, 0];
 
 /// A connection without a request is kept so long for the next.
 const KEPT_IDLE: Duration = Duration::from_secs(75);
@@ -218,8 +221,8 @@ async fn connection(door: &Door, mut stream: TcpStream, remote: SocketAddr, plac
                 let opening = Opening { handshake, accept_key, upgrades, read_ahead };
                 return door.open(stream, place, opening).await;
             }
-            Route::Polling(request) => {
-                let handshake = door.kept(&head, remote, ClientProtocol::SocketIo);
+            Route::Polling(request, protocol) => {
+                let handshake = door.kept(&head, remote, protocol);
                 let asked = Asked::new(&head, request, cors, handshake, door.port.message_bytes_max);
                 drop(head);
                 rest = buffer.into_read_ahead(whole);
@@ -331,6 +334,15 @@ impl Door {
             let asked = self.ask(&mut stream, &mut Vec::new(), sid, EngineRequest::MayUpgrade).await;
             match asked {
                 Answered::With(EngineResponse::Taken) => {}
+                // As the reference server: opened and closed at once.
+                Answered::With(EngineResponse::Refused(EngineRefusal::Upgraded)) => {
+                    self.count(Reason::BadHandshake, ip);
+                    let closed = [route::switching_protocols(&accept_key).as_bytes(), &CLOSE_FRAME].concat();
+                    if let Ok(Ok(())) = timeout(self.port.head_timeout, stream.write_all(&closed)).await {
+                        self.linger(stream).await;
+                    }
+                    return;
+                }
                 Answered::With(response) => {
                     self.count(Reason::BadHandshake, ip);
                     return self.answer(stream, &response_of(response), false).await;

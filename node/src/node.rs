@@ -10,6 +10,7 @@ mod parts;
 mod serve;
 mod stop;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
+use crate::app::{App, Io};
 use crate::config::secrets::{self, DevelopmentKey};
 use crate::config::{Config, ConfigErrors};
 use crate::handles::ViewWatch;
@@ -31,6 +33,9 @@ use parts::{Listeners, Parts};
 /// Threads of the runtime for handshakes, API and admin: few, because the work of a node is done by
 /// its shards; two, so that one slow check of a token does not hold up the others.
 const SERVING_THREADS: usize = 2;
+
+/// Threads for the code of products, at least: one that blocks should not be the only one.
+const HANDLER_THREADS_MIN: usize = 4;
 
 /// How long the serving runtime may take to end its last tasks.
 const RUNTIME_STOP_WITHIN: Duration = Duration::from_secs(1);
@@ -99,6 +104,18 @@ pub enum Ended {
 pub struct Options {
     /// Serve the demonstration's page, which finds the control of its nodes at this URL.
     pub demo_control: Option<String>,
+    /// The code of products, by name. A product of the settings with the same name is otherwise as they say;
+    /// one that they do not have is as a product of the settings without any.
+    pub apps: BTreeMap<String, App>,
+}
+
+impl Options {
+    /// With the code of one more product.
+    #[must_use]
+    pub fn with_app(mut self, product: impl Into<String>, app: App) -> Self {
+        self.apps.insert(product.into(), app);
+        self
+    }
 }
 
 /// Where a node listens, ports filled in. One JSON line of `meshd --supervised`.
@@ -124,6 +141,8 @@ pub struct Node;
 #[derive(Debug)]
 pub struct Running {
     runtime: Runtime,
+    /// For the code of products, if there is any.
+    handlers: Option<Runtime>,
     parts: Parts,
     stopper: CancellationToken,
     impatient: CancellationToken,
@@ -143,9 +162,11 @@ impl Node {
             .enable_all()
             .build()
             .map_err(|cause| StartError::System { what: "the runtime", cause })?;
+        let handlers = handlers(&options)?;
         let parts = {
             let _entered = runtime.enter();
-            Parts::start(config, &options, &secrets, listeners)?
+            let handle = handlers.as_ref().map_or(runtime.handle(), Runtime::handle).clone();
+            Parts::start(config, &options, &secrets, listeners, handle)?
         };
         let addresses = &parts.addresses;
         tracing::info!(
@@ -157,8 +178,22 @@ impl Node {
             "node listens"
         );
         let (stopper, impatient) = (CancellationToken::new(), CancellationToken::new());
-        Ok(Running { runtime, parts, stopper, impatient })
+        Ok(Running { runtime, handlers, parts, stopper, impatient })
     }
+}
+
+/// Threads of their own for the code of products, so that code that blocks holds up nothing else.
+fn handlers(options: &Options) -> Result<Option<Runtime>, StartError> {
+    if options.apps.is_empty() {
+        return Ok(None);
+    }
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.max(HANDLER_THREADS_MIN))
+        .thread_name("handlers")
+        .enable_all()
+        .build();
+    runtime.map(Some).map_err(|cause| StartError::System { what: "the runtime of handlers", cause })
 }
 
 impl Running {
@@ -172,6 +207,12 @@ impl Running {
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.parts.config
+    }
+
+    /// The clients of a product, for code that is no handler.
+    #[must_use]
+    pub fn io(&self, product: &str, namespace: &str) -> Io {
+        self.parts.apps.io(product, namespace)
     }
 
     /// The cluster as it sees it.
@@ -214,7 +255,7 @@ impl Running {
     /// Runs until the node is told to stop, has been drained or cannot go on, then ends it in phases.
     #[must_use]
     pub fn wait(self) -> Ended {
-        let Self { runtime, parts, stopper, impatient } = self;
+        let Self { runtime, handlers, parts, stopper, impatient } = self;
         let ended = runtime.block_on(async {
             let all = async {
                 let ended = tokio::select! {
@@ -233,6 +274,9 @@ impl Running {
                 () = impatient.cancelled() => Ended::Impatient,
             }
         });
+        if let Some(handlers) = handlers {
+            handlers.shutdown_timeout(RUNTIME_STOP_WITHIN);
+        }
         runtime.shutdown_timeout(RUNTIME_STOP_WITHIN);
         ended
     }

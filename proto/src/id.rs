@@ -253,6 +253,10 @@ impl fmt::Debug for Pid {
     }
 }
 
+/// Uids that begin so were made up for one connection. Who comes back to such a session shows its pid;
+/// the uid of the new connection says nothing.
+pub const ANONYMOUS: char = '~';
+
 /// The secret id of an Engine.IO session (`?sid=`): node id ‖ shard ‖ 16 random bytes, so that any
 /// node forwards a request to its edge in O(1).
 #[derive(Clone, Copy, Serialize, Deserialize)]

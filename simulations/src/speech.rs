@@ -108,6 +108,7 @@ pub fn pong(protocol: ClientProtocol) -> Packet {
     match protocol {
         ClientProtocol::SocketIo => text("3"),
         ClientProtocol::Plain => text(r#"{"type":"pong"}"#),
+        ClientProtocol::EngineIo => unreachable!("no simulated client speaks it"),
     }
 }
 
@@ -141,6 +142,7 @@ pub fn request(protocol: ClientProtocol, id: u64, request: Request) -> Packet {
             };
             text(message.to_string())
         }
+        ClientProtocol::EngineIo => unreachable!("no simulated client speaks it"),
     }
 }
 
@@ -152,6 +154,7 @@ pub fn hear(protocol: ClientProtocol, packet: &Packet) -> Heard {
     let heard = match protocol {
         ClientProtocol::SocketIo => hear_socketio(words),
         ClientProtocol::Plain => hear_plain(words),
+        ClientProtocol::EngineIo => unreachable!("no simulated client speaks it"),
     };
     heard.unwrap_or_else(|| Heard::Strange(words.chars().take(300).collect()))
 }

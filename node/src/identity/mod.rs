@@ -11,6 +11,9 @@ mod jwt;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use mesh_proto::id::ANONYMOUS;
 use mesh_proto::shard::{
     Admission, ClientProtocol, NewClient, ProductRules, RecoveryRule, Refusal, Transport,
 };
@@ -94,6 +97,8 @@ pub enum UidSource {
     Jwt(Box<JwtPolicy>),
     /// `?uid=`, believed as it is: only on loopback listeners.
     Query,
+    /// Nobody is asked: each connection is a user of its own.
+    Anonymous,
 }
 
 /// Decides who each client is.
@@ -126,6 +131,7 @@ impl Identity {
         let uid = match self.sources.get(&product.name) {
             Some(UidSource::Jwt(policy)) => uid_of_token(policy, handshake)?,
             Some(UidSource::Query) if handshake.loopback_listener => uid_of_query(handshake)?,
+            Some(UidSource::Anonymous) => return Ok(Admission { product, uid: anonymous_uid() }),
             _ => {
                 let message = "this listener has no identity configured: ask its operator to set one";
                 return Err(refusal(UID_REQUIRED, message));
@@ -134,6 +140,12 @@ impl Identity {
         check_uid(&uid, self.uid_bytes_max)?;
         Ok(Admission { product, uid: uid.into() })
     }
+}
+
+/// A uid that nobody else has and nobody can ask for.
+fn anonymous_uid() -> Arc<str> {
+    let random: [u8; 16] = rand::random();
+    format!("{ANONYMOUS}{}", URL_SAFE_NO_PAD.encode(random)).into()
 }
 
 fn uid_of_token(policy: &JwtPolicy, handshake: &Handshake) -> Result<String, Refusal> {
@@ -194,6 +206,9 @@ pub fn check_uid(uid: &str, bytes_max: usize) -> Result<(), Refusal> {
             code: UID_INVALID.into(),
             message: format!("the uid is over {bytes_max} bytes: send a shorter one"),
         });
+    }
+    if uid.starts_with(ANONYMOUS) {
+        return Err(refusal(UID_INVALID, "uids that begin with ~ are for anonymous clients"));
     }
     if uid.chars().any(char::is_control) {
         return Err(refusal(UID_INVALID, "the uid has control characters: send one without"));

@@ -96,7 +96,9 @@ pub(super) fn response_of(response: EngineResponse) -> Response {
         EngineResponse::Packets(payload) => text("text/plain; charset=UTF-8", payload.into()),
         EngineResponse::Taken => text("text/html", b"ok".to_vec()),
         EngineResponse::Refused(EngineRefusal::UnknownSid) => EngineError::SessionUnknown.response(),
-        EngineResponse::Refused(EngineRefusal::BadRequest) => EngineError::BadRequest.response(),
+        EngineResponse::Refused(EngineRefusal::BadRequest | EngineRefusal::Upgraded) => {
+            EngineError::BadRequest.response()
+        }
     }
 }
 

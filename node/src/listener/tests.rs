@@ -43,7 +43,11 @@ fn bench(limits: AdmissionLimits, head_timeout: Duration, queue_len: usize) -> B
         shards: Shards(Arc::new([ShardHandle { shard: ShardIx(0), tx }])),
         doorkeeper: Arc::new(Stranger),
         site: Some(site),
-        policy: Arc::new(RoutePolicy { origins: Origins::Any, kept_headers: vec!["authorization".into()] }),
+        policy: Arc::new(RoutePolicy {
+            origins: Origins::Any,
+            kept_headers: vec!["authorization".into()],
+            engine_io: false,
+        }),
         admission: admission.clone(),
         head_timeout,
         message_bytes_max: 1_000,

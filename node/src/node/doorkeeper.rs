@@ -3,19 +3,33 @@
 //! Belongs here: what each setting of a product means to [`Identity`].
 //! Stays out: how a uid is found and checked (`identity`).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use mesh_proto::shard::{Namespaces, ProductRules};
+
+use crate::app::App;
 use crate::config::secrets::Secrets;
 use crate::config::{self, Config, DEFAULT_PRODUCT, ProductConfig};
 use crate::identity::{Identity, JwtPolicy, JwtSettings, Products, UidSource, WeakSecret};
 
 /// The products of the settings.
-pub(super) fn products(config: &Config) -> Products {
-    let rules = |name: &String| config.products.0.get(name).map(|product| product.rules(name));
-    let first = config.products.0.keys().next();
-    let default = config.products.0.keys().find(|name| *name == DEFAULT_PRODUCT).or(first);
+pub(super) fn products(config: &Config, apps: &BTreeMap<String, App>) -> Products {
+    let with_code = |rules: ProductRules| match apps.get(&*rules.name) {
+        Some(app) => ProductRules { is_app: true, namespaces: Namespaces::new(app.names()), ..rules },
+        None => rules,
+    };
+    let rules = |name: &String| {
+        let known = config.products.0.get(name).cloned();
+        let known = known.or_else(|| apps.contains_key(name).then(ProductConfig::default));
+        known.map(|product| with_code(product.rules(name)))
+    };
+    let names = || config.products.0.keys().chain(apps.keys());
+    // A program that embeds a node for one product of its own means that one.
+    let only = apps.keys().next().filter(|_| apps.len() == 1);
+    let default = only.or_else(|| names().find(|name| *name == DEFAULT_PRODUCT)).or_else(|| names().next());
     let default = default.and_then(rules).unwrap_or_else(|| ProductConfig::default().rules(DEFAULT_PRODUCT));
-    Products::new(default, config.products.0.keys().filter_map(rules), false)
+    Products::new(default, names().filter_map(rules), false)
 }
 
 /// Who decides on the clients of each product.
@@ -31,6 +45,7 @@ pub(super) fn identity(
     for (name, product) in &config.products.0 {
         let source = match (product.identity(), secrets.jwt_keys.get(name)) {
             (config::Identity::Query, _) => UidSource::Query,
+            (config::Identity::Anonymous, _) => UidSource::Anonymous,
             (config::Identity::Jwt, Some(key)) => {
                 UidSource::Jwt(Box::new(JwtPolicy::hs256(key.expose(), jwt_settings(product))?))
             }
@@ -68,7 +83,7 @@ mod tests {
         config.products.0.insert("chat".into(), signed);
         let jwt_keys = BTreeMap::from([("chat".to_owned(), JwtKey::new([7; 32]))]);
         let secrets = Secrets { cluster: None, api_key: None, admin_token: None, jwt_keys };
-        let identity = identity(&config, &secrets, &Arc::new(products(&config))).unwrap();
+        let identity = identity(&config, &secrets, &Arc::new(products(&config, &BTreeMap::new()))).unwrap();
         let refused = |query: &str| {
             let handshake = Handshake {
                 remote: ([127, 0, 0, 1], 1).into(),

@@ -22,6 +22,8 @@ use super::serve::Serving;
 use super::{Addresses, Ended, Options, StartError};
 use crate::admin::{Board, OwnAnswers};
 use crate::admission::{Admission, AdmissionLimits};
+use crate::app::App;
+use crate::app::runtime::Apps;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::secrets::Secrets;
@@ -85,6 +87,7 @@ pub(super) struct Parts {
     pub(super) shards: Shards,
     pub(super) admission: Arc<Admission>,
     pub(super) drain: DrainControl,
+    pub(super) apps: Arc<Apps>,
     /// Acceptor and handshakes: the first to stop.
     pub(super) client_tasks: Tasks,
     /// The rest of the serving runtime, and the shards' threads: the last to stop.
@@ -98,6 +101,7 @@ impl Parts {
         options: &Options,
         secrets: &Secrets,
         listeners: Listeners,
+        handlers: tokio::runtime::Handle,
     ) -> Result<Self, StartError> {
         let clock = Clock::start();
         let tasks = Tasks::new();
@@ -118,7 +122,10 @@ impl Parts {
         let _ = view_known.set(view.clone());
         let addresses = Addresses { mesh: mesh.handle().bound(), ..addresses };
 
-        let products = Arc::new(products(&config));
+        let products = Arc::new(products(&config, &options.apps));
+        let limits = config.limits.clone();
+        let apps = Apps::new(options.apps.clone(), shards.clone(), view.clone(), limits, handlers);
+        let apps = Arc::new(apps);
         let ids = IdKey::new(&cluster_key);
         for (handle, inbox) in shards.0.iter().zip(inboxes) {
             let parts = ShardParts {
@@ -136,6 +143,7 @@ impl Parts {
                 view: view.clone(),
                 shards: shards.clone(),
                 outbound: Box::new(mesh.handle().clone()),
+                apps: apps.clone(),
             };
             shard::start(parts, &tasks).map_err(|cause| StartError::System { what: "a shard", cause })?;
         }
@@ -161,6 +169,7 @@ impl Parts {
             policy: Arc::new(RoutePolicy {
                 origins: Origins::from_list(&config.client.allowed_origins),
                 kept_headers: HEADERS_READ.map(str::to_owned).into(),
+                engine_io: options.apps.values().any(App::is_engine_io),
             }),
             admission: admission.clone(),
             head_timeout: config.client.head_timeout,
@@ -170,7 +179,7 @@ impl Parts {
         };
         let listening = listeners.client.start(port, &client_tasks);
         listening.map_err(|cause| StartError::System { what: "the client port", cause })?;
-        Ok(Self { config, addresses, view, mesh, shards, admission, drain, client_tasks, tasks })
+        Ok(Self { config, addresses, view, mesh, shards, admission, drain, apps, client_tasks, tasks })
     }
 
     /// Completes when the node must end without having been told to.

@@ -29,6 +29,7 @@ use super::client::{AbortOnDrop, Client, Phase};
 use super::outbox::Outbox;
 use super::outgoing::Outgoing;
 use crate::admission::ClientPlace;
+use crate::app::runtime::Apps;
 use crate::clock::Clock;
 use crate::handles::{EngineAsked, ShardReport, ToShard};
 use clients::client_mut;
@@ -122,6 +123,7 @@ pub(super) struct Driver<M> {
     /// Clients with something in the outbox.
     to_write: VecDeque<ClientIx>,
     outgoing: Outgoing,
+    apps: Arc<Apps>,
     answers: HashMap<u64, oneshot::Sender<Result<Answer, CommandFailed>>>,
     queries: u64,
     /// Requests of polling clients that came in by this shard.
@@ -135,7 +137,13 @@ pub(super) struct Driver<M> {
 }
 
 impl<M: Machine> Driver<M> {
-    pub(super) fn new(machine: M, clock: Clock, message_bytes_max: usize, outgoing: Outgoing) -> Self {
+    pub(super) fn new(
+        machine: M,
+        clock: Clock,
+        message_bytes_max: usize,
+        outgoing: Outgoing,
+        apps: Arc<Apps>,
+    ) -> Self {
         Self {
             machine,
             clock,
@@ -147,6 +155,7 @@ impl<M: Machine> Driver<M> {
             outbox: Outbox::default(),
             to_write: VecDeque::new(),
             outgoing,
+            apps,
             answers: HashMap::new(),
             queries: 0,
             requests: HashMap::new(),
@@ -227,6 +236,7 @@ impl<M: Machine> Driver<M> {
                 self.requests.insert(ix, answer);
                 self.feed(now, Input::Request(ix, sid, request));
             }
+            ToShard::App(sid, call, outcome) => self.feed(now, Input::App(sid, call, outcome)),
             ToShard::RequestGone(ix) => {
                 if self.requests.remove(&ix).is_some() {
                     self.feed(now, Input::RequestGone(ix));
@@ -289,6 +299,8 @@ impl<M: Machine> Driver<M> {
             Output::Close(ix, code) => {
                 self.close(now, ix, Some(code.code()), code.reason(), ClientGone::Closed);
             }
+            Output::App(call) => self.apps.ask(self.outgoing.shard(), *call),
+            Output::AppAnswered(name, answer) => self.apps.answered(name, answer),
             Output::Respond(ix, response) => {
                 if let Some(asker) = self.requests.remove(&ix) {
                     // Whoever asked may have gone.

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use mesh_proto::id::{Address, NodeRef};
+use mesh_proto::id::{Address, NodeRef, ShardIx};
 use mesh_proto::view::View;
 use mesh_proto::wire::{self, Body, Envelope, Lane, To};
 use tokio::sync::mpsc::error::TrySendError;
@@ -77,6 +77,11 @@ impl Outgoing {
     /// Takes one envelope. A receiver whose backlog had to be dropped is returned.
     pub(crate) fn send(&mut self, to: NodeRef, lane: Lane, envelope: Envelope) -> Option<NodeRef> {
         if to == self.me.node { self.send_here(envelope) } else { self.send_away(to, lane, envelope) }
+    }
+
+    /// Which shard this is.
+    pub(crate) fn shard(&self) -> ShardIx {
+        self.me.shard
     }
 
     /// The next envelope that this shard sent to itself.

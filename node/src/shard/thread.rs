@@ -9,6 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use mesh_proto::id::ClientIx;
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::client::AbortOnDrop;
 use super::driver::{Driver, Machine, Progress, Wanted};
 use super::outgoing::{Outbound, Outgoing};
+use crate::app::runtime::Apps;
 use crate::clock::Clock;
 use crate::handles::{Shards, ToShard, ViewWatch};
 use crate::tasks::{self, OnPanic, Tasks};
@@ -41,6 +43,8 @@ pub struct ShardParts {
     pub shards: Shards,
     /// The way to peers.
     pub outbound: Box<dyn Outbound>,
+    /// The code of products.
+    pub(crate) apps: Arc<Apps>,
 }
 
 /// Starts the thread `shard/<n>`. It ends, closing what is open without a word, when the tasks are
@@ -53,10 +57,10 @@ pub fn start(parts: ShardParts, tasks: &Tasks) -> io::Result<()> {
     let name = format!("shard/{}", parts.config.me.shard.0);
     let stopping = tasks.stopping();
     tasks.spawn_thread(name, OnPanic::EndNode, move || {
-        let ShardParts { config, clock, inbox, view, shards, outbound } = parts;
+        let ShardParts { config, clock, inbox, view, shards, outbound, apps } = parts;
         let message_bytes_max = config.limits.message_bytes_max;
         let outgoing = Outgoing::new(config.me, shards, outbound);
-        let driver = Driver::new(Shard::new(config), clock, message_bytes_max, outgoing);
+        let driver = Driver::new(Shard::new(config), clock, message_bytes_max, outgoing, apps);
         let shared = Rc::new(Shared::new(driver, clock));
         LocalSet::new().block_on(&runtime, drive(shared, inbox, view, stopping));
     })

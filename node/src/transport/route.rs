@@ -17,6 +17,9 @@ use super::{KEPT_HEADER_BYTES_MAX, Response, query_values};
 /// Where Socket.IO clients connect.
 pub const SOCKET_IO_PATH: &str = "/socket.io/";
 
+/// Where clients of Engine.IO alone connect, if a product has code for them.
+pub const ENGINE_IO_PATH: &str = "/engine.io/";
+
 /// Where plain WebSocket clients connect.
 pub const PLAIN_PATH: &str = "/ws";
 
@@ -27,6 +30,8 @@ pub struct RoutePolicy {
     pub origins: Origins,
     /// Headers kept for `identity`, in lower case.
     pub kept_headers: Vec<String>,
+    /// Whether [`ENGINE_IO_PATH`] is served.
+    pub engine_io: bool,
 }
 
 /// Which `Origin` a handshake may carry. One without `Origin` comes from no browser and passes:
@@ -69,8 +74,8 @@ pub enum Route {
         /// The polling session it wants to take over.
         upgrades: Option<EngineSid>,
     },
-    /// A request of Engine.IO long-polling.
-    Polling(PollingRequest),
+    /// A request of Engine.IO long-polling, and what is spoken over it.
+    Polling(PollingRequest, ClientProtocol),
     /// Not for a client transport: the site's, else 404.
     Site,
     /// Refused.
@@ -125,14 +130,19 @@ pub fn not_found() -> Response {
 #[must_use]
 pub fn route(head: &RequestHead<'_>, policy: &RoutePolicy) -> Route {
     match head.path {
-        SOCKET_IO_PATH | "/socket.io" => socket_io(head, policy).unwrap_or_else(Route::Refused),
+        SOCKET_IO_PATH | "/socket.io" => {
+            engine(head, policy, ClientProtocol::SocketIo).unwrap_or_else(Route::Refused)
+        }
+        ENGINE_IO_PATH | "/engine.io" if policy.engine_io => {
+            engine(head, policy, ClientProtocol::EngineIo).unwrap_or_else(Route::Refused)
+        }
         PLAIN_PATH => plain(head, policy).unwrap_or_else(Route::Refused),
         _ => Route::Site,
     }
 }
 
 /// The checks in the order of the reference server, so that a request wrong in two ways gets its answer.
-fn socket_io(head: &RequestHead<'_>, policy: &RoutePolicy) -> Result<Route, Response> {
+fn engine(head: &RequestHead<'_>, policy: &RoutePolicy, protocol: ClientProtocol) -> Result<Route, Response> {
     if head.method == "OPTIONS" {
         return Err(Response { status: 204, content_type: "", body: (&[][..]).into(), headers: Vec::new() });
     }
@@ -155,7 +165,7 @@ fn socket_io(head: &RequestHead<'_>, policy: &RoutePolicy) -> Result<Route, Resp
     };
     let upgrades = match session(head)? {
         Some(_) if !is_version_4 => return refuse(EngineError::BadRequest),
-        Some(sid) if !websocket => return polling(head, sid),
+        Some(sid) if !websocket => return polling(head, sid, protocol),
         upgrades => upgrades,
     };
     if head.method != "GET" {
@@ -168,10 +178,10 @@ fn socket_io(head: &RequestHead<'_>, policy: &RoutePolicy) -> Result<Route, Resp
         return refuse(EngineError::UnsupportedVersion);
     }
     if !websocket {
-        return Ok(Route::Polling(PollingRequest::Open));
+        return Ok(Route::Polling(PollingRequest::Open, protocol));
     }
     let accept_key = accept_key(head)?;
-    Ok(Route::WebSocket { protocol: ClientProtocol::SocketIo, accept_key, upgrades })
+    Ok(Route::WebSocket { protocol, accept_key, upgrades })
 }
 
 /// The session that a request names. What cannot be one is unknown.
@@ -185,15 +195,15 @@ fn session(head: &RequestHead<'_>) -> Result<Option<EngineSid>, Response> {
     }
 }
 
-fn polling(head: &RequestHead<'_>, sid: EngineSid) -> Result<Route, Response> {
+fn polling(head: &RequestHead<'_>, sid: EngineSid, protocol: ClientProtocol) -> Result<Route, Response> {
     let is_binary = || {
         let content_type = head.header_text("content-type").unwrap_or_default();
         content_type.split(';').next().is_some_and(|kind| kind.trim() == "application/octet-stream")
     };
     match head.method {
-        "GET" => Ok(Route::Polling(PollingRequest::Poll(sid))),
-        "POST" if is_binary() => Ok(Route::Polling(PollingRequest::PostBinary(sid))),
-        "POST" => Ok(Route::Polling(PollingRequest::Post(sid))),
+        "GET" => Ok(Route::Polling(PollingRequest::Poll(sid), protocol)),
+        "POST" if is_binary() => Ok(Route::Polling(PollingRequest::PostBinary(sid), protocol)),
+        "POST" => Ok(Route::Polling(PollingRequest::Post(sid), protocol)),
         _ => {
             let answer = Response::json(405, r#"{"error":{"code":"method","message":"GET or POST"}}"#);
             Err(answer.with_header("Allow", "GET, POST"))
@@ -304,7 +314,7 @@ mod tests {
                 (response.status, String::from_utf8_lossy(&response.body).into_owned())
             }
             Route::WebSocket { protocol, .. } => (101, format!("{protocol:?}")),
-            Route::Polling(request) => (0, format!("polling {request:?}")),
+            Route::Polling(request, _) => (0, format!("polling {request:?}")),
             Route::Site => (0, "site".into()),
         }
     }

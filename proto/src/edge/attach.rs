@@ -101,23 +101,28 @@ impl Edge {
         ctx.stats.resumed_total += u64::from(std::mem::take(&mut session.resumes));
         let identity = &session.identity;
         let packet = match session.protocol {
-            ClientProtocol::SocketIo => {
+            ClientProtocol::EngineIo => None,
+            ClientProtocol::SocketIo => Some({
                 let pid = session.offset_key.map(|_| identity.pid.expose_text());
                 socketio::encode_connect(&identity.namespace, &identity.sid.to_text(), pid.as_deref())
-            }
-            ClientProtocol::Plain => Welcome {
-                sid: identity.sid,
-                uid: &identity.uid,
-                product: &identity.product,
-                node: &self.node_name,
-                ping_interval: self.limits.ping_interval,
-                ping_timeout: self.limits.ping_timeout,
-                message_bytes_max: self.limits.message_bytes_max,
-            }
-            .encode(),
+            }),
+            ClientProtocol::Plain => Some(
+                Welcome {
+                    sid: identity.sid,
+                    uid: &identity.uid,
+                    product: &identity.product,
+                    node: &self.node_name,
+                    ping_interval: self.limits.ping_interval,
+                    ping_timeout: self.limits.ping_timeout,
+                    message_bytes_max: self.limits.message_bytes_max,
+                }
+                .encode(),
+            ),
         };
         let ix = session.client;
-        self.write(ctx, ix, packet);
+        if let Some(packet) = packet {
+            self.write(ctx, ix, packet);
+        }
         self.client_of(index).waits = false;
         self.resume_is_over(ix);
         self.process_own(ctx, index);

@@ -98,9 +98,10 @@ pub(super) enum Carrier {
 
 impl Client {
     pub(super) fn new(now: Instant, ix: ClientIx, new: NewClient, carrier: Carrier, limits: &Limits) -> Self {
-        let connect_timeout = match carrier {
-            Carrier::Upgrading(_) => limits.upgrade_timeout,
-            Carrier::WebSocket | Carrier::Polling(_) => limits.connect_timeout,
+        // A WebSocket that is still to take over is pinged by nobody.
+        let (connect_timeout, first_ping) = match carrier {
+            Carrier::Upgrading(_) => (limits.upgrade_timeout, 2 * limits.upgrade_timeout),
+            Carrier::WebSocket | Carrier::Polling(_) => (limits.connect_timeout, limits.ping_interval),
         };
         Self {
             ix,
@@ -117,7 +118,7 @@ impl Client {
             waits: false,
             last_heard: now,
             queue: Queue::default(),
-            next_ping: now + limits.ping_interval.max(connect_timeout),
+            next_ping: now + first_ping,
             pong_due: None,
             pong_put_off: false,
             connect_due: Some(now + connect_timeout),
@@ -292,8 +293,9 @@ impl Client {
             return Some(Due::Stalled);
         }
         if self.next_ping <= now {
+            // By the plan, not by when we got to it: an answer that is late is late by the client's clock.
+            self.pong_due.get_or_insert((self.next_ping + limits.ping_timeout).max(now));
             self.next_ping = now + limits.ping_interval;
-            self.pong_due.get_or_insert(now + limits.ping_timeout);
             return Some(Due::Ping);
         }
         None

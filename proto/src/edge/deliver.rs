@@ -12,6 +12,7 @@ use super::Edge;
 use super::carried::with_tail;
 use super::session::{Form, Owed};
 use super::tail::{Frames, Place, TailEntry};
+use crate::engineio;
 use crate::id::{Address, ClientIx, Cursor, RoomKey, SocketSid, Term};
 use crate::mutant::{Mutant, is_planted};
 use crate::plain;
@@ -429,6 +430,8 @@ impl Edge {
         let frames = match session.protocol {
             ClientProtocol::SocketIo => socketio::encode_ack(&session.identity.namespace, id, payload),
             ClientProtocol::Plain => Arc::new([plain::encode_ack(id, payload)]),
+            // Its messages cannot ask for answers.
+            ClientProtocol::EngineIo => return,
         };
         let ix = session.client;
         self.write_frames(ctx, ix, &frames);
@@ -454,6 +457,7 @@ impl Edge {
                         self.with_tail(&open, index)
                     }
                     Form::Plain => Arc::new([plain::encode_event(None, &payload)]),
+                    Form::Engine => engineio::encode_message_event(&payload),
                 };
                 ctx.stats.deliveries_total += 1;
                 self.write_frames(ctx, ix, &frames);
@@ -483,6 +487,9 @@ impl Edge {
                 let data = data.and_then(|data| std::str::from_utf8(data).ok());
                 self.write(ctx, ix, socketio::encode_connect_error(&namespace, message, data));
                 self.end_namespace(ctx, index, DetachReason::ServerDisconnect);
+            }
+            ClientProtocol::EngineIo => {
+                self.close(ctx, ix, CloseCode::Refused, DetachReason::ServerDisconnect);
             }
             ClientProtocol::Plain => {
                 self.write(ctx, ix, plain::encode_error("refused", message));
@@ -522,6 +529,7 @@ impl Edge {
 struct Served {
     socket_io: Vec<ClientIx>,
     plain: Vec<ClientIx>,
+    engine: Vec<ClientIx>,
     /// Each with the end of its tail among `tails`.
     carrying: Vec<(ClientIx, usize)>,
     tails: Vec<u8>,
@@ -540,6 +548,7 @@ impl Served {
             Form::SocketIo => self.socket_io.push(ix),
             Form::Carrying => self.carrying.push((ix, self.tails.len())),
             Form::Plain => self.plain.push(ix),
+            Form::Engine => self.engine.push(ix),
         }
     }
 
@@ -557,10 +566,11 @@ impl Served {
         ctx.stats.deliveries_total += self.polling.len() as u64;
         let polling = self.polling.into_iter().map(|(ix, form, tail)| match form {
             Form::Carrying => (ix, with_tail(frames(form), &tail)),
-            Form::SocketIo | Form::Plain => (ix, frames(form).clone()),
+            Form::SocketIo | Form::Plain | Form::Engine => (ix, frames(form).clone()),
         });
         let polling = polling.collect();
-        let groups = [(Form::SocketIo, self.socket_io), (Form::Plain, self.plain)];
+        let groups =
+            [(Form::SocketIo, self.socket_io), (Form::Plain, self.plain), (Form::Engine, self.engine)];
         for (form, clients) in groups.into_iter().filter(|(_, clients)| !clients.is_empty()) {
             ctx.stats.deliveries_total += clients.len() as u64;
             ctx.out.push(Output::Fanout(frames(form).clone(), clients));

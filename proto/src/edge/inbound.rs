@@ -15,7 +15,7 @@ use crate::id::{ClientIx, Placement};
 use crate::plain::{self, PlainRequest};
 use crate::shard::{Admission, ClientProtocol, CloseCode, Ctx, Packet};
 use crate::socketio::{self, ClientPacket, SocketError};
-use crate::wire::{DetachReason, Inbound, SessionIdentity};
+use crate::wire::{DetachReason, Inbound, Payload, SessionIdentity};
 
 impl Edge {
     pub(crate) fn packet(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, packet: Packet) {
@@ -27,7 +27,12 @@ impl Edge {
             return self.upgrade_packet(ctx, ix, packet);
         }
         match (client.protocol, packet) {
-            (ClientProtocol::SocketIo, Packet::Text(text)) => self.engine_text(ctx, ix, &text),
+            (ClientProtocol::SocketIo | ClientProtocol::EngineIo, Packet::Text(text)) => {
+                self.engine_text(ctx, ix, &text);
+            }
+            (ClientProtocol::EngineIo, Packet::Binary(bytes)) => {
+                self.engine_message(ctx, ix, engineio::read_bytes_event(bytes));
+            }
             (ClientProtocol::SocketIo, Packet::Binary(bytes)) => {
                 let limits = &self.limits;
                 let client = self.clients[ix.0 as usize].as_deref_mut().expect("just seen");
@@ -50,6 +55,9 @@ impl Edge {
 
     fn engine_text(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, text: &Bytes) {
         match engineio::decode_text(text) {
+            Ok(EnginePacket::Message(text)) if self.is_engine(ix) => {
+                self.engine_message(ctx, ix, engineio::read_text_event(&text));
+            }
             Ok(EnginePacket::Message(text)) => {
                 let limits = &self.limits;
                 let client = self.clients[ix.0 as usize].as_deref_mut().expect("checked by the caller");
@@ -64,6 +72,17 @@ impl Edge {
             }
             // In version 4 only the server pings, outside the probe of an upgrade.
             Ok(EnginePacket::Ping(_)) | Err(_) => self.misbehaved(ctx, ix, CloseCode::ProtocolError),
+        }
+    }
+
+    fn is_engine(&self, ix: ClientIx) -> bool {
+        let client = self.clients[ix.0 as usize].as_deref();
+        client.is_some_and(|client| client.protocol == ClientProtocol::EngineIo)
+    }
+
+    fn engine_message(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, payload: Payload) {
+        if let Some(&index) = self.sessions_of(ix).first() {
+            self.inbound(ctx, index, Inbound::Event { ack: None, payload });
         }
     }
 

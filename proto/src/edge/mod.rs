@@ -39,6 +39,7 @@ use crate::plain;
 use crate::shard::{
     ClientGone, ClientProtocol, CloseCode, Ctx, NewClient, Output, Packet, ProductRules, Transport,
 };
+use crate::time::Instant;
 use crate::wire::{Body, DetachReason, EngineResponse, Member, Members, ToSession};
 use client::{Carrier, Client, Due, Silence};
 use departed::Departed;
@@ -106,6 +107,8 @@ pub(crate) struct Edge {
     upgrades_due: BTreeSet<ClientIx>,
     /// Sessions handed to other edges lately.
     handed: VecDeque<Handed>,
+    /// Polling sessions that have lately gone on over WebSockets.
+    upgraded: VecDeque<(Instant, EngineSid)>,
     /// Clients to be closed for a restart go in this order.
     close_from: usize,
 }
@@ -152,6 +155,7 @@ impl Edge {
             polls_written: BTreeSet::new(),
             upgrades_due: BTreeSet::new(),
             handed: VecDeque::new(),
+            upgraded: VecDeque::new(),
             close_from: 0,
         }
     }
@@ -166,7 +170,11 @@ impl Edge {
 
     /// Whether there is anything to look through now and then.
     pub(crate) fn has_to_sweep(&self) -> bool {
-        !self.tails.is_empty() || !self.departed.is_empty() || self.has_requests() || !self.handed.is_empty()
+        !self.tails.is_empty()
+            || !self.departed.is_empty()
+            || self.has_requests()
+            || !self.handed.is_empty()
+            || !self.upgraded.is_empty()
     }
 
     pub(crate) fn tail_bytes(&self) -> usize {
@@ -210,8 +218,8 @@ impl Edge {
             return self.close(ctx, ix, CloseCode::ProtocolError, DetachReason::TransportClose);
         }
         match (protocol, refused) {
-            (ClientProtocol::SocketIo, _) if is_upgrade => {}
-            (ClientProtocol::SocketIo, _) => {
+            (ClientProtocol::SocketIo | ClientProtocol::EngineIo, _) if is_upgrade => {}
+            (ClientProtocol::SocketIo | ClientProtocol::EngineIo, refused) => {
                 let limits = &self.limits;
                 let upgrades: &[&str] = if request.is_some() { &["websocket"] } else { &[] };
                 let open = Packet::Text(engineio::open_packet(
@@ -228,6 +236,15 @@ impl Edge {
                         let open = engineio::encode_payload(&[open]);
                         ctx.out.push(Output::Respond(request, EngineResponse::Packets(open)));
                     }
+                }
+                match (protocol, refused) {
+                    (ClientProtocol::EngineIo, None) => {
+                        self.connect(ctx, ix, &engineio::BARE_NAMESPACE.into());
+                    }
+                    (ClientProtocol::EngineIo, Some(_)) => {
+                        self.close(ctx, ix, CloseCode::Refused, DetachReason::ServerDisconnect);
+                    }
+                    _ => {}
                 }
             }
             (ClientProtocol::Plain, Some(refusal)) => {

@@ -113,8 +113,13 @@ impl Edge {
         match message {
             ToEngine::Request { call, sid, request } => {
                 let asker = Asker { by: from, call };
+                if let Some(ix) = self.polling_client(&sid) {
+                    // What is due comes before what has only just come.
+                    self.client_due(ctx, ix);
+                }
                 match self.polling_client(&sid) {
                     Some(ix) => self.engine_request(ctx, ix, asker, request),
+                    None if self.has_upgraded(&sid) => refuse(ctx, &sid, asker, EngineRefusal::Upgraded),
                     None => refuse(ctx, &sid, asker, EngineRefusal::UnknownSid),
                 }
             }
@@ -233,6 +238,16 @@ impl Edge {
         self.answer_poll(ctx, ix);
     }
 
+    /// Ends a held GET with nothing.
+    pub(super) fn refuse_poll(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx) {
+        if let Some(polling) = self.polling(ix)
+            && let Some(asker) = polling.poll.take()
+        {
+            let sid = polling.sid;
+            refuse(ctx, &sid, asker, EngineRefusal::Upgraded);
+        }
+    }
+
     /// Answers the held GET with all there is.
     fn answer_poll(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx) {
         let Some(polling) = self.polling(ix).filter(|polling| !polling.queue.is_empty()) else { return };
@@ -291,15 +306,20 @@ impl Edge {
         }
     }
 
-    /// A polling client is closed: the last word leaves by the held GET, or by the next one.
+    /// A polling client is closed. The last word leaves by the held GET. If there is none, it waits for one
+    /// only if the client would come back without it; else the session is unknown from now on.
     pub(super) fn say_farewell(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, code: CloseCode) {
         let until = ctx.now + FAREWELL_MAX;
         self.end_post(ctx, ix);
         let Some(polling) = self.polling(ix) else { return };
-        polling.push(engineio::CLOSE);
+        // A client that has said goodbye itself waits only for its GET to end.
+        polling.push(if code == CloseCode::Normal { engineio::NOOP } else { engineio::CLOSE });
         polling.farewell = Some((until, code));
-        if polling.is_open() {
+        let is_open = polling.is_open();
+        if is_open {
             self.answer_poll(ctx, ix);
+        }
+        if is_open || code.may_reconnect() {
             return self.finish(ctx, ix);
         }
         ctx.timers.set(until, crate::shard::TimerKey::Client(ix));

@@ -113,6 +113,7 @@ pub(super) enum Form {
     /// The same, open at its end: what each client carries follows.
     Carrying,
     Plain,
+    Engine,
 }
 
 /// Something for this client alone.
@@ -424,6 +425,7 @@ impl EdgeSession {
             ClientProtocol::SocketIo if self.offset_key.is_some() => Form::Carrying,
             ClientProtocol::SocketIo => Form::SocketIo,
             ClientProtocol::Plain => Form::Plain,
+            ClientProtocol::EngineIo => Form::Engine,
         }
     }
 

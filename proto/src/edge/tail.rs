@@ -17,6 +17,7 @@ use super::departed::Memory;
 use super::older::Older;
 use super::session::{Form, Membership};
 use crate::collections::FixedMap;
+use crate::engineio;
 use crate::id::{Cursor, NodeRef, PublishId, PublishNumber, Publisher, RoomKey, Term};
 use crate::mutant::{Mutant, is_planted};
 use crate::plain;
@@ -106,6 +107,7 @@ pub(super) struct Frames {
     socket_io: OnceCell<Arc<[Packet]>>,
     carrying: OnceCell<Arc<[Packet]>>,
     plain: OnceCell<Arc<[Packet]>>,
+    engine: OnceCell<Arc<[Packet]>>,
 }
 
 impl Frames {
@@ -123,6 +125,7 @@ impl Frames {
             Form::Carrying => {
                 self.carrying.get_or_init(|| socketio::encode_open_event(key.namespace(), &event.payload))
             }
+            Form::Engine => self.engine.get_or_init(|| engineio::encode_message_event(&event.payload)),
             Form::Plain => self.plain.get_or_init(|| {
                 let room = at.filter(|_| !key.is_everyone()).map(|at| (key.room(), at));
                 Arc::new([plain::encode_event(room, &event.payload)])

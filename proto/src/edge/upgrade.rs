@@ -37,6 +37,10 @@ const HANDED_FOR: Duration = Duration::from_secs(30);
 /// More are forgotten, the oldest first; their owners notice by themselves when they have something to say.
 const HANDED_MAX: usize = 65_536;
 
+/// Ids of polling sessions that have gone on over a WebSocket, remembered as long, for requests that are
+/// late.
+const UPGRADED_MAX: usize = 1_024;
+
 /// A WebSocket on its way to be a polling client's transport.
 #[derive(Debug)]
 pub(super) struct Upgrading {
@@ -113,7 +117,10 @@ impl Edge {
         match message {
             FromEngine::Answer { call, response } => self.answered_request(ctx, from, call, response),
             FromEngine::Probed { sid, client, accepted } => {
-                let Some(upgrading) = self.upgrading_at(client, &sid, Step::Probing) else { return };
+                let Some(upgrading) = self.upgrading_of(client, &sid) else { return };
+                if upgrading.step != Step::Probing {
+                    return;
+                }
                 if accepted {
                     upgrading.step = Step::Probed;
                     let early = std::mem::take(&mut upgrading.backlog);
@@ -128,7 +135,7 @@ impl Edge {
                 }
             }
             FromEngine::Moved { sid, client, state } => {
-                if self.upgrading_at(client, &sid, Step::Moving).is_some() {
+                if self.upgrading_of(client, &sid).is_some_and(|upgrading| upgrading.step == Step::Moving) {
                     return self.moved_here(ctx, client, *state);
                 }
                 let sids = state.sessions.iter().map(|session| session.identity.sid).collect();
@@ -138,11 +145,9 @@ impl Edge {
         }
     }
 
-    fn upgrading_at(&mut self, ix: ClientIx, sid: &EngineSid, step: Step) -> Option<&mut Upgrading> {
+    fn upgrading_of(&mut self, ix: ClientIx, sid: &EngineSid) -> Option<&mut Upgrading> {
         match &mut self.client(ix)?.carrier {
-            Carrier::Upgrading(upgrading) if upgrading.sid == *sid && upgrading.step == step => {
-                Some(upgrading)
-            }
+            Carrier::Upgrading(upgrading) if upgrading.sid == *sid => Some(upgrading),
             _ => None,
         }
     }
@@ -245,7 +250,8 @@ impl Edge {
         if self.client(ix).is_some_and(|client| !client.behind) {
             self.note_places(ix, None);
         }
-        self.end_poll(ctx, ix);
+        // A client that goes polls no more: such a GET is of nobody who would take what it got.
+        self.refuse_poll(ctx, ix);
         self.end_post(ctx, ix);
         let mut sessions = Vec::new();
         while let Some(&index) = self.sessions_of(ix).first() {
@@ -261,6 +267,10 @@ impl Edge {
         let Some(polling) = client.polling_mut() else { return };
         let (sid, queued) = (polling.sid, polling.take_queue());
         self.by_engine.remove(&sid.spread());
+        self.upgraded.push_back((ctx.now, sid));
+        if self.upgraded.len() > UPGRADED_MAX {
+            self.upgraded.pop_front();
+        }
         self.behind.remove(&ix);
         let state = Box::new(MovedClient { admission, offsets, queued, partial, sessions });
         let moved = FromEngine::Moved { sid, client: probe.client, state };
@@ -305,7 +315,15 @@ impl Edge {
         }
     }
 
+    /// Whether this session has lately gone on over a WebSocket.
+    pub(super) fn has_upgraded(&self, sid: &EngineSid) -> bool {
+        self.upgraded.iter().any(|(_, upgraded)| upgraded == sid)
+    }
+
     pub(super) fn handed_expire(&mut self, now: Instant) {
+        while self.upgraded.front().is_some_and(|(since, _)| now.since(*since) >= HANDED_FOR) {
+            self.upgraded.pop_front();
+        }
         while self.handed.front().is_some_and(|handed| now.since(handed.since) >= HANDED_FOR) {
             self.handed.pop_front();
         }

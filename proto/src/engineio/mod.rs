@@ -7,6 +7,7 @@
 //! noop. Over WebSocket a packet is one text message, and a binary message is a message packet's data.
 //! Source: Engine.IO protocol, revision 4; FAULTS §3 rows 42–45.
 
+mod event;
 mod payload;
 
 use std::time::Duration;
@@ -16,7 +17,11 @@ use bytes::Bytes;
 use crate::json;
 use crate::shard::Packet;
 
+pub use event::{encode_message_event, read_bytes_event, read_text_event};
 pub use payload::{PAYLOAD_PACKETS_MAX, PayloadError, decode_payload, encode_payload};
+
+/// The namespace of clients that speak Engine.IO alone. No Socket.IO client can name it.
+pub const BARE_NAMESPACE: &str = "engine.io";
 
 /// The engine ping without data, sent every `pingInterval`.
 pub const PING: Packet = Packet::Text(Bytes::from_static(b"2"));

@@ -46,11 +46,13 @@ pub enum ErrorCode {
     Timeout,
     /// The node that owns the room takes no more; later may work.
     Overloaded,
+    /// The product's code failed.
+    Internal,
 }
 
 impl ErrorCode {
     /// Every code, for tables and tests.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Arguments,
         Self::UnknownEvent,
         Self::RoomName,
@@ -66,6 +68,7 @@ impl ErrorCode {
         Self::Rate,
         Self::Timeout,
         Self::Overloaded,
+        Self::Internal,
     ];
 
     /// The word in acks and error messages.
@@ -87,6 +90,7 @@ impl ErrorCode {
             Self::Rate => "rate",
             Self::Timeout => "timeout",
             Self::Overloaded => "overloaded",
+            Self::Internal => "internal",
         }
     }
 }

@@ -33,7 +33,7 @@ use bytes::Bytes;
 
 use crate::collections::FixedMap;
 use crate::host::{Event, Host, MessageOf, Open};
-use crate::id::{Address, NodeRef, Placement, PublishId, RoomKey, SocketSid, Term};
+use crate::id::{ANONYMOUS, Address, NodeRef, Placement, PublishId, RoomKey, SocketSid, Term};
 use crate::keys::IdKey;
 use crate::limits::Limits;
 use crate::mutant::{Mutant, is_planted};
@@ -401,7 +401,7 @@ impl Sessions {
         let identity = &session.state.identity;
         let is_theirs = identity.pid == pid
             && identity.product == product
-            && identity.uid == uid
+            && (identity.uid == uid || [&identity.uid, &uid].iter().all(|uid| uid.starts_with(ANONYMOUS)))
             && identity.namespace == namespace;
         let point = match session.state.resume_point(&carried) {
             Ok(point) if is_theirs && identity.resumable => point,

@@ -21,6 +21,9 @@ pub enum ClientProtocol {
     SocketIo,
     /// Our JSON messages over a plain WebSocket (`docs/protocol.md`).
     Plain,
+    /// Engine.IO v4 with messages of no protocol of ours, for products with code of their own: each is an
+    /// event `message` with the text or the bytes as its argument, and so is what the code sends.
+    EngineIo,
 }
 
 /// A client whose WebSocket handshake is done and whose product and user are known.

@@ -39,8 +39,10 @@ pub enum EngineResponse {
 pub enum EngineRefusal {
     /// Nobody has this session (any more), or its edge is gone.
     UnknownSid,
-    /// It has another transport, or has such a request under way already.
+    /// It has such a request under way already.
     BadRequest,
+    /// It has gone on over a WebSocket.
+    Upgraded,
 }
 
 /// To the edge of an Engine.IO session.

@@ -1,9 +1,11 @@
 //! A driver with a stand-in machine, against real sockets on loopback.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use mesh_proto::id::{Address, NodeId, ShardIx};
+use mesh_proto::limits::Limits;
 use mesh_proto::shard::{ClientProtocol, CloseCode, NewClient, Packet, Refusal, Transport};
 use mesh_proto::wire::Query;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -96,8 +98,10 @@ impl Bench {
         let shards = Shards(Arc::new([ShardHandle { shard: ShardIx(0), tx: tx.clone() }]));
         let (view_tx, view) = watch::channel(Arc::new(View::new(1, me.node, Vec::new(), 1)));
         let (echo, clock) = (Echo::default(), Clock::start());
+        let handlers = tokio::runtime::Handle::current();
+        let apps = Apps::new(BTreeMap::new(), shards.clone(), view.clone(), Limits::default(), handlers);
         let outgoing = Outgoing::new(me, shards, Box::new(NoPeers));
-        let driver = Driver::new(echo.clone(), clock, 1_000_000, outgoing);
+        let driver = Driver::new(echo.clone(), clock, 1_000_000, outgoing, Arc::new(apps));
         let shared = Rc::new(Shared::new(driver, clock));
         let driving = tokio::task::spawn_local(drive(shared, rx, view, CancellationToken::new()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,0 +1,194 @@
+//! Reaching clients from outside handlers, or from a handler those of others.
+//!
+//! Belongs here: the commands that any node takes for any client. Stays out: what a handler does for its own
+//! socket and to rooms in order (`socket`).
+//! Order: what one caller awaits comes before what it does next.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use mesh_proto::id::{Address, PublishId, RoomKey, ShardIx, SocketSid};
+use mesh_proto::limits::Limits;
+use mesh_proto::wire::{self, Answer, Command, CommandFailed, Query, RoomEvent};
+
+use super::event::Args;
+use super::{Error, socket};
+use crate::handles::{Shards, ViewWatch};
+
+/// Publishes from here are numbered apart from those of the HTTP API, which are of shard 0.
+const VIA: ShardIx = ShardIx(1);
+
+/// The clients of one product in one namespace, wherever they are. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Io {
+    pub(super) shared: Arc<Shared>,
+    pub(super) product: Arc<str>,
+    pub(super) namespace: Arc<str>,
+}
+
+/// What all handles share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) shards: Shards,
+    pub(super) view: ViewWatch,
+    pub(super) limits: Limits,
+    numbers: AtomicU64,
+}
+
+impl Shared {
+    pub(super) fn new(shards: Shards, view: ViewWatch, limits: Limits) -> Self {
+        Self { shards, view, limits, numbers: AtomicU64::new(0) }
+    }
+}
+
+/// Who is in a room.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Members {
+    /// How many.
+    pub count: u64,
+    /// uid and socket id of each, as far as `limits.members_listed_max` goes.
+    pub listed: Vec<(Arc<str>, String)>,
+    /// Names of nodes that did not answer: their members are missing here.
+    pub silent: Vec<String>,
+}
+
+impl Io {
+    /// The same product's other namespace.
+    #[must_use]
+    pub fn namespace(&self, name: &str) -> Self {
+        Self { namespace: name.into(), ..self.clone() }
+    }
+
+    /// Sends an event to everyone of the namespace.
+    ///
+    /// # Errors
+    /// When an argument does not serialise, the event may not be sent, or no owner answered in time.
+    pub async fn emit(&self, event: &str, args: impl Args) -> Result<(), Error> {
+        self.publish("", event, args).await
+    }
+
+    /// Sends an event to a room.
+    ///
+    /// # Errors
+    /// As [`Self::emit`].
+    pub async fn emit_to(&self, room: &str, event: &str, args: impl Args) -> Result<(), Error> {
+        socket::check_room(room, &self.shared.limits)?;
+        self.publish(room, event, args).await
+    }
+
+    async fn publish(&self, room: &str, event: &str, args: impl Args) -> Result<(), Error> {
+        let payload = args.arguments()?.into_event(event, &self.shared.limits)?;
+        let event = RoomEvent {
+            payload,
+            except_sids: Vec::new(),
+            except_rooms: Vec::new(),
+            volatile: false,
+            also: Vec::new(),
+        };
+        let room = RoomKey::new(&self.product, &self.namespace, room);
+        self.publish_event(room, event).await
+    }
+
+    pub(super) async fn publish_event(&self, room: RoomKey, event: RoomEvent) -> Result<(), Error> {
+        let via = Address { node: self.shared.view.borrow().me, shard: VIA };
+        let id = PublishId::Api { via, number: self.shared.numbers.fetch_add(1, Ordering::Relaxed) };
+        let spread = room.placement().0;
+        let publish = wire::Publish { room, id, dedupe: None, event, after: None };
+        self.ask(spread, Query::Publish(publish)).await?;
+        Ok(())
+    }
+
+    /// Sends an event to all sessions of a user; how many there are.
+    ///
+    /// # Errors
+    /// As [`Self::emit`].
+    pub async fn emit_to_user(&self, uid: &str, event: &str, args: impl Args) -> Result<u32, Error> {
+        let payload = args.arguments()?.into_event(event, &self.shared.limits)?;
+        let command =
+            Command::Emit { payload, except_rooms: Vec::new(), except_sids: Vec::new(), dedupe: None };
+        let query = Query::User { product: self.product.clone(), uid: uid.into(), command };
+        self.count(0, query).await
+    }
+
+    /// Sends an event to one session, by its public id; whether it is there.
+    ///
+    /// # Errors
+    /// As [`Self::emit`].
+    pub async fn emit_to_socket(&self, sid: &str, event: &str, args: impl Args) -> Result<bool, Error> {
+        let payload = args.arguments()?.into_event(event, &self.shared.limits)?;
+        let command =
+            Command::Emit { payload, except_rooms: Vec::new(), except_sids: Vec::new(), dedupe: None };
+        self.command(sid, command).await
+    }
+
+    /// Puts one session into a room; whether it is there.
+    ///
+    /// # Errors
+    /// When the room's name cannot be one, or no owner answered in time.
+    pub async fn join(&self, sid: &str, room: &str) -> Result<bool, Error> {
+        socket::check_room(room, &self.shared.limits)?;
+        self.command(sid, Command::Join(room.into())).await
+    }
+
+    /// Takes one session out of a room; whether it is there.
+    ///
+    /// # Errors
+    /// When no owner answered in time.
+    pub async fn leave(&self, sid: &str, room: &str) -> Result<bool, Error> {
+        self.command(sid, Command::Leave(room.into())).await
+    }
+
+    /// Ends one session, with its transport if `close`; whether it was there.
+    ///
+    /// # Errors
+    /// When no owner answered in time.
+    pub async fn disconnect(&self, sid: &str, close: bool) -> Result<bool, Error> {
+        self.command(sid, Command::Disconnect { close }).await
+    }
+
+    pub(super) async fn command(&self, sid: &str, command: Command) -> Result<bool, Error> {
+        let Some(sid) = SocketSid::from_text(sid) else { return Ok(false) };
+        let query = Query::Session { product: self.product.clone(), sid, command };
+        Ok(self.count(0, query).await? > 0)
+    }
+
+    /// Who is in a room, across all nodes. A node that does not answer in time is named in the answer.
+    ///
+    /// # Errors
+    /// When the room's owner did not answer in time.
+    pub async fn members(&self, room: &str) -> Result<Members, Error> {
+        let room = RoomKey::new(&self.product, &self.namespace, room);
+        let spread = room.placement().0;
+        let answer = match self.ask(spread, Query::Members { room, list: true }).await {
+            Ok(answer) => answer,
+            // Nobody has ever been in it.
+            Err(CommandFailed::NotFound) => return Ok(Members::default()),
+            Err(failed) => return Err(failed.into()),
+        };
+        let Answer::Members(members) = answer else { return Ok(Members::default()) };
+        let view = self.shared.view.borrow();
+        let name = |node: &_| view.node(*node).map_or_else(|| format!("{node:?}"), |info| info.name());
+        Ok(Members {
+            count: members.sessions,
+            listed: members.listed.into_iter().map(|m| (m.uid, m.sid.to_text())).collect(),
+            silent: members.silent.iter().map(name).collect(),
+        })
+    }
+
+    async fn count(&self, spread: u64, query: Query) -> Result<u32, Error> {
+        match self.ask(spread, query).await {
+            Ok(Answer::Done { sessions }) => Ok(sessions),
+            Ok(_) | Err(CommandFailed::NotFound) => Ok(0),
+            Err(failed) => Err(failed.into()),
+        }
+    }
+
+    /// By one shard for each room, so that what is asked first comes first.
+    async fn ask(&self, spread: u64, query: Query) -> Result<Answer, CommandFailed> {
+        let shards = self.shared.shards.0.len().max(1) as u64;
+        let shard = ShardIx(u16::try_from(spread % shards).unwrap_or(0));
+        let asked = self.shared.shards.ask(shard, query);
+        let limit = 2 * self.shared.limits.api_timeout;
+        tokio::time::timeout(limit, asked).await.unwrap_or(Err(CommandFailed::Timeout))
+    }
+}
