@@ -153,12 +153,31 @@ fn what_is_no_payload_ends_the_session_and_a_bad_packet_is_taken_and_ends_it() {
     let mut mesh = Mesh::new(2, 1);
     let a = mesh.poller((0, 0), "alice");
     assert_eq!(mesh.post((1, 0), a, ""), EngineResponse::Refused(EngineRefusal::BadRequest));
-    assert_eq!(mesh.poll((1, 0), a), ["1"], "the last word waits for a GET");
+    assert_eq!(mesh.post((1, 0), a, "3"), EngineResponse::Refused(EngineRefusal::UnknownSid));
     let b = mesh.poller((0, 0), "bob");
+    let held = mesh.held((0, 0), b);
     assert_eq!(mesh.post((1, 0), b, "9\x1e40"), EngineResponse::Taken);
-    assert_eq!(mesh.poll((0, 0), b), ["1"]);
+    assert_eq!(mesh.answer_to(held), ["1"]);
     let c = mesh.poller((0, 0), "carol");
+    let held = mesh.held((1, 0), c);
     assert_eq!(mesh.post((0, 0), c, "1"), EngineResponse::Taken);
+    assert_eq!(mesh.answer_to(held), ["6"], "it knows itself why");
+    assert_eq!(mesh.stats(|s| s.clients + s.sessions), 0);
+}
+
+#[test]
+fn a_goodbye_of_ours_waits_for_the_next_get_but_not_for_ever() {
+    let mut mesh = Mesh::new(2, 1);
+    let ends = |uid: &str| Query::User {
+        product: "chat".into(),
+        uid: uid.into(),
+        command: Command::Disconnect { close: true },
+    };
+    let (a, _b) = (mesh.poller((0, 0), "alice"), mesh.poller((0, 0), "bob"));
+    for uid in ["alice", "bob"] {
+        mesh.query(1, ends(uid)).unwrap();
+    }
+    assert_eq!(mesh.poll((1, 0), a), ["41", "1"], "without it the client would come back");
     mesh.wait(second() * 11);
     assert_eq!(mesh.stats(|s| s.clients + s.sessions), 0, "nobody came for the last word");
 }
@@ -206,7 +225,7 @@ fn a_get_whose_connection_breaks_ends_the_transport_and_not_the_session() {
     mesh.input((1, 0), Input::RequestGone(RequestIx(held)));
     mesh.settle();
     assert_eq!(mesh.stats(|s| s.parked_sessions), 1);
-    assert_eq!(mesh.poll((0, 0), a), ["1"]);
+    assert_eq!(mesh.post((0, 0), a, "3"), EngineResponse::Refused(EngineRefusal::UnknownSid));
 }
 
 #[test]
@@ -264,8 +283,8 @@ fn an_upgrade_at_any_node_moves_the_session_without_loss() {
         let got = mesh.take(socket);
         assert_eq!(got[0..2], ["42[\"e\",2]", "42[\"e\",3]"], "to {to:?}");
         assert!(got[2].starts_with("439[{\"ok\":true") && got[3] == "42[\"e\",4]", "{got:?}");
-        let unknown = EngineResponse::Refused(EngineRefusal::UnknownSid);
-        assert_eq!(mesh.post((0, 0), a, "3"), unknown);
+        let upgraded = EngineResponse::Refused(EngineRefusal::Upgraded);
+        assert_eq!(mesh.post((0, 0), a, "3"), upgraded);
         assert_eq!(mesh.stats(|s| s.clients), 2);
         mesh.gone(socket);
         mesh.gone(b);
@@ -335,7 +354,7 @@ fn an_upgrade_that_does_not_wait_for_the_answer_to_its_probe_is_one() {
         mesh.settle();
         assert_eq!(mesh.answer_to(held), ["6"]);
         assert_eq!(mesh.take(socket), ["3probe", "431[{\"ok\":true,\"rooms\":[]}]"], "at {to:?}");
-        let unknown = EngineResponse::Refused(EngineRefusal::UnknownSid);
+        let unknown = EngineResponse::Refused(EngineRefusal::Upgraded);
         assert_eq!(mesh.post((1, 0), a, "3"), unknown);
     }
 }
