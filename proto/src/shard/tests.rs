@@ -16,6 +16,7 @@ mod readers;
 mod recovery;
 mod repeats;
 mod slow;
+mod woken;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;

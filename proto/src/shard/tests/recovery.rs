@@ -4,19 +4,19 @@ use super::*;
 use crate::keys::IdKey;
 
 /// What a stock client keeps.
-struct Carrier {
+pub(super) struct Carrier {
     uid: String,
-    client: Client,
+    pub(super) client: Client,
     sid: String,
     pid: String,
     offset: Option<String>,
-    recovered: bool,
+    pub(super) recovered: bool,
     /// The first argument of each event.
     seen: Vec<i64>,
 }
 
 impl Carrier {
-    fn new(mesh: &mut Mesh, at: At, uid: &str) -> Self {
+    pub(super) fn new(mesh: &mut Mesh, at: At, uid: &str) -> Self {
         let mut carrier = Self {
             uid: uid.to_owned(),
             client: Client { at, ix: u32::MAX },
@@ -32,7 +32,7 @@ impl Carrier {
     }
 
     /// CONNECT over a new transport; what it leads to is not awaited.
-    fn ask(&mut self, mesh: &mut Mesh, at: At) {
+    pub(super) fn ask(&mut self, mesh: &mut Mesh, at: At) {
         mesh.offsets = true;
         self.client = mesh.open(at, ClientProtocol::SocketIo, Ok(&self.uid));
         mesh.offsets = false;
@@ -73,13 +73,13 @@ impl Carrier {
         }
     }
 
-    fn join(&self, mesh: &mut Mesh, room: &str) {
+    pub(super) fn join(&self, mesh: &mut Mesh, room: &str) {
         mesh.say(self.client, &format!("427[\"join\",\"{room}\"]"));
         let got = mesh.take(self.client);
         assert!(got.iter().any(|text| text.starts_with("437")), "{got:?}");
     }
 
-    fn seen(&mut self, mesh: &mut Mesh) -> Vec<i64> {
+    pub(super) fn seen(&mut self, mesh: &mut Mesh) -> Vec<i64> {
         self.read(mesh);
         std::mem::take(&mut self.seen)
     }
