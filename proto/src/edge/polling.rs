@@ -37,6 +37,8 @@ pub(super) struct Polling {
     post: Option<Asker>,
     /// A WebSocket that tries the way, or is to take over.
     pub(super) probe: Option<Probe>,
+    /// A WebSocket has been let in and may try the way until then.
+    pub(super) reserved: Option<Instant>,
     /// When the held GET is to be ended.
     noop_due: Option<Instant>,
     /// Closed: until when a GET may fetch the last word, and what the driver is told then.
@@ -70,6 +72,7 @@ impl Polling {
             poll: None,
             post: None,
             probe: None,
+            reserved: None,
             noop_due: None,
             farewell: None,
         }
@@ -83,6 +86,16 @@ impl Polling {
     pub(super) fn take_queue(&mut self) -> Vec<Packet> {
         self.bytes = 0;
         std::mem::take(&mut self.queue)
+    }
+
+    /// Whether a WebSocket tries the way, or is about to.
+    fn is_probed(&self, now: Instant) -> bool {
+        self.probe.is_some() || self.reserved.is_some_and(|until| until > now)
+    }
+
+    /// Whether the held GET came before the WebSocket.
+    pub(super) fn holds_older_get(&self) -> bool {
+        self.noop_due.is_none()
     }
 
     /// Whether what is written now leaves at once.
@@ -140,6 +153,7 @@ impl Edge {
     }
 
     fn engine_request(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, asker: Asker, request: EngineRequest) {
+        let upgrade_timeout = self.limits.upgrade_timeout;
         let Some(polling) = self.polling(ix) else { return };
         let sid = polling.sid;
         if polling.farewell.is_some() && request != EngineRequest::Poll {
@@ -150,10 +164,13 @@ impl Edge {
             EngineRequest::Post(_) if polling.post.is_some() => self.overlap(ctx, ix, asker),
             EngineRequest::Poll => self.poll(ctx, ix, asker),
             EngineRequest::Post(body) => self.post(ctx, ix, asker, &body),
-            EngineRequest::MayUpgrade if polling.probe.is_some() => {
-                refuse(ctx, &sid, asker, EngineRefusal::BadRequest);
+            EngineRequest::MayUpgrade if polling.is_probed(ctx.now) => {
+                refuse(ctx, &sid, asker, EngineRefusal::Upgraded);
             }
-            EngineRequest::MayUpgrade => answer(ctx, &sid, asker, EngineResponse::Taken),
+            EngineRequest::MayUpgrade => {
+                polling.reserved = Some(ctx.now + upgrade_timeout);
+                answer(ctx, &sid, asker, EngineResponse::Taken);
+            }
         }
     }
 
@@ -172,7 +189,7 @@ impl Edge {
         let now = ctx.now;
         let Some(polling) = self.polling(ix) else { return };
         polling.poll = Some(asker);
-        if polling.probe.is_some() {
+        if polling.is_probed(now) {
             polling.noop_due = Some(now + NOOP_AFTER);
         }
         let is_over = polling.farewell.is_some();

@@ -180,8 +180,11 @@ impl Edge {
         let accepted = match polling {
             Some((ix, polling)) if polling.probe.is_none() => {
                 polling.probe = Some(Probe { edge: from, client, takes_over: false });
-                // The client stops when this GET has come back.
-                self.end_poll(ctx, ix);
+                polling.reserved = None;
+                // The client stops when this GET has come back; a later one has its own time.
+                if polling.holds_older_get() {
+                    self.end_poll(ctx, ix);
+                }
                 true
             }
             _ => false,
@@ -203,6 +206,11 @@ impl Edge {
     }
 
     pub(super) fn probe_gone(&mut self, from: Address, sid: &EngineSid, client: ClientIx) {
+        if let Some(ix) = self.polling_client(sid)
+            && let Some(polling) = self.client(ix).and_then(|client| client.polling_mut())
+        {
+            polling.reserved = None;
+        }
         if let Some((ix, probe)) = self.probe_of(from, sid, client) {
             *probe = None;
             self.upgrades_due.remove(&ix);

@@ -41,7 +41,7 @@ pub enum EngineRefusal {
     UnknownSid,
     /// It has such a request under way already.
     BadRequest,
-    /// It has gone on over a WebSocket.
+    /// It has gone on over a WebSocket, or another one is about to take it over.
     Upgraded,
 }
 
