@@ -122,6 +122,24 @@ fn what_is_appended_to_two_histories_is_no_order_of_one() {
     strictly_clean(&[2267, 5198, 17221]);
 }
 
+/// A shard answered what its node's next life had been asked in the name of the last one.
+#[test]
+fn what_a_next_life_is_asked_is_answered() {
+    strictly_clean(&[4520]);
+}
+
+/// What had been fetched for a client that came back came again when another history was merged in.
+#[test]
+fn what_was_fetched_does_not_come_again() {
+    strictly_clean(&[4713, 7377, 8453, 10094, 10165]);
+}
+
+/// An answer came without the event, in whose place its edge had been told of a hole.
+#[test]
+fn an_answer_does_not_wait_for_what_is_in_a_hole() {
+    strictly_clean(&[20109]);
+}
+
 /// Which planted bugs are hunted, and on which seeds, changes with the commit. All of them:
 /// `cargo run --release -p mesh-simulations --features mutants -- mutants`.
 #[test]
