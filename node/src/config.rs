@@ -360,6 +360,9 @@ section! {
         dedupe_window, Kind::Time(SECOND..=HOUR);
         /// Ids remembered per room. Default 10,000; at a higher rate the window is shorter.
         dedupe_entries_max, Kind::Count(1..=10_000_000);
+        /// The same of all rooms that a node owns or backs up. Default 2,000,000, about 300 MB when it
+        /// is full; the oldest of all rooms go first: what is repeated of them is taken for new.
+        dedupe_entries_per_node_max, Kind::Count(1..=100_000_000);
         /// Engine.IO's `pingInterval`. Default 25s, as the stock server. With `limits.ping_timeout`
         /// the time in which a silent client is given up, on both sides.
         ping_interval, Kind::Time(SECOND / 10..=HOUR);

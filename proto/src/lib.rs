@@ -29,6 +29,7 @@ pub mod json;
 pub mod keys;
 pub mod limits;
 pub mod link;
+mod marks;
 pub mod membership;
 pub mod mutant;
 pub mod plain;

@@ -66,6 +66,8 @@ pub struct Limits {
     pub dedupe_window: Duration,
     /// Publish ids and idempotency keys remembered per room.
     pub dedupe_entries_max: usize,
+    /// The same of all rooms of a node, owned and backed up; the oldest of all rooms go first.
+    pub dedupe_entries_per_node_max: usize,
     /// Engine.IO `pingInterval`.
     pub ping_interval: Duration,
     /// Engine.IO `pingTimeout`.
@@ -116,6 +118,7 @@ impl Default for Limits {
             settle_time: Duration::from_secs(10),
             dedupe_window: Duration::from_secs(120),
             dedupe_entries_max: 10_000,
+            dedupe_entries_per_node_max: 2_000_000,
             ping_interval: Duration::from_secs(25),
             ping_timeout: Duration::from_secs(20),
             connect_timeout: Duration::from_secs(15),

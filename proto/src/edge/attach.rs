@@ -242,7 +242,9 @@ impl Edge {
         }
         let t = &mut self.tails[tail as usize];
         if t.members.is_empty() && t.waiting.is_empty() {
-            let t = self.tails.remove(tail as usize);
+            let mut t = self.tails.remove(tail as usize);
+            self.by_age.remove(&mut t.mark, &tail);
+            self.with_older.remove(&tail);
             self.tail_bytes -= t.bytes + t.older_bytes();
             self.by_room.remove(&t.key);
             self.bounced_rooms.remove(&t.key);

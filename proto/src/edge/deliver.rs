@@ -127,11 +127,11 @@ impl Edge {
         let t = &mut self.tails[tail as usize];
         let before = t.bytes;
         let Some(index) = t.take(ctx.now, seq, entry) else { return };
+        self.by_age.set(&mut t.mark, &tail, Some(ctx.now));
         self.tail_bytes += t.bytes - before;
         while t.bytes > self.limits.tail_bytes_max && t.len() > 1 {
             self.tail_bytes -= t.trim_first();
         }
-        self.tail_ages.push_back((tail, index));
         let t = &mut self.tails[tail as usize];
         let members = std::mem::take(&mut t.members);
         let mut served = Served::default();

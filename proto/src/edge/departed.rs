@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::collections::FixedMap;
 use crate::id::{Cursor, PublishNumber, Publisher, RoomKey, Term};
 use crate::mutant::{Mutant, is_planted};
+use crate::shard::Budget;
 use crate::time::Instant;
 
 /// Rooms remembered.
@@ -45,8 +46,8 @@ impl Departed {
         known.map_or_else(Memory::default, |(memory, _)| memory)
     }
 
-    pub(super) fn expire(&mut self, now: Instant, window: Duration) {
-        while self.ages.front().is_some_and(|(since, _)| now.since(*since) >= window) {
+    pub(super) fn expire(&mut self, now: Instant, window: Duration, budget: &mut Budget) {
+        while self.ages.front().is_some_and(|(since, _)| now.since(*since) >= window) && budget.spend() {
             self.forget_oldest();
         }
     }

@@ -35,9 +35,10 @@ use crate::engineio;
 use crate::id::{Address, ClientIx, EngineSid, RoomKey, SocketSid};
 use crate::keys::IdKey;
 use crate::limits::Limits;
+use crate::marks::Marks;
 use crate::plain;
 use crate::shard::{
-    ClientGone, ClientProtocol, CloseCode, Ctx, NewClient, Output, Packet, ProductRules, Transport,
+    Budget, ClientGone, ClientProtocol, CloseCode, Ctx, NewClient, Output, Packet, ProductRules, Transport,
 };
 use crate::time::Instant;
 use crate::wire::{Body, DetachReason, EngineResponse, Member, Members, ToSession};
@@ -53,8 +54,8 @@ use upgrade::Handed;
 /// The namespace of plain clients, and of Socket.IO clients that name none.
 const MAIN_NAMESPACE: &str = "/";
 
-/// Marks of entries kept beyond twice the entries there are, before they are looked through.
-const TAIL_MARKS_SLACK: usize = 1_024;
+/// Marks of chunks kept before they are looked through.
+const CHUNK_MARKS_MAX: usize = 1_024;
 
 /// The edge of one shard.
 #[derive(Debug)]
@@ -72,8 +73,13 @@ pub(crate) struct Edge {
     by_room: FixedMap<RoomKey, u32>,
     tail_bytes: usize,
     departed: Departed,
-    /// Entries of all tails in the order they came (tail, index): the oldest go first at the bound.
-    tail_ages: VecDeque<(u32, u64)>,
+    /// Tails by their oldest entry: the oldest of all go first at the bound.
+    by_age: Marks<u32>,
+    /// Tails with older entries, or readers of them.
+    with_older: BTreeSet<u32>,
+    /// Where the next step of a sweep goes on: among the tails, and among those with older entries.
+    sweep_from: usize,
+    older_from: u32,
     /// Chunks of older entries in the order they came (tail, chunk): they go before any of the above.
     chunk_ages: VecDeque<(u32, u64)>,
     /// Chunks so far.
@@ -136,7 +142,10 @@ impl Edge {
             by_room: FixedMap::default(),
             tail_bytes: 0,
             departed: Departed::default(),
-            tail_ages: VecDeque::new(),
+            by_age: Marks::default(),
+            with_older: BTreeSet::new(),
+            sweep_from: 0,
+            older_from: 0,
             chunk_ages: VecDeque::new(),
             chunks: 0,
             turn: 1,
@@ -589,32 +598,49 @@ impl Edge {
         ctx.out.send_to_host(owner, session.placement, Body::ToSession(message));
     }
 
-    /// Tells owners what their clients have been handed, and drops what is too old of all tails.
-    pub(crate) fn sweep(&mut self, ctx: &mut Ctx<'_>) {
-        for session in std::mem::take(&mut self.unreported) {
-            if self.sessions.contains(session as usize) {
+    /// Tells owners what their clients have been handed, and drops what is too old of all tails. Whether more
+    /// is due than one step may look at.
+    pub(crate) fn sweep(&mut self, ctx: &mut Ctx<'_>) -> bool {
+        let mut budget = Budget::step();
+        while !self.unreported.is_empty() && budget.spend() {
+            if let Some(session) = self.unreported.pop_first()
+                && self.sessions.contains(session as usize)
+            {
                 self.report_own(ctx, session);
             }
         }
         let now = ctx.now;
-        self.departed.expire(now, self.limits.dedupe_window);
+        self.departed.expire(now, self.limits.dedupe_window, &mut budget);
         self.requests_expire(ctx);
         self.handed_expire(now);
-        let mut kept = 0;
-        for (_, tail) in &mut self.tails {
-            while tail.oldest_since().is_some_and(|since| now.since(since) >= self.limits.room_log_age_max) {
-                self.tail_bytes -= tail.trim_first();
+        while let Some((since, tail)) = self.by_age.first()
+            && now.since(since) >= self.limits.room_log_age_max
+            && budget.spend()
+        {
+            self.trim_marked(tail, since);
+        }
+        let more_older = self.sweep_older(ctx, &mut budget);
+        while self.sweep_from < self.tails.capacity() && budget.spend() {
+            if let Some(tail) = self.tails.get_mut(self.sweep_from) {
+                tail.expire_carried(now, self.limits.dedupe_window);
             }
-            tail.expire_carried(now, self.limits.dedupe_window);
-            kept += tail.len();
+            self.sweep_from += 1;
         }
-        self.sweep_older(ctx);
-        // Marks of entries that are gone by other bounds.
-        if self.tail_ages.len() > 2 * kept + TAIL_MARKS_SLACK {
-            let tails = &self.tails;
-            self.tail_ages
-                .retain(|(tail, index)| tails.get(*tail as usize).is_some_and(|t| *index >= t.base()));
+        if self.sweep_from >= self.tails.capacity() {
+            self.sweep_from = 0;
         }
+        budget.is_spent() || more_older
+    }
+
+    /// The mark of a tail has come up: drops its oldest entry, if it is as old as `upto`.
+    fn trim_marked(&mut self, tail: u32, upto: crate::time::Instant) {
+        let Some(t) = self.tails.get_mut(tail as usize) else { return };
+        self.by_age.remove(&mut t.mark, &tail);
+        if t.oldest_since().is_some_and(|since| since <= upto) {
+            self.tail_bytes -= t.trim_first();
+        }
+        let oldest = t.oldest_since();
+        self.by_age.set(&mut t.mark, &tail, oldest);
     }
 
     /// Asserts bounds and cross references.
@@ -626,6 +652,9 @@ impl Edge {
         for (index, tail) in &self.tails {
             bytes += tail.bytes + tail.older_bytes();
             self.check_readers(index, tail);
+            let has_older = tail.older.is_some();
+            let is_filed = u32::try_from(index).is_ok_and(|index| self.with_older.contains(&index));
+            assert!(!has_older || is_filed, "{:?}: older entries that no sweep sees", tail.key);
             let (max, one) = (self.limits.tail_bytes_max, tail.len() <= 1);
             assert!(tail.bytes <= max || one, "{:?}: tail of {} bytes", tail.key, tail.bytes);
             for (slot, &session) in tail.members.iter().enumerate() {
@@ -638,6 +667,8 @@ impl Edge {
             assert!(!tail.members.is_empty() || !tail.waiting.is_empty(), "{:?}: an orphan", tail.key);
         }
         assert_eq!(bytes, self.tail_bytes, "bytes of tails are miscounted");
+        let kept = self.tails.iter().filter(|(_, tail)| tail.len() > 0).count();
+        assert_eq!(kept, self.by_age.len(), "tails without a mark");
         assert!(self.departed.is_within_bound(), "rooms left long ago are remembered");
         for (index, session) in &self.sessions {
             session.check_invariants(&self.limits);

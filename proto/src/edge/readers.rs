@@ -16,10 +16,10 @@ use std::sync::Arc;
 use super::deliver::{frames_len, is_excepted};
 use super::older::Chunk;
 use super::tail::{Place, Tail, TailEntry};
-use super::{Edge, TAIL_MARKS_SLACK};
+use super::{CHUNK_MARKS_MAX, Edge};
 use crate::id::{Address, ClientIx, Cursor, Term};
 use crate::mutant::{Mutant, is_planted};
-use crate::shard::{CloseCode, Ctx, Packet};
+use crate::shard::{Budget, CloseCode, Ctx, Packet};
 use crate::wire::{Body, DetachReason, NotResumed, RoomEntry, ToRoom};
 
 /// A reader's next place, and the frames for it unless it is excepted.
@@ -187,6 +187,7 @@ impl Edge {
                 Place::Gone => return Caught::Lost,
                 Place::Away(_) => {
                     t.older().waiting.insert((m.at, index));
+                    self.with_older.insert(m.tail);
                     self.fetch(ctx, m.tail);
                     return Caught::Waits;
                 }
@@ -229,6 +230,7 @@ impl Edge {
                 if !client.fits(turn, len, &self.limits) {
                     if matches!(found, Place::Older(..)) {
                         self.tails[m.tail as usize].older().reading.insert((m.at, index));
+                        self.with_older.insert(m.tail);
                     }
                     return Caught::Full;
                 }
@@ -278,6 +280,7 @@ impl Edge {
         ctx.stats.fetches_total += 1;
         ctx.out.send_to_host(owner, t.key.placement(), Body::ToRoom(fetch));
         self.tails[tail as usize].older().pending = Some((after, upto));
+        self.with_older.insert(tail);
     }
 
     /// The owner's answer to a fetch: all who wait for it read on.
@@ -353,6 +356,7 @@ impl Edge {
         client.waits = false;
         if client.has_left_over() {
             self.tails[tail as usize].older().reading.insert(reader);
+            self.with_older.insert(tail);
         } else {
             self.catch_up(ctx, ix);
         }
@@ -375,18 +379,19 @@ impl Edge {
                 }
                 continue;
             }
-            let Some((tail, index)) = self.tail_ages.pop_front() else { return };
-            if let Some(t) = self.tails.get_mut(tail as usize).filter(|t| t.base() <= index) {
-                self.tail_bytes -= t.trim_first();
-            }
+            let Some((since, tail)) = self.by_age.first() else { return };
+            self.trim_marked(tail, since);
         }
     }
 
-    /// Drops older entries that nobody needs, and asks again where an answer brought nothing.
-    pub(super) fn sweep_older(&mut self, ctx: &mut Ctx<'_>) {
+    /// Drops older entries that nobody needs, and asks again where an answer brought nothing. Whether there
+    /// are more tails with such than one step may look at.
+    pub(super) fn sweep_older(&mut self, ctx: &mut Ctx<'_>, budget: &mut Budget) -> bool {
         let (now, age_max) = (ctx.now, self.limits.room_log_age_max);
-        let with_older = self.tails.iter().filter(|(_, t)| t.older.is_some());
-        let with_older: Vec<u32> = with_older.filter_map(|(tail, _)| u32::try_from(tail).ok()).collect();
+        let due = self.with_older.range(self.older_from..);
+        let with_older: Vec<u32> = due.take_while(|_| budget.spend()).copied().collect();
+        let more = budget.is_spent();
+        self.older_from = with_older.last().filter(|_| more).map_or(0, |last| last + 1);
         for &tail in &with_older {
             let Some(older) = &mut self.tails[tail as usize].older else { continue };
             self.tail_bytes -= older.expire(now, age_max);
@@ -394,6 +399,7 @@ impl Edge {
             let waiting: Vec<u32> = waiting.map(|(_, session)| *session).collect();
             if older.is_unused() {
                 self.tails[tail as usize].older = None;
+                self.with_older.remove(&tail);
             }
             for session in waiting {
                 // Each looks again where it is: nearly always nobody is here.
@@ -405,9 +411,10 @@ impl Edge {
         let held = |(tail, number): &(u32, u64)| {
             self.tails.get(*tail as usize).and_then(|t| t.older.as_ref()).is_some_and(|o| o.holds(*number))
         };
-        if self.chunk_ages.len() > TAIL_MARKS_SLACK {
+        if self.chunk_ages.len() > CHUNK_MARKS_MAX {
             self.chunk_ages.retain(held);
         }
+        more
     }
 
     /// Asserts what is promised of readers before a tail.

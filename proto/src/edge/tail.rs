@@ -19,6 +19,7 @@ use super::session::{Form, Membership};
 use crate::collections::FixedMap;
 use crate::engineio;
 use crate::id::{Cursor, NodeRef, PublishId, PublishNumber, Publisher, RoomKey, Term};
+use crate::marks::Mark;
 use crate::mutant::{Mutant, is_planted};
 use crate::plain;
 use crate::room::{REPORT_BYTES, entry_bytes};
@@ -59,6 +60,8 @@ pub(super) struct Tail {
     /// The last entry here whose publish was served in an earlier one.
     last_repeat: Cursor,
     pub(super) bytes: usize,
+    /// Among all tails, by its oldest entry.
+    pub(super) mark: Mark,
     /// What readers before `floor` are served from, if there are any.
     pub(super) older: Option<Box<Older>>,
     taken_bytes: usize,
@@ -171,6 +174,7 @@ impl Tail {
             history_start: Cursor::NONE,
             last_repeat: Cursor::NONE,
             bytes: 0,
+            mark: Mark::default(),
             older: None,
             taken_bytes: 0,
             carried: memory.served,
@@ -191,11 +195,6 @@ impl Tail {
     pub(super) fn place_of(&self, id: PublishId) -> Option<Cursor> {
         let mut several = self.entries.iter().rev().filter(|entry| !entry.event.also.is_empty());
         several.find(|entry| entry.id == id).map(|entry| entry.at)
-    }
-
-    /// Index of the oldest entry kept.
-    pub(super) fn base(&self) -> u64 {
-        self.base
     }
 
     pub(super) fn get(&self, index: u64) -> Option<&TailEntry> {

@@ -69,7 +69,7 @@ pub(crate) trait Entity: Debug + Sized {
     /// From all of it.
     fn from_copy(shared: &mut Self::Shared, key: &Self::Key, now: Instant, copy: Self::Copy) -> Self;
     /// It is not held here any more.
-    fn released(self, shared: &mut Self::Shared);
+    fn released(self, shared: &mut Self::Shared, key: &Self::Key);
     /// The last place in it, where it is a log: of its newest entry.
     fn last(&self) -> Cursor;
     /// The same of a copy.
@@ -329,13 +329,6 @@ impl<E: Entity> Host<E> {
         self.held.get_mut(key).map(|held| (&mut held.state, &mut self.shared))
     }
 
-    /// Looks at every copy, owned or not.
-    pub(crate) fn for_each_copy(&mut self, mut look: impl FnMut(&E::Key, &mut E, &mut E::Shared)) {
-        for (key, held) in &mut self.held {
-            look(key, &mut held.state, &mut self.shared);
-        }
-    }
-
     /// Owned entities.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&E::Key, &E, &E::Live)> {
         self.held.iter().filter_map(|(key, held)| {
@@ -375,7 +368,7 @@ impl<E: Entity> Host<E> {
     /// The copy is not held here any more.
     fn let_go(&mut self, key: &E::Key) {
         if let Some(held) = self.held.remove(key) {
-            self.released(held);
+            self.released(key, held);
         }
     }
 
@@ -406,12 +399,12 @@ impl<E: Entity> Host<E> {
             }
         }
         self.dirty.remove(key);
-        self.released(held);
+        self.released(key, held);
     }
 
-    fn released(&mut self, held: Held<E>) {
+    fn released(&mut self, key: &E::Key, held: Held<E>) {
         self.owned -= usize::from(held.owning.is_some());
-        held.state.released(&mut self.shared);
+        held.state.released(&mut self.shared, key);
     }
 
     /// Makes a held copy an owned one.

@@ -2,7 +2,8 @@
 //!
 //! Belongs here: the highest publish per publisher; idempotency keys.
 //! Stays out: the log.
-//! Units: kept for `dedupe_window`, at most `dedupe_entries_max` of each; the oldest go first.
+//! Units: kept for `dedupe_window`, at most `dedupe_entries_max` of each; the oldest go first. A publisher
+//! is as old as its last publish was when it was last looked at.
 //! Invariants: senders repeat in order and name the publish before, so "not above the highest" is
 //! exactly "seen".
 
@@ -12,8 +13,12 @@ use crate::collections::FixedMap;
 use crate::id::{Cursor, PublishId, PublishNumber, Publisher};
 use crate::limits::Limits;
 use crate::mutant::{Mutant, is_planted};
+use crate::shard::Budget;
 use crate::time::Instant;
 use crate::wire::DedupeKey;
+
+/// Publishers seen since they were marked that are passed over before the oldest mark goes, whatever it is.
+const PASSED_OVER_MAX: usize = 8;
 
 #[derive(Debug, Default)]
 pub(super) struct Dedupe {
@@ -91,24 +96,38 @@ impl Dedupe {
         }
     }
 
-    /// Forgets what is older than the window. A publisher seen again since then goes to the end.
-    pub(super) fn expire(&mut self, now: Instant, limits: &Limits) {
-        while let Some((since, publisher)) = self.publisher_ages.front().copied() {
-            if now.since(since) < limits.dedupe_window {
-                break;
-            }
-            self.publisher_ages.pop_front();
-            match self.highest.get(&publisher) {
-                Some((.., seen)) if now.since(*seen) < limits.dedupe_window => {
-                    self.publisher_ages.push_back((*seen, publisher));
-                }
-                _ => {
-                    self.highest.remove(&publisher);
-                }
-            }
+    /// Forgets what is older than the window, as far as the budget goes.
+    pub(super) fn expire(&mut self, now: Instant, limits: &Limits, budget: &mut Budget) {
+        let is_old = |since: Instant| now.since(since) >= limits.dedupe_window;
+        while self.oldest().is_some_and(is_old) && budget.spend() {
+            self.look_at_oldest();
         }
-        while self.key_ages.front().is_some_and(|(since, _)| now.since(*since) >= limits.dedupe_window) {
-            self.forget_oldest_key();
+    }
+
+    /// Since when the first of both tables is remembered.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        let publisher = self.publisher_ages.front().map(|(since, _)| *since);
+        let key = self.key_ages.front().map(|(since, _)| *since);
+        publisher.into_iter().chain(key).min()
+    }
+
+    /// Forgets the oldest of both tables.
+    pub(super) fn forget_oldest(&mut self) {
+        let key = self.key_ages.front().map(|(since, _)| *since);
+        match self.publisher_ages.front() {
+            Some((since, _)) if key.is_none_or(|key| *since <= key) => self.forget_oldest_publisher(),
+            _ => self.forget_oldest_key(),
+        }
+    }
+
+    /// The oldest of both tables goes, or to the end, if it is a publisher that was seen since.
+    fn look_at_oldest(&mut self) {
+        let key = self.key_ages.front().map(|(since, _)| *since);
+        match self.publisher_ages.front() {
+            Some((since, _)) if key.is_none_or(|key| *since <= key) => {
+                self.pass_over_or_forget();
+            }
+            _ => self.forget_oldest_key(),
         }
     }
 
@@ -151,12 +170,34 @@ impl Dedupe {
         self.highest.is_empty() && self.keys.is_empty()
     }
 
+    /// Entries of the larger table.
     pub(super) fn len(&self) -> usize {
         self.highest.len().max(self.keys.len())
     }
 
+    /// Entries of both.
+    pub(super) fn entries(&self) -> usize {
+        self.highest.len() + self.keys.len()
+    }
+
+    /// The first publisher goes, or to the end, if it was seen since. Whether it went.
+    fn pass_over_or_forget(&mut self) -> bool {
+        let Some((since, publisher)) = self.publisher_ages.pop_front() else { return true };
+        match self.highest.get(&publisher) {
+            Some((.., seen)) if *seen > since => {
+                self.publisher_ages.push_back((*seen, publisher));
+                false
+            }
+            _ => {
+                self.highest.remove(&publisher);
+                true
+            }
+        }
+    }
+
     fn forget_oldest_publisher(&mut self) {
-        if let Some((_, publisher)) = self.publisher_ages.pop_front() {
+        let went = (0..PASSED_OVER_MAX).any(|_| self.pass_over_or_forget());
+        if !went && let Some((_, publisher)) = self.publisher_ages.pop_front() {
             self.highest.remove(&publisher);
         }
     }
@@ -197,7 +238,7 @@ mod tests {
         let key = DedupeKey { uid: Some("alice".into()), key: "k".into() };
         dedupe.remember(Instant::ZERO, &limits, publish(1), Some(key.clone()), at(1));
         assert_eq!(dedupe.judge(publish(2), None, Some(&key)), Verdict::SeenKey(at(1)));
-        dedupe.expire(Instant::ZERO + limits.dedupe_window, &limits);
+        dedupe.expire(Instant::ZERO + limits.dedupe_window, &limits, &mut Budget::step());
         assert_eq!(dedupe.judge(publish(2), None, Some(&key)), Verdict::New);
         assert!(dedupe.is_empty());
     }
@@ -211,5 +252,36 @@ mod tests {
             dedupe.remember(Instant::ZERO, &limits, id, None, at(u64::from(i)));
         }
         assert_eq!(dedupe.len(), 4);
+    }
+
+    #[test]
+    fn who_publishes_on_is_not_the_oldest() {
+        let mut dedupe = Dedupe::default();
+        let limits = Limits { dedupe_entries_max: 4, ..Limits::default() };
+        let of = |publisher, number| PublishId::Session { sid: SocketSid([publisher; 16]), number, index: 0 };
+        for i in 1..20 {
+            let now = Instant::from_micros(u64::from(i));
+            dedupe.remember(now, &limits, of(0, u64::from(i)), None, at(1));
+            dedupe.remember(now, &limits, of(i, 1), None, at(1));
+        }
+        assert_eq!(dedupe.judge(of(0, 19), None, None), Verdict::Seen(at(1)));
+        assert_eq!(dedupe.judge(of(0, 20), Some((19, 0)), None), Verdict::New);
+        assert_eq!(dedupe.entries(), 4);
+    }
+
+    #[test]
+    fn what_is_too_old_goes_as_far_as_the_budget() {
+        let (mut dedupe, limits) = (Dedupe::default(), Limits::default());
+        for i in 0..10_000_u64 {
+            let id = PublishId::Session { sid: SocketSid(u128::from(i).to_be_bytes()), number: 1, index: 0 };
+            dedupe.remember(Instant::ZERO, &limits, id, None, at(i));
+        }
+        let late = Instant::ZERO + limits.dedupe_window;
+        let mut left = vec![];
+        while !dedupe.is_empty() {
+            dedupe.expire(late, &limits, &mut Budget::step());
+            left.push(dedupe.len());
+        }
+        assert_eq!(left, [5_904, 1_808, 0]);
     }
 }

@@ -89,7 +89,10 @@ mod tests {
                 volatile: false,
                 also: vec![],
             };
-            log.append(RoomEntry { term: term(*of), id: PublishId::Api { via, number }, event });
+            log.append(
+                crate::time::Instant::ZERO,
+                RoomEntry { term: term(*of), id: PublishId::Api { via, number }, event },
+            );
         }
         log
     }

@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 
 use crate::id::Cursor;
+use crate::time::Instant;
 use crate::wire::RoomEntry;
 
 /// Bookkeeping of an entry beside its payload, counted into the log's bytes.
@@ -30,6 +31,7 @@ pub(super) struct RoomLog {
 struct Kept {
     entry: RoomEntry,
     end_offset: u64,
+    since: Instant,
 }
 
 /// What an entry weighs in a log or a tail.
@@ -96,10 +98,15 @@ impl RoomLog {
         self.entries.back().map_or(self.before_first, |k| Cursor { term: k.entry.term, seq: self.head() })
     }
 
-    pub(super) fn append(&mut self, entry: RoomEntry) -> Cursor {
+    /// Since when the oldest entry is kept.
+    pub(super) fn oldest_since(&self) -> Option<Instant> {
+        self.entries.front().map(|kept| kept.since)
+    }
+
+    pub(super) fn append(&mut self, now: Instant, entry: RoomEntry) -> Cursor {
         let term = entry.term;
         let end_offset = self.end_offset() + entry_bytes(&entry) as u64;
-        self.entries.push_back(Kept { entry, end_offset });
+        self.entries.push_back(Kept { entry, end_offset, since: now });
         Cursor { term, seq: self.head() }
     }
 

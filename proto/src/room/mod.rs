@@ -14,8 +14,9 @@ mod dedupe;
 mod fetch;
 mod log;
 mod state;
+mod sweep;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use crate::entity::{CommitQueue, Committed};
@@ -47,6 +48,9 @@ pub(crate) struct Rooms {
     rooms_max: usize,
     /// Rooms with something to send at the end of this turn.
     dirty: BTreeSet<RoomKey>,
+    /// When to see whether an owned room is still in use: one mark for each, oldest first. One of an earlier
+    /// ownership is void.
+    unused: VecDeque<(Instant, RoomKey)>,
 }
 
 /// What only a room's owner has.
@@ -59,6 +63,8 @@ pub(crate) struct RoomLive {
     subscribers: BTreeMap<Address, Subscriber>,
     effects: CommitQueue<Effect>,
     used: Instant,
+    /// When it was last seen whether it is in use.
+    looked_at: Instant,
 }
 
 /// An edge shard's relay of this room.
@@ -114,10 +120,11 @@ impl Rooms {
         let rooms_max = (limits.rooms_per_node_max / usize::from(shards.max(1))).max(1);
         let single = products.iter().filter(|rules| !rules.durable).map(|rules| rules.name.clone());
         Self {
-            host: Host::new(me, rooms_max, RoomsShared::new(limits, single.collect())),
+            host: Host::new(me, rooms_max, RoomsShared::new(limits, shards, single.collect())),
             limits: limits.clone(),
             rooms_max,
             dirty: BTreeSet::new(),
+            unused: VecDeque::new(),
         }
     }
 
@@ -230,7 +237,9 @@ impl Rooms {
                         let head = room.state.log.head();
                         room.live.inherited = head;
                         room.live.used = ctx.now;
+                        room.live.looked_at = ctx.now;
                         room.live.effects.push(room.applied(), Effect::Serve(head));
+                        self.unused.push_back((ctx.now, key.clone()));
                         self.dirty.insert(key);
                     }
                 }
@@ -329,7 +338,6 @@ impl Rooms {
         let at = room.state.log.last();
         room.live.effects.push(op, Effect::Serve(at.seq));
         ctx.stats.publishes_total += 1;
-        self.trim_to_bounds();
         self.dirty.insert(key);
         Published::At { at, duplicate: false }
     }
@@ -382,6 +390,7 @@ impl Rooms {
 
     /// Sends what this turn has made ready. Returns whether there was anything.
     pub(crate) fn flush(&mut self, ctx: &mut Ctx<'_>) -> bool {
+        self.keep_to_bounds();
         let sent = self.host.flush(ctx);
         self.react(ctx);
         let dirty = std::mem::take(&mut self.dirty);
@@ -394,57 +403,6 @@ impl Rooms {
             room.live.serve(ctx, key, room.term, &room.state.log);
         }
         sent || !dirty.is_empty()
-    }
-
-    /// The logs of all rooms together are over their bound: the oldest entries of all go.
-    fn trim_to_bounds(&mut self) {
-        while self.host.shared.log_bytes > self.host.shared.limits.room_logs_bytes_max && self.trim_oldest() {
-        }
-        // Marks of entries that their own room's bounds have trimmed already.
-        if self.host.shared.has_stale_marks() {
-            let mut ages = std::mem::take(&mut self.host.shared.ages);
-            ages.retain(|(_, key, seq)| self.host.copy(key).is_some_and(|room| room.log.first() <= *seq));
-            self.host.shared.ages = ages;
-        }
-    }
-
-    /// Trims the oldest entry of all, if its own room has not yet; `false` when there is none left.
-    fn trim_oldest(&mut self) -> bool {
-        let Some((_, key, seq)) = self.host.shared.ages.pop_front() else { return false };
-        if let Some((room, shared)) = self.host.copy_mut(&key)
-            && room.log.first() <= seq
-        {
-            room.trim_first(shared);
-        }
-        true
-    }
-
-    /// Drops what is too old, and rooms that nobody uses.
-    pub(crate) fn sweep(&mut self, ctx: &mut Ctx<'_>) {
-        let now = ctx.now;
-        let age_max = self.host.shared.limits.room_log_age_max;
-        while self.host.shared.ages.front().is_some_and(|(since, ..)| now.since(*since) >= age_max) {
-            self.trim_oldest();
-        }
-        self.trim_to_bounds();
-        self.host.for_each_copy(|_, room, shared| room.dedupe.expire(now, &shared.limits));
-        let idle = |room: &RoomState, live: &RoomLive| {
-            live.subscribers.is_empty()
-                && live.effects.is_empty()
-                && room.dedupe.is_empty()
-                && now.since(live.used) >= age_max
-        };
-        let idle = self.host.owned_keys(idle);
-        for key in idle {
-            self.host.end(&key);
-        }
-        self.host.sweep();
-        self.react(ctx);
-    }
-
-    /// Whether there is anything to look through now and then.
-    pub(crate) fn has_to_sweep(&self) -> bool {
-        self.len() > 0 || self.host.copy_count() > 0 || self.host.has_to_sweep()
     }
 
     /// A while has passed since views differed.
@@ -508,15 +466,14 @@ impl Rooms {
 
     pub(crate) fn facts(&self, now: Instant, key: &RoomKey) -> Option<RoomFacts> {
         let (room, live) = self.host.peek(key)?;
-        let ages = &self.host.shared.ages;
-        let oldest = ages.iter().find(|(_, k, seq)| k == key && *seq >= room.log.first());
+        let oldest = room.log.oldest_since();
         let head = room.log.head();
         let at = |seq| room.log.position(seq).term;
         Some(RoomFacts {
             head: Cursor { term: at(head), seq: head },
             entries: room.log.len() as u64,
             bytes: room.log.bytes() as u64,
-            seconds_kept: oldest.map_or(0, |(since, ..)| now.since(*since).as_secs()),
+            seconds_kept: oldest.map_or(0, |since| now.since(since).as_secs()),
             subscribers: live
                 .subscribers
                 .iter()
@@ -530,15 +487,21 @@ impl Rooms {
     pub(crate) fn check_invariants(&self) {
         self.host.check_invariants();
         let shared = &self.host.shared;
-        let (mut bytes, mut entries) = (0, 0);
+        let (mut bytes, mut remembered) = (0, 0);
         for (key, room) in self.host.copies() {
             bytes += room.log.bytes();
-            entries += room.log.len();
+            remembered += room.dedupe.entries();
             assert!(room.log.len() <= shared.limits.room_log_entries_max, "{key:?}: log over its bound");
             assert!(room.dedupe.len() <= shared.limits.dedupe_entries_max, "{key:?}: dedupe over its bound");
         }
         assert_eq!(bytes, shared.log_bytes, "bytes of logs are miscounted");
-        assert_eq!(entries, shared.log_entries, "entries of logs are miscounted");
+        let marked = |kept: fn(&RoomState) -> bool| self.host.copies().filter(|(_, room)| kept(room)).count();
+        assert_eq!(marked(|room| room.log.len() > 0), shared.by_log.len(), "logs without a mark");
+        assert_eq!(marked(|room| !room.dedupe.is_empty()), shared.by_dedupe.len(), "tables without a mark");
+        assert_eq!(remembered, shared.dedupe_entries, "what rooms remember is miscounted");
+        assert!(remembered <= shared.dedupe_entries_max, "all rooms together remember {remembered}");
+        let is_kept = |bytes: usize| bytes <= shared.limits.room_logs_bytes_max;
+        assert!(is_kept(bytes), "logs of all rooms hold {bytes} bytes");
         for (key, room, live) in self.host.iter() {
             assert!(live.committed <= room.log.head(), "{key:?}: served ahead of the log");
             let bound = live.committed.max(live.inherited);

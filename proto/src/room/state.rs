@@ -4,7 +4,7 @@
 //! Stays out: subscribers and effects (`Rooms`), who owns it (`host`).
 //! Invariants: an entry is appended once; a copy built from a copy is equal to it.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::dedupe::Dedupe;
@@ -14,17 +14,17 @@ use crate::collections::FixedSet;
 use crate::host::{Entity, MessageOf};
 use crate::id::{Cursor, Placement, PublishId, PublishNumber, Publisher, RoomKey, Term};
 use crate::limits::Limits;
+use crate::marks::{Mark, Marks};
 use crate::time::Instant;
 use crate::wire::{Body, RoomCopy, RoomEntry, RoomOp};
-
-/// Marks kept beyond twice the entries there are, before they are looked through.
-const MARKS_SLACK: usize = 1_024;
 
 /// The replicated part of a room.
 #[derive(Debug)]
 pub(crate) struct RoomState {
     pub(super) log: RoomLog,
     pub(super) dedupe: Dedupe,
+    log_mark: Mark,
+    dedupe_mark: Mark,
 }
 
 /// Bookkeeping over all rooms of a shard, owned and backed up.
@@ -33,37 +33,69 @@ pub(crate) struct RoomsShared {
     pub(super) limits: Limits,
     /// Products whose rooms are held in one copy.
     pub(super) volatile_products: BTreeSet<Arc<str>>,
-    /// Entries of all logs in the order they were appended: the oldest of all rooms go first.
-    /// A mark names its entry: an entry may be gone by its own room's bounds.
-    pub(super) ages: VecDeque<(Instant, RoomKey, u64)>,
-    pub(super) log_entries: usize,
+    /// Rooms by their oldest entry, and by what they remember longest: the oldest of all rooms go first.
+    pub(super) by_log: Marks<RoomKey>,
+    pub(super) by_dedupe: Marks<RoomKey>,
     pub(super) log_bytes: usize,
+    /// Publishers and keys that all rooms remember, and how many they may.
+    pub(super) dedupe_entries: usize,
+    pub(super) dedupe_entries_max: usize,
 }
 
 impl RoomsShared {
-    pub(super) fn new(limits: &Limits, volatile_products: BTreeSet<Arc<str>>) -> Self {
+    pub(super) fn new(limits: &Limits, shards: u16, volatile_products: BTreeSet<Arc<str>>) -> Self {
         Self {
             limits: limits.clone(),
             volatile_products,
-            ages: VecDeque::new(),
-            log_entries: 0,
+            by_log: Marks::default(),
+            by_dedupe: Marks::default(),
             log_bytes: 0,
+            dedupe_entries: 0,
+            dedupe_entries_max: (limits.dedupe_entries_per_node_max / usize::from(shards.max(1))).max(1),
         }
-    }
-
-    /// Whether marks of entries that are gone should be looked through.
-    pub(super) fn has_stale_marks(&self) -> bool {
-        self.ages.len() > 2 * self.log_entries + MARKS_SLACK
     }
 }
 
 impl RoomState {
-    /// Drops the oldest entry.
-    pub(super) fn trim_first(&mut self, shared: &mut RoomsShared) {
-        if self.log.len() > 0 {
-            shared.log_bytes -= self.log.trim_first();
-            shared.log_entries -= 1;
+    fn empty(log: RoomLog) -> Self {
+        Self { log, dedupe: Dedupe::default(), log_mark: Mark::default(), dedupe_mark: Mark::default() }
+    }
+
+    /// The room's mark has come up: drops the oldest entry, if it is as old as `upto`, and marks it anew.
+    pub(super) fn trim_marked(&mut self, shared: &mut RoomsShared, key: &RoomKey, upto: Instant) {
+        shared.by_log.remove(&mut self.log_mark, key);
+        if self.log.oldest_since().is_some_and(|since| since <= upto) {
+            self.trim_first(shared);
         }
+        shared.by_log.set(&mut self.log_mark, key, self.log.oldest_since());
+    }
+
+    /// The room's mark has come up: changes what it remembers, and marks it anew.
+    pub(super) fn forget_marked(
+        &mut self,
+        shared: &mut RoomsShared,
+        key: &RoomKey,
+        forget: impl FnOnce(&mut Dedupe, &Limits),
+    ) {
+        shared.by_dedupe.remove(&mut self.dedupe_mark, key);
+        self.change_dedupe(shared, key, forget);
+    }
+
+    fn change_dedupe(
+        &mut self,
+        shared: &mut RoomsShared,
+        key: &RoomKey,
+        change: impl FnOnce(&mut Dedupe, &Limits),
+    ) {
+        shared.dedupe_entries -= self.dedupe.entries();
+        change(&mut self.dedupe, &shared.limits);
+        shared.dedupe_entries += self.dedupe.entries();
+        shared.by_dedupe.set(&mut self.dedupe_mark, key, self.dedupe.oldest());
+    }
+
+    /// Drops the oldest entry.
+    fn trim_first(&mut self, shared: &mut RoomsShared) {
+        shared.log_bytes -= self.log.trim_first();
     }
 
     fn trim_to_bounds(&mut self, shared: &mut RoomsShared) {
@@ -76,9 +108,8 @@ impl RoomState {
 
     fn append(&mut self, shared: &mut RoomsShared, key: &RoomKey, now: Instant, entry: RoomEntry) {
         shared.log_bytes += entry_bytes(&entry);
-        shared.log_entries += 1;
-        let at = self.log.append(entry);
-        shared.ages.push_back((now, key.clone(), at.seq));
+        self.log.append(now, entry);
+        shared.by_log.set(&mut self.log_mark, key, Some(now));
     }
 }
 
@@ -135,8 +166,7 @@ impl Entity for RoomState {
     }
 
     fn new(_: &mut RoomsShared, _: &RoomKey, _: Instant, term: Term) -> Option<Self> {
-        let log = RoomLog::new(Cursor { term, seq: 0 });
-        Some(Self { log, dedupe: Dedupe::default() })
+        Some(Self::empty(RoomLog::new(Cursor { term, seq: 0 })))
     }
 
     fn apply(&mut self, shared: &mut RoomsShared, key: &RoomKey, now: Instant, op: &RoomOp) {
@@ -145,11 +175,16 @@ impl Entity for RoomState {
                 let id = entry.id;
                 self.append(shared, key, now, entry.clone());
                 let at = self.log.last();
-                self.dedupe.remember(now, &shared.limits, id, dedupe.clone(), at);
+                let seen = |table: &mut Dedupe, limits: &Limits| {
+                    table.remember(now, limits, id, dedupe.clone(), at);
+                };
+                self.change_dedupe(shared, key, seen);
                 self.trim_to_bounds(shared);
             }
             RoomOp::Hole => self.log.has_hole_before(self.log.head() + 1),
-            RoomOp::Remember { id, at } => self.dedupe.remember(now, &shared.limits, *id, None, *at),
+            RoomOp::Remember { id, at } => {
+                self.change_dedupe(shared, key, |table, limits| table.remember(now, limits, *id, None, *at));
+            }
         }
     }
 
@@ -166,20 +201,21 @@ impl Entity for RoomState {
 
     fn from_copy(shared: &mut RoomsShared, key: &RoomKey, now: Instant, copy: RoomCopy) -> Self {
         let RoomCopy { before_first, first, hole, entries, publishers, keys } = copy;
-        let mut log = RoomLog::after(before_first, first);
-        log.has_hole_before(hole);
-        let mut state = Self { log, dedupe: Dedupe::default() };
+        let mut state = Self::empty(RoomLog::after(before_first, first));
+        state.log.has_hole_before(hole);
         for entry in entries {
             state.append(shared, key, now, entry);
         }
-        state.dedupe.restore(now, &shared.limits, publishers, keys);
+        state.change_dedupe(shared, key, |table, limits| table.restore(now, limits, publishers, keys));
         state.trim_to_bounds(shared);
         state
     }
 
-    fn released(self, shared: &mut RoomsShared) {
+    fn released(mut self, shared: &mut RoomsShared, key: &RoomKey) {
         shared.log_bytes -= self.log.bytes();
-        shared.log_entries -= self.log.len();
+        shared.dedupe_entries -= self.dedupe.entries();
+        shared.by_log.remove(&mut self.log_mark, key);
+        shared.by_dedupe.remove(&mut self.dedupe_mark, key);
     }
 
     fn last(&self) -> Cursor {

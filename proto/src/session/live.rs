@@ -49,6 +49,8 @@ pub(crate) struct SessionLive {
     pub(super) detached: Option<DetachReason>,
     /// Events that its client is to answer: own-log entry, and the name for whoever asked.
     pub(super) asked: BTreeMap<u64, u64>,
+    /// Its edge has not attached to this owner; when that was last asked for.
+    pub(super) expected: Option<Instant>,
     pub(super) effects: CommitQueue<Effect>,
     /// Since when the keys of the state are known.
     pub(super) key_ages: KeyAges,

@@ -31,14 +31,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::collections::FixedMap;
+use crate::collections::{FixedMap, FixedSet};
 use crate::host::{Event, Host, MessageOf, Open};
 use crate::id::{ANONYMOUS, Address, NodeRef, Placement, PublishId, RoomKey, SocketSid, Term};
 use crate::keys::IdKey;
 use crate::limits::Limits;
 use crate::mutant::{Mutant, is_planted};
 use crate::recovery::{self, Carried};
-use crate::shard::{AppEvent, Ctx, ProductRules, TimerKey};
+use crate::shard::{AppEvent, Budget, Ctx, ProductRules, TimerKey};
 use crate::time::Instant;
 use crate::wire::{
     ATTACHMENT_SHIFT, Answer, Body, Command, CommandFailed, DetachReason, DisconnectCode, EdgeRef, Inbound,
@@ -67,8 +67,11 @@ pub(crate) struct Sessions {
     busy: BTreeSet<SocketSid>,
     /// Sessions with publishes to be sent again.
     bounced: BTreeSet<SocketSid>,
-    /// Sessions taken over whose edges have not attached: since this sweep, and since an earlier one.
-    expected: [BTreeSet<SocketSid>; 2],
+    /// Sessions taken over whose edges have not attached, in the order in which they are asked again. A mark
+    /// may be void.
+    expected: VecDeque<(Instant, SocketSid)>,
+    /// Sessions owned that have no transport, as of the last turn.
+    without_edge: FixedSet<SocketSid>,
     /// Backends' commands that are not safe yet, by their number here.
     pending: BTreeMap<u64, Pending>,
     answered: u64,
@@ -107,6 +110,9 @@ pub(crate) enum Word {
     Resume(Resume),
 }
 
+/// An edge that has not attached to a new owner is asked to, this often.
+const REATTACH_AFTER: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// Sessions kept for clients that may come back; more end the one that has waited longest.
 const PARKED_MAX: usize = 100_000;
 
@@ -130,7 +136,8 @@ impl Sessions {
             dirty: BTreeSet::new(),
             busy: BTreeSet::new(),
             bounced: BTreeSet::new(),
-            expected: Default::default(),
+            expected: VecDeque::new(),
+            without_edge: FixedSet::default(),
             pending: BTreeMap::new(),
             answered: 0,
             calls: 0,
@@ -295,6 +302,7 @@ impl Sessions {
                     });
                     self.unindex(&sid);
                     self.dirty.remove(&sid);
+                    self.without_edge.remove(&sid);
                     self.busy.remove(&sid);
                     self.bounced.remove(&sid);
                     // Its edge attaches to the new owner, and repeats what was under way.
@@ -311,11 +319,13 @@ impl Sessions {
     fn began(&mut self, ctx: &mut Ctx<'_>, sid: SocketSid) {
         let Some(session) = self.host.owned(&sid) else { return };
         session.live.key_ages.follow(&session.state.emitted, ctx.now);
+        session.live.expected = Some(ctx.now);
         let (identity, ended) = (session.state.identity.clone(), session.state.ended);
         if !ended {
             self.index(&identity);
         }
-        self.expected[0].insert(sid);
+        self.expected.push_back((ctx.now, sid));
+        self.dirty.insert(sid);
         self.park_if_edge_is_gone(ctx, sid);
     }
 
@@ -350,6 +360,7 @@ impl Sessions {
     /// The session has no transport: for a while its client may come back, unless it is `over`.
     fn park(&mut self, ctx: &Ctx<'_>, sid: SocketSid, over: bool) {
         let Some(mut session) = self.host.owned(&sid) else { return };
+        self.dirty.insert(sid);
         session.park(ctx.now, over);
         if session.state.ended {
             return self.unindex(&sid);
@@ -586,32 +597,36 @@ impl Sessions {
         self.send_bounced(ctx);
     }
 
-    /// Once a second: an edge that has not attached to this owner may have let the session go while
-    /// nobody heard it.
-    pub(crate) fn sweep(&mut self, ctx: &mut Ctx<'_>) {
+    /// Asks again for edges that have not attached, which may have let the session go while nobody heard
+    /// it, and ends what was parked for too long. Whether more is due than one step may look at.
+    pub(crate) fn sweep(&mut self, ctx: &mut Ctx<'_>) -> bool {
         self.host.sweep();
-        let [new, mut old] = std::mem::take(&mut self.expected);
-        old.retain(|sid| {
-            let unattached = self.host.peek(sid).filter(|(_, live)| !live.attached);
-            let Some(edge) = unattached.and_then(|(state, _)| state.edge) else { return false };
-            let again = Body::SessionToEdge(SessionToEdge::Reattach { sid: *sid });
-            ctx.out.send_to_address(edge.edge, self.ids.placement_of(*sid), again);
-            true
-        });
-        old.extend(new);
-        self.expected[1] = old;
+        let mut budget = Budget::step();
+        while let Some(&(since, sid)) = self.expected.front()
+            && ctx.now.since(since) >= REATTACH_AFTER
+            && budget.spend()
+        {
+            self.expected.pop_front();
+            let Some(session) = self.host.owned(&sid) else { continue };
+            let is_expected = session.live.expected == Some(since) && !session.live.attached;
+            let Some(edge) = session.state.edge.filter(|_| is_expected) else { continue };
+            session.live.expected = Some(ctx.now);
+            self.expected.push_back((ctx.now, sid));
+            let again = Body::SessionToEdge(SessionToEdge::Reattach { sid });
+            ctx.out.send_to_address(edge.edge, self.ids.placement_of(sid), again);
+        }
         while let Some(&mark) = self.parked.front()
             && ctx.now.since(mark.0) >= self.limits.recovery_window
+            && budget.spend()
         {
             self.parked.pop_front();
             self.expire(mark);
         }
+        budget.is_spent()
     }
 
     pub(crate) fn has_to_sweep(&self) -> bool {
-        self.host.has_to_sweep()
-            || !self.parked.is_empty()
-            || self.expected.iter().any(|sids| !sids.is_empty())
+        self.host.has_to_sweep() || !self.parked.is_empty() || !self.expected.is_empty()
     }
 
     fn forget(&mut self, ctx: &mut Ctx<'_>, sid: SocketSid) {
@@ -628,6 +643,7 @@ impl Sessions {
         self.unindex(&sid);
         self.host.end(&sid);
         self.dirty.remove(&sid);
+        self.without_edge.remove(&sid);
         self.busy.remove(&sid);
         self.bounced.remove(&sid);
     }
@@ -646,6 +662,11 @@ impl Sessions {
         for sid in &dirty {
             let placement = self.ids.placement_of(*sid);
             let Some(mut session) = self.host.owned(sid) else { continue };
+            if session.is_parked() {
+                self.without_edge.insert(*sid);
+            } else {
+                self.without_edge.remove(sid);
+            }
             session.live.effects.confirm(session.confirmed);
             if session.has_held() {
                 session.send_held(ctx);
@@ -775,7 +796,7 @@ impl Sessions {
 
     /// Sessions without a transport.
     pub(crate) fn parked_count(&self) -> usize {
-        self.host.iter().filter(|(_, state, _)| state.edge.is_none()).count()
+        self.without_edge.len()
     }
 
     /// Asserts bounds and order.
@@ -794,10 +815,13 @@ impl Sessions {
         assert!(indexed <= self.len());
         self.host.check_invariants();
         for (sid, state, live) in self.host.iter() {
+            let counted = self.without_edge.contains(sid);
+            assert!(counted == state.edge.is_none() || self.dirty.contains(sid), "{sid:?}: miscounted");
             assert!(live.open.is_empty() || self.busy.contains(sid), "{sid:?}: busy and not filed");
             state.check_invariants(&self.limits);
             live.check_invariants(state, &self.limits);
         }
         assert!(self.busy.iter().all(|sid| self.host.owns(sid)));
+        assert!(self.without_edge.iter().all(|sid| self.host.owns(sid)));
     }
 }

@@ -334,7 +334,7 @@ impl Entity for SessionState {
         *copy
     }
 
-    fn released(self, _: &mut SessionsShared) {}
+    fn released(self, _: &mut SessionsShared, _: &SocketSid) {}
 
     /// The transports it has had, then its own log, stand in for the terms and places of a log.
     fn last(&self) -> Cursor {

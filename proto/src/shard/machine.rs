@@ -2,14 +2,13 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
 use super::calls::Calls;
 use super::interface::{Holding, Input, Output, ShardConfig, ShardStats};
-use super::{Out, Pace, TimerKey, Timers};
+use super::{Out, Pace, TimerKey, Timers, sweep};
 use crate::edge::Edge;
 use crate::id::{Address, ShardIx};
 #[cfg(test)]
@@ -20,9 +19,6 @@ use crate::session::Sessions;
 use crate::time::Instant;
 use crate::view::View;
 use crate::wire::{Answer, Body, CommandFailed, Envelope, NotOwner, Query, Subject};
-
-/// Logs, tails and dedupe tables are looked through this often for what is too old.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Envelopes from this node's next life kept until the view that says so: it is microseconds away.
 /// More are dropped, and asked for again when a later view comes.
@@ -147,9 +143,12 @@ impl Shard {
                 }
                 TimerKey::Sweep => {
                     self.sweep_at = None;
-                    self.edge.sweep(&mut ctx);
-                    self.rooms.sweep(&mut ctx);
-                    self.sessions.sweep(&mut ctx);
+                    let mut more = self.edge.sweep(&mut ctx);
+                    more |= self.rooms.sweep(&mut ctx);
+                    more |= self.sessions.sweep(&mut ctx);
+                    if more {
+                        self.sweep_in(sweep::AGAIN_AFTER);
+                    }
                 }
                 TimerKey::Calls => self.calls.expire(&mut ctx),
             }
@@ -265,10 +264,14 @@ impl Shard {
         self.unsettled = false;
         let to_sweep = self.rooms.has_to_sweep() || self.sessions.has_to_sweep() || self.edge.has_to_sweep();
         if to_sweep && self.sweep_at.is_none() {
-            let at = self.now + SWEEP_INTERVAL;
-            self.sweep_at = Some(at);
-            self.timers.set(at, TimerKey::Sweep);
+            self.sweep_in(sweep::INTERVAL);
         }
+    }
+
+    fn sweep_in(&mut self, wait: std::time::Duration) {
+        let at = self.now + wait;
+        self.sweep_at = Some(at);
+        self.timers.set(at, TimerKey::Sweep);
     }
 
     /// When to call [`Shard::handle`] with [`Input::Timer`] at the latest.

@@ -28,6 +28,7 @@ macro_rules! context {
 }
 mod machine;
 mod out;
+mod sweep;
 #[cfg(test)]
 mod tests;
 mod timers;
@@ -36,6 +37,7 @@ pub use app::*;
 pub use interface::*;
 pub use machine::Shard;
 pub(crate) use out::Out;
+pub(crate) use sweep::Budget;
 pub(crate) use timers::{TimerKey, Timers};
 
 /// What every machine of a shard is handed: the moment, the cluster, and where its words go.
