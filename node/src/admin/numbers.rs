@@ -92,9 +92,12 @@ const SHARD_FAMILIES: [(&str, Kind, &str, Read); 37] = [
         "Volatile events not written because a client's queue was not empty.",
         |r| r.machine.volatile_dropped_total,
     ),
-    ("meshd_gaps_total", Kind::Counter, "Holes in the logs of rooms owned here, told to edges; not how many clients heard of them.", |r| {
-        r.machine.gaps_total
-    }),
+    (
+        "meshd_gaps_total",
+        Kind::Counter,
+        "Holes in the logs of rooms owned here, told to edges; not how many clients heard of them.",
+        |r| r.machine.gaps_total,
+    ),
     (
         "meshd_not_owner_total",
         Kind::Counter,
