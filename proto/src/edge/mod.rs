@@ -633,7 +633,7 @@ impl Edge {
     }
 
     /// The mark of a tail has come up: drops its oldest entry, if it is as old as `upto`.
-    fn trim_marked(&mut self, tail: u32, upto: crate::time::Instant) {
+    fn trim_marked(&mut self, tail: u32, upto: Instant) {
         let Some(t) = self.tails.get_mut(tail as usize) else { return };
         self.by_age.remove(&mut t.mark, &tail);
         if t.oldest_since().is_some_and(|since| since <= upto) {
