@@ -343,6 +343,8 @@ impl Edge {
             session.done(ctx.now, packet);
         }
         self.read_again(ctx, index);
+        let ix = self.sessions[index as usize].client;
+        self.look_at_poll(ix);
         self.process_own(ctx, index);
         let Some(session) = self.sessions.get(index as usize) else { return };
         if session.is_over_answer_bound(&self.limits) {

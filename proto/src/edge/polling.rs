@@ -21,6 +21,14 @@ use crate::wire::{Body, DetachReason, EngineRefusal, EngineRequest, EngineRespon
 /// A closed session waits this long for a GET that fetches the last word.
 const FAREWELL_MAX: Duration = Duration::from_secs(10);
 
+/// A session that its client has closed waits this long for the GET that the client has sent beside its
+/// goodbye, and that may have taken another way.
+const GOODBYE_MAX: Duration = Duration::from_secs(1);
+
+/// What a client has just sent may be answered by several packets: they are waited for this long, to leave
+/// together.
+const GATHER_MAX: Duration = Duration::from_millis(20);
+
 /// A GET that comes while a WebSocket tries the way is ended after this long, for the client to stop.
 const NOOP_AFTER: Duration = Duration::from_millis(100);
 
@@ -41,6 +49,8 @@ pub(super) struct Polling {
     pub(super) reserved: Option<Instant>,
     /// When the held GET is to be ended.
     noop_due: Option<Instant>,
+    /// When it is to be answered with what there is.
+    answer_due: Option<Instant>,
     /// Closed: until when a GET may fetch the last word, and what the driver is told then.
     farewell: Option<(Instant, CloseCode)>,
 }
@@ -74,6 +84,7 @@ impl Polling {
             probe: None,
             reserved: None,
             noop_due: None,
+            answer_due: None,
             farewell: None,
         }
     }
@@ -106,7 +117,7 @@ impl Polling {
     /// When it is to be looked at again.
     pub(super) fn due(&self) -> Option<Instant> {
         let farewell = self.farewell.map(|(until, _)| until);
-        [self.noop_due, farewell].into_iter().flatten().min()
+        [self.noop_due, self.answer_due, farewell].into_iter().flatten().min()
     }
 }
 
@@ -193,12 +204,11 @@ impl Edge {
             polling.noop_due = Some(now + NOOP_AFTER);
         }
         let is_over = polling.farewell.is_some();
-        if is_over || !polling.queue.is_empty() {
-            self.answer_poll(ctx, ix);
-        }
         if is_over {
+            self.answer_poll(ctx, ix);
             return self.finish(ctx, ix);
         }
+        self.answer_soon(ctx, ix);
         self.catch_up(ctx, ix);
         self.arm(ctx, ix);
     }
@@ -270,7 +280,7 @@ impl Edge {
         let Some(polling) = self.polling(ix).filter(|polling| !polling.queue.is_empty()) else { return };
         let Some(asker) = polling.poll.take() else { return };
         let payload = engineio::encode_payload(&polling.take_queue());
-        polling.noop_due = None;
+        (polling.noop_due, polling.answer_due) = (None, None);
         let sid = polling.sid;
         answer(ctx, &sid, asker, EngineResponse::Packets(payload));
         self.pinged(ix);
@@ -291,8 +301,7 @@ impl Edge {
         for &ix in &written {
             let Some(polling) = self.polling(ix) else { continue };
             if polling.is_open() {
-                self.answer_poll(ctx, ix);
-                self.catch_up(ctx, ix);
+                self.answer_soon(ctx, ix);
             } else {
                 let bytes = polling.bytes;
                 self.left_over(ctx, ix, bytes);
@@ -300,6 +309,28 @@ impl Edge {
             self.arm(ctx, ix);
         }
         !written.is_empty()
+    }
+
+    /// Answers the held GET, if there is something: now, or when what the client has just sent is done.
+    fn answer_soon(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx) {
+        let is_busy = self.sessions_of(ix).iter().any(|index| self.sessions[*index as usize].is_busy());
+        let now = ctx.now;
+        let Some(polling) = self.polling(ix).filter(|polling| polling.is_open()) else { return };
+        if polling.queue.is_empty() {
+            return;
+        }
+        let due = *polling.answer_due.get_or_insert(if is_busy { now + GATHER_MAX } else { now });
+        if !is_busy || due <= now {
+            self.answer_poll(ctx, ix);
+            self.catch_up(ctx, ix);
+        }
+    }
+
+    /// Something that a polling client has sent is done.
+    pub(super) fn look_at_poll(&mut self, ix: ClientIx) {
+        if self.polling(ix).is_some_and(|polling| polling.answer_due.is_some()) {
+            self.polls_written.insert(ix);
+        }
     }
 
     fn left_over(&mut self, ctx: &Ctx<'_>, ix: ClientIx, left: usize) {
@@ -317,6 +348,9 @@ impl Edge {
             polling.noop_due = None;
             self.end_poll(ctx, ix);
         }
+        if self.polling(ix).and_then(|polling| polling.answer_due).is_some_and(|due| due <= now) {
+            self.answer_soon(ctx, ix);
+        }
         let farewell = self.polling(ix).and_then(|polling| polling.farewell);
         if farewell.is_some_and(|(until, _)| until <= now) {
             self.finish(ctx, ix);
@@ -326,17 +360,18 @@ impl Edge {
     /// A polling client is closed. The last word leaves by the held GET. If there is none, it waits for one
     /// only if the client would come back without it; else the session is unknown from now on.
     pub(super) fn say_farewell(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, code: CloseCode) {
-        let until = ctx.now + FAREWELL_MAX;
+        let said_by_client = code == CloseCode::Normal;
+        let until = ctx.now + if said_by_client { GOODBYE_MAX } else { FAREWELL_MAX };
         self.end_post(ctx, ix);
         let Some(polling) = self.polling(ix) else { return };
         // A client that has said goodbye itself waits only for its GET to end.
-        polling.push(if code == CloseCode::Normal { engineio::NOOP } else { engineio::CLOSE });
+        polling.push(if said_by_client { engineio::NOOP } else { engineio::CLOSE });
         polling.farewell = Some((until, code));
         let is_open = polling.is_open();
         if is_open {
             self.answer_poll(ctx, ix);
         }
-        if is_open || code.may_reconnect() {
+        if is_open || (code.may_reconnect() && !said_by_client) {
             return self.finish(ctx, ix);
         }
         ctx.timers.set(until, crate::shard::TimerKey::Client(ix));
@@ -379,7 +414,8 @@ impl Edge {
         let Some(polling) = client.polling() else { return };
         assert_eq!(polling.bytes, polling.queue.iter().map(Packet::len).sum::<usize>());
         assert!(client.closing || polling.farewell.is_none(), "open after the last word");
-        assert!(polling.poll.is_none() || polling.queue.is_empty(), "a held GET, and something to say");
+        let is_quiet = polling.queue.is_empty() || polling.answer_due.is_some();
+        assert!(polling.poll.is_none() || is_quiet, "a held GET, and something to say");
     }
 }
 

@@ -263,6 +263,11 @@ impl EdgeSession {
         self.unconfirmed.push_back(packet);
     }
 
+    /// Whether anything that the client has sent is under way.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.unconfirmed.is_empty()
+    }
+
     /// More than should be under way: packets not done, and answers the client has not taken.
     pub(super) fn is_over_inbound_bound(&self, limits: &Limits) -> bool {
         self.unconfirmed.len() + self.acks_owed >= limits.inbound_packets_max
