@@ -19,12 +19,8 @@ pub(super) fn products(config: &Config, apps: &BTreeMap<String, App>) -> Product
         Some(app) => ProductRules { is_app: true, namespaces: Namespaces::new(app.names()), ..rules },
         None => rules,
     };
-    let rules = |name: &String| {
-        let known = config.products.0.get(name).cloned();
-        let known = known.or_else(|| apps.contains_key(name).then(ProductConfig::default));
-        known.map(|product| with_code(product.rules(name)))
-    };
-    let names = || config.products.0.keys().chain(apps.keys());
+    let rules = |name: &String| config.products.0.get(name).map(|product| with_code(product.rules(name)));
+    let names = || config.products.0.keys();
     // A program that embeds a node for one product of its own means that one.
     let only = apps.keys().next().filter(|_| apps.len() == 1);
     let default = only.or_else(|| names().find(|name| *name == DEFAULT_PRODUCT)).or_else(|| names().next());

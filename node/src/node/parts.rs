@@ -94,6 +94,14 @@ pub(super) struct Parts {
     pub(super) tasks: Tasks,
 }
 
+/// Products with code of their own need no settings: those that there are none of have the defaults.
+fn with_products_of_code(mut config: Config, options: &Options) -> Config {
+    for name in options.apps.keys() {
+        config.products.0.entry(name.clone()).or_default();
+    }
+    config
+}
+
 impl Parts {
     /// Starts everything. To be called within the serving runtime.
     pub(super) fn start(
@@ -103,6 +111,7 @@ impl Parts {
         listeners: Listeners,
         handlers: tokio::runtime::Handle,
     ) -> Result<Self, StartError> {
+        let config = with_products_of_code(config, options);
         let clock = Clock::start();
         let tasks = Tasks::new();
         let client_tasks = tasks.child();
