@@ -100,7 +100,9 @@ macro_rules! tuples {
     ($(($($name:ident $index:tt),+))+) => {$(
         impl<$($name: Serialize),+> Args for ($($name,)+) {
             fn arguments(&self) -> Result<Arguments, Error> {
-                Ok(Arguments::new()$(.json(&self.$index)?)+)
+                let arguments = Arguments::new();
+                $(let arguments = arguments.json(&self.$index)?;)+
+                Ok(arguments)
             }
         }
     )+};

@@ -139,8 +139,10 @@ mod tests {
 
     use super::*;
 
+    type Verdict = Result<Option<Bytes>, BodyError>;
+
     /// The verdict on what follows a head with `header`, given in pieces of `split` bytes; and what is left.
-    fn read(header: &str, input: &[u8], split: usize) -> (Result<Option<Bytes>, BodyError>, Vec<u8>) {
+    fn read(header: &str, input: &[u8], split: usize) -> (Verdict, Vec<u8>) {
         let text = format!("POST / HTTP/1.1\r\nHost: x\r\n{header}\r\n\r\n");
         let head = RequestHead::parse(text.as_bytes()).unwrap();
         let mut reader = match BodyReader::new(&head, 10) {
@@ -161,7 +163,7 @@ mod tests {
     #[test]
     fn bodies_end_where_they_say() {
         let whole = |text: &'static str| Ok(Some(Bytes::from_static(text.as_bytes())));
-        let cases: &[(&str, &[u8], Result<Option<Bytes>, BodyError>, &[u8])] = &[
+        let cases: &[(&str, &[u8], Verdict, &[u8])] = &[
             ("Content-Length: 3", b"abcGET", whole("abc"), b"GET"),
             ("Content-Length: 0", b"GET", whole(""), b"GET"),
             ("X: y", b"GET", whole(""), b"GET"),

@@ -76,14 +76,14 @@ impl Edge {
         let attach = ToSession::Attach {
             identity: session.identity.clone(),
             edge: EdgeRef { attachment: session.attachment, edge: self.me, client: session.client },
-            shadow: Shadow {
+            shadow: Box::new(Shadow {
                 term: session.term,
                 inbound_confirmed: session.confirmed,
                 inbound_sent: session.sent_ever,
                 own_seq: session.own_seq,
                 rooms,
                 everyone,
-            },
+            }),
             hello: session.hello.clone(),
         };
         ctx.out.send_to_host(owner, session.placement, Body::ToSession(attach));

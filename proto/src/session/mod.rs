@@ -99,7 +99,7 @@ struct Pending {
 pub(crate) struct Attach {
     identity: SessionIdentity,
     edge: EdgeRef,
-    shadow: Shadow,
+    shadow: Box<Shadow>,
     hello: Option<Bytes>,
 }
 

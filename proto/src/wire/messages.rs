@@ -165,7 +165,7 @@ pub enum ToSession {
         /// Where.
         edge: EdgeRef,
         /// What to rebuild it from where the owner knows nothing.
-        shadow: Shadow,
+        shadow: Box<Shadow>,
         /// The auth payload of a client that is not in yet, for products with code of their own.
         hello: Option<Bytes>,
     },

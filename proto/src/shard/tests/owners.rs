@@ -180,7 +180,7 @@ fn words_of_a_peer_that_cannot_be_are_ignored() {
     let attach = |edge, inbound| {
         let edge = EdgeRef { attachment: 1, edge, client: ClientIx(0) };
         let identity = identity.clone();
-        Body::ToSession(ToSession::Attach { identity, edge, shadow: shadow(inbound), hello: None })
+        Body::ToSession(ToSession::Attach { identity, edge, shadow: Box::new(shadow(inbound)), hello: None })
     };
     let subscription = Subscription {
         room: room.clone(),
