@@ -145,6 +145,7 @@ pub struct Admission {
     draining: AtomicBool,
     clients: Box<[AtomicUsize]>,
     refused: [RefusalCount; Reason::ALL.len()],
+    forwarded_ignored: AtomicU64,
     table: Mutex<Table>,
 }
 
@@ -234,6 +235,7 @@ impl Admission {
             draining: AtomicBool::new(false),
             clients: (0..shards.max(1)).map(|_| AtomicUsize::new(0)).collect(),
             refused: std::array::from_fn(|_| RefusalCount::default()),
+            forwarded_ignored: AtomicU64::new(0),
             table: Mutex::new(table),
         })
     }
@@ -243,25 +245,23 @@ impl Admission {
     /// # Errors
     /// The reason it must wait; nothing is counted then but the refusal's reason (by the caller).
     pub fn admit(self: &Arc<Self>, ip: IpAddr, now: Instant) -> Result<ClientPlace, Reason> {
+        self.admit_as(Some(ip), now)
+    }
+
+    /// A place for a connection of a proxy, which counts for an address when it is known for whom it stands.
+    ///
+    /// # Errors
+    /// As [`Self::admit`].
+    pub fn admit_proxy(self: &Arc<Self>, now: Instant) -> Result<ClientPlace, Reason> {
+        self.admit_as(None, now)
+    }
+
+    fn admit_as(self: &Arc<Self>, ip: Option<IpAddr>, now: Instant) -> Result<ClientPlace, Reason> {
         if self.open.load(Ordering::Relaxed) >= self.limits.connections_max {
             return Err(Reason::NodeFull);
         }
-        let key = AddressKey::of(ip);
         let mut table = self.lock();
-        if key.is_none() && !ip.to_canonical().is_loopback() && !table.private_seen {
-            table.private_seen = true;
-            tracing::warn!("clients from a private network: limits per address do not apply to them");
-        }
-        if let Some(key) = key {
-            table.sweep(now);
-            let address = table.addresses.entry(key).or_default();
-            if address.open >= self.limits.connections_per_ip_max {
-                return Err(Reason::IpFull);
-            }
-            if !address.rate.take(now, self.limits.handshakes_per_ip_per_second) {
-                return Err(Reason::IpRate);
-            }
-        }
+        let key = ip.map_or(Ok(None), |ip| table.take(ip, now, &self.limits))?;
         if !table.node.take(now, self.limits.handshakes_per_second) {
             return Err(Reason::NodeRate);
         }
@@ -304,6 +304,17 @@ impl Admission {
         Reason::ALL.into_iter().map(move |reason| (reason, count(reason)))
     }
 
+    /// Requests so far whose `X-Forwarded-*` nobody believed.
+    #[must_use]
+    pub fn forwarded_ignored(&self) -> u64 {
+        self.forwarded_ignored.load(Ordering::Relaxed)
+    }
+
+    /// Counts one.
+    pub fn count_forwarded_ignored(&self) {
+        self.forwarded_ignored.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Counts a refusal, and logs it unless one for the same reason was logged this second.
     pub fn count_refusal(&self, reason: Reason, ip: IpAddr, now: Instant) {
         let count = &self.refused[reason as usize];
@@ -321,6 +332,33 @@ impl Admission {
 }
 
 impl Table {
+    /// Counts a handshake of an address, which may have one more connection.
+    fn take(
+        &mut self,
+        ip: IpAddr,
+        now: Instant,
+        limits: &AdmissionLimits,
+    ) -> Result<Option<AddressKey>, Reason> {
+        let Some(key) = AddressKey::of(ip) else {
+            if !ip.to_canonical().is_loopback() && !std::mem::replace(&mut self.private_seen, true) {
+                tracing::warn!(
+                    "clients from a private network: limits per address do not apply to them; if it is a \
+                     balancer, name it in client.trusted_proxies"
+                );
+            }
+            return Ok(None);
+        };
+        self.sweep(now);
+        let address = self.addresses.entry(key).or_default();
+        if address.open >= limits.connections_per_ip_max {
+            return Err(Reason::IpFull);
+        }
+        if !address.rate.take(now, limits.handshakes_per_ip_per_second) {
+            return Err(Reason::IpRate);
+        }
+        Ok(Some(key))
+    }
+
     /// Drops addresses that have nothing open and have used nothing up; amortised over insertions.
     fn sweep(&mut self, now: Instant) {
         if self.addresses.len() < self.sweep_above {
@@ -340,6 +378,26 @@ pub struct ClientPlace {
 }
 
 impl ClientPlace {
+    /// It stands for this address from now on, as the head of its (next) request has it.
+    ///
+    /// # Errors
+    /// The reason why that address must wait; the place counts for nobody then.
+    pub fn stand_for(&mut self, ip: IpAddr, now: Instant) -> Result<(), Reason> {
+        let admission = self.admission.clone();
+        let mut table = admission.lock();
+        if self.address.is_some() && self.address == AddressKey::of(ip) {
+            return Ok(());
+        }
+        if let Some(address) = self.address.take().and_then(|key| table.addresses.get_mut(&key)) {
+            address.open -= 1;
+        }
+        self.address = table.take(ip, now, &admission.limits)?;
+        if let Some(address) = self.address.and_then(|key| table.addresses.get_mut(&key)) {
+            address.open += 1;
+        }
+        Ok(())
+    }
+
     /// Counts it as a client of `shard`.
     pub fn enter(&mut self, shard: ShardIx) {
         self.leave();

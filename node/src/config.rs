@@ -176,8 +176,11 @@ section! {
         /// here authenticates by cookie, so that another site gains nothing by connecting.
         /// Requests without `Origin` (not from browsers) always pass.
         allowed_origins: Vec<String> = vec!["*".into()], Kind::List;
-        /// Addresses or networks of balancers whose `X-Forwarded-For` is believed. Reserved: must be
-        /// empty in this version, in which limits count the peer's own address.
+        /// Balancers in front, as addresses or networks (`10.0.0.0/8`, `2001:db8::/32`): for limits and
+        /// logs the client is the rightmost hop of `X-Forwarded-For` that is not one of them; more than 10
+        /// hops are refused. Default `""`: what others say of addresses is ignored and counted
+        /// (`meshd_client_forwarded_ignored_total`). Name only what cannot be reached past the balancer:
+        /// whoever is named here can be anyone.
         trusted_proxies: Vec<String> = Vec::new(), Kind::List;
         /// Clients of this node. Default 50,000. One more is refused with 503. Each costs about
         /// 8 KiB and a file descriptor: 64 more than this must be open to the process.

@@ -170,7 +170,13 @@ async fn accept(listener: TcpListener, door: Arc<Door>, tasks: Tasks) {
         };
         exhausted = false;
         let door = door.clone();
-        match door.port.admission.admit(remote.ip(), door.port.clock.now()) {
+        let admission = &door.port.admission;
+        let admitted = match door.port.policy.proxies.contain(remote.ip()) {
+            // For whom it stands is known when the head is read.
+            true => admission.admit_proxy(door.port.clock.now()),
+            false => admission.admit(remote.ip(), door.port.clock.now()),
+        };
+        match admitted {
             Ok(place) => {
                 tasks.spawn("handshake", OnPanic::EndTask, async move {
                     connection(&door, stream, remote, place).await;
@@ -196,7 +202,7 @@ fn is_of_the_peer(error: &io::Error) -> bool {
 
 /// One connection, from its first byte to the shard that takes it, or to its last short answer. Requests of
 /// polling clients follow one another on it.
-async fn connection(door: &Door, mut stream: TcpStream, remote: SocketAddr, place: ClientPlace) {
+async fn connection(door: &Door, mut stream: TcpStream, peer: SocketAddr, mut place: ClientPlace) {
     let mut rest = Vec::new();
     let mut is_first = true;
     loop {
@@ -204,12 +210,19 @@ async fn connection(door: &Door, mut stream: TcpStream, remote: SocketAddr, plac
             Ok(read) => read,
             // Gone before it had asked for anything (more): a port scan, a balancer's check.
             Err(ReadError::Gone) => return,
-            Err(ReadError::Head(error)) => return door.refuse_head(stream, remote, error).await,
+            Err(ReadError::Head(error)) => return door.refuse_head(stream, peer, error).await,
         };
         is_first = false;
         let head = match RequestHead::parse(&buffer.bytes()[..whole]) {
             Ok(head) => head,
-            Err(error) => return door.refuse_head(stream, remote, error).await,
+            Err(error) => return door.refuse_head(stream, peer, error).await,
+        };
+        let remote = match door.client_of(peer, &head, &mut place) {
+            Ok(remote) => remote,
+            Err((reason, answer)) => {
+                door.count(reason, peer.ip());
+                return door.answer(stream, &answer, false).await;
+            }
         };
         let head_only = head.method == "HEAD";
         let cors = route::cors(&head, &door.port.policy);
@@ -293,6 +306,30 @@ struct Opening {
 impl Door {
     fn count(&self, reason: Reason, ip: IpAddr) {
         self.port.admission.count_refusal(reason, ip, self.port.clock.now());
+    }
+
+    /// Whom a request comes from; its connection counts for that address from now on.
+    fn client_of(
+        &self,
+        peer: SocketAddr,
+        head: &RequestHead<'_>,
+        place: &mut ClientPlace,
+    ) -> Result<SocketAddr, (Reason, Response)> {
+        let proxies = &self.port.policy.proxies;
+        let Ok(origin) = proxies.origin(peer.ip(), head) else {
+            let body = r#"{"error":{"code":"forwarded","message":"more than 10 hops in X-Forwarded-For"}}"#;
+            return Err((Reason::Malformed, Response::json(400, body)));
+        };
+        if origin.ignored {
+            self.port.admission.count_forwarded_ignored();
+        }
+        if origin.ip == peer.ip() {
+            return Ok(peer);
+        }
+        match place.stand_for(origin.ip, self.port.clock.now()) {
+            Ok(()) => Ok(SocketAddr::new(origin.ip, 0)),
+            Err(reason) => Err((reason, reason.busy_response())),
+        }
     }
 
     fn kept(&self, head: &RequestHead<'_>, remote: SocketAddr, protocol: ClientProtocol) -> Handshake {

@@ -132,6 +132,12 @@ mutants! {
     PacketsNumberedAnew,
     /// A session is asked for again on behalf of a client that may be gone.
     AskedForTheGone,
+    /// What a GET is answered counts as arrived before the next one shows it.
+    AnswerTakenForArrived,
+    /// What no GET has taken is forgotten when a session moves to a WebSocket.
+    UnsentForgottenInMove,
+    /// Packets that the owner has not confirmed are forgotten when a session moves to a WebSocket.
+    UnconfirmedForgottenInMove,
 }
 
 impl std::str::FromStr for Mutant {

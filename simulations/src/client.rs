@@ -93,6 +93,10 @@ pub struct Client {
     pub loyal: bool,
     /// It carries its cursors from one transport to the next, as the stock client does.
     pub carries: bool,
+    /// It begins by polling.
+    pub polls: bool,
+    /// It goes over to a WebSocket then.
+    pub upgrades: bool,
     rooms: Vec<u16>,
     sessions: u32,
     generation: u64,
@@ -137,6 +141,8 @@ impl Client {
             slow: false,
             loyal: false,
             carries: false,
+            polls: false,
+            upgrades: false,
             rooms,
             sessions: 0,
             generation: 0,
@@ -221,6 +227,13 @@ impl Client {
         self.sessions += u32::from(self.parked.is_none());
         let session = self.parked.take().unwrap_or_default();
         self.session = Some(Session { transport, ..session });
+    }
+
+    /// It goes on over another transport.
+    pub fn moves_to(&mut self, transport: u64) {
+        if let Some(session) = &mut self.session {
+            session.transport = transport;
+        }
     }
 
     /// Its transport is gone.

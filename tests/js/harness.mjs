@@ -3,7 +3,11 @@
 // A scenario is `async (nodes, tools) => …` with the nodes' client addresses. It is over when it
 // returns; a failed assertion or a wait that takes too long ends the process with 1.
 
-import { io } from "socket.io-client";
+import * as v48 from "socket.io-client";
+import * as v45 from "socket.io-client-4.5";
+
+/** `CLIENT=4.5` runs a scenario with that version of the stock client. */
+const { io } = process.env.CLIENT === "4.5" ? v45 : v48;
 
 // Shorter than the test's own, so that it is the scenario that says what is missing.
 const PATIENCE_MS = 20_000;
@@ -50,7 +54,7 @@ export function received(socket, count, wanted = () => true) {
 }
 
 /** Emits with an ack and gives it. */
-export const ask = (socket, ...args) => within(`the ack of ${args[0]}`, socket.emitWithAck(...args));
+export const ask = (socket, ...args) => within(`the ack of ${args[0]}`, new Promise((yes) => socket.emit(...args, yes)));
 
 /** Emits what must be answered `ok: true`. */
 export async function ok(socket, ...args) {

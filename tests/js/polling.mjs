@@ -25,25 +25,31 @@ const numbers = (socket) => socket.seen.filter(([event]) => event === "say").map
 
 const upTo = (count) => Array.from({ length: count }, (_, n) => n);
 
+/** Rooms, acks, binary and order by polling alone. */
+async function by_polling(address, more) {
+  const [alice, bob] = await Promise.all([polling(address, "alice", more), polling(address, "bob", more)]);
+  for (const socket of [alice, bob]) await ok(socket, "join", "r");
+  for (let n = 0; n < 50; n++) await ok(alice, "publish", "r", "say", n);
+  await received(bob, 50);
+  assert.deepEqual(numbers(bob), upTo(50));
+  // Many packets in one payload, answered in order.
+  const answers = await Promise.all(upTo(40).map((n) => ask(bob, "publish", "r", { event: "say", self: true }, n)));
+  assert(answers.every((answer) => answer.ok === true));
+  await received(alice, 40);
+  assert.deepEqual(numbers(alice), upTo(40));
+  await ok(alice, "publish", "r", "bytes", { deep: [Buffer.from([1, 2, 3])] });
+  const [[, got]] = await received(bob, 1, ([event]) => event === "bytes");
+  assert.deepEqual(Buffer.from(got.deep[0]), Buffer.from([1, 2, 3]));
+  assert.deepEqual([...alice.disconnects, ...bob.disconnects], []);
+  assert.equal(alice.io.engine.transport.name, "polling");
+}
+
 await main({
-  /** Rooms, acks, binary and order by polling alone. */
-  async polling_only([address]) {
-    const [alice, bob] = await Promise.all([polling(address, "alice"), polling(address, "bob")]);
-    for (const socket of [alice, bob]) await ok(socket, "join", "r");
-    for (let n = 0; n < 50; n++) await ok(alice, "publish", "r", "say", n);
-    await received(bob, 50);
-    assert.deepEqual(numbers(bob), upTo(50));
-    // Many packets in one payload, answered in order.
-    const answers = await Promise.all(upTo(40).map((n) => ask(bob, "publish", "r", { event: "say", self: true }, n)));
-    assert(answers.every((answer) => answer.ok === true));
-    await received(alice, 40);
-    assert.deepEqual(numbers(alice), upTo(40));
-    await ok(alice, "publish", "r", "bytes", { deep: [Buffer.from([1, 2, 3])] });
-    const [[, got]] = await received(bob, 1, ([event]) => event === "bytes");
-    assert.deepEqual(Buffer.from(got.deep[0]), Buffer.from([1, 2, 3]));
-    assert.deepEqual([...alice.disconnects, ...bob.disconnects], []);
-    assert.equal(alice.io.engine.transport.name, "polling");
-  },
+  /** A new connection for each request. */
+  polling_only: ([address]) => by_polling(address, {}),
+
+  /** Connections that are kept. */
+  kept: ([address]) => by_polling(address, { agent: new http.Agent({ keepAlive: true }) }),
 
   /** The upgrade comes while events flow both ways: nothing is lost, doubled or reordered. */
   async upgrade([address]) {

@@ -5,7 +5,7 @@
 //! exits with 0 when all is well.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tokio::process::Command;
 
@@ -16,13 +16,15 @@ fn directory() -> PathBuf {
     repository().join("tests/js")
 }
 
-/// Installs the packages if they are missing. Tests are processes of their own: a file lock makes one
+/// Installs the packages if they are missing or others are listed by now. Tests are processes of their own: a file lock makes one
 /// of them do it while the others wait.
 async fn install() {
     let installed = directory().join("node_modules/.package-lock.json");
     let lock = File::create(directory().join(".install-lock")).expect("tests/js is writable");
     lock.lock().expect("a file lock");
-    if !installed.is_file() {
+    let changed = |path: &Path| path.metadata().and_then(|metadata| metadata.modified()).ok();
+    let listed = changed(&directory().join("package-lock.json"));
+    if changed(&installed).is_none() || changed(&installed) < listed {
         let mut npm = Command::new("npm");
         npm.args(["ci", "--no-audit", "--no-fund", "--silent"]).current_dir(directory());
         let status = npm.status().await.expect("npm is installed");
@@ -35,6 +37,14 @@ pub async fn start(script: &str, args: &[&str]) -> Process {
     install().await;
     let mut node = Command::new("node");
     node.arg(directory().join(script)).args(args).current_dir(directory());
+    Process::start(script, &mut node)
+}
+
+/// The same by version 4.5 of the stock client.
+pub async fn start_with_4_5(script: &str, args: &[&str]) -> Process {
+    install().await;
+    let mut node = Command::new("node");
+    node.env("CLIENT", "4.5").arg(directory().join(script)).args(args).current_dir(directory());
     Process::start(script, &mut node)
 }
 

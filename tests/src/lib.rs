@@ -13,6 +13,7 @@
 //! | [`http`] | requests to the HTTP API, the admin listener, the client port |
 //! | [`plain`] | a client of the plain WebSocket protocol |
 //! | [`js`] | JavaScript clients: the stock Socket.IO client, a browser |
+//! | [`proxy`] | haproxy and nginx as the documentation has them |
 //! | [`wait`] | waiting on states |
 
 pub mod balancer;
@@ -22,6 +23,7 @@ pub mod http;
 pub mod js;
 pub mod plain;
 pub mod process;
+pub mod proxy;
 pub mod wait;
 
 pub use cluster::Cluster;

@@ -19,11 +19,22 @@ const LOOK_PERIOD: Duration = Duration::from_millis(20);
 ///
 /// # Panics
 /// When it has not come within [`PATIENCE`], with what was last seen.
-pub async fn until<T, F>(what: &str, mut probe: impl FnMut() -> F) -> T
+pub async fn until<T, F>(what: &str, probe: impl FnMut() -> F) -> T
 where
     F: Future<Output = Result<T, String>>,
 {
-    let give_up = Instant::now() + PATIENCE;
+    until_within(PATIENCE, what, probe).await
+}
+
+/// The same with a patience of one's own.
+///
+/// # Panics
+/// When it has not come by then, with what was last seen.
+pub async fn until_within<T, F>(patience: Duration, what: &str, mut probe: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Result<T, String>>,
+{
+    let give_up = Instant::now() + patience;
     let mut look = interval(LOOK_PERIOD);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -31,7 +42,7 @@ where
         match probe().await {
             Ok(state) => return state,
             Err(seen) if Instant::now() > give_up => {
-                panic!("waited {PATIENCE:?} for {what}; last seen: {seen}")
+                panic!("waited {patience:?} for {what}; last seen: {seen}")
             }
             Err(_) => {}
         }

@@ -273,6 +273,10 @@ fn client_port(state: &AdminState, out: &mut Exposition) {
     for (reason, count) in state.admission.refusals() {
         out.sample(&[("reason", reason.as_str())], count);
     }
+    let help = "Requests of the client port whose X-Forwarded-*, X-Real-IP or Forwarded was ignored, as their peer \
+                is not in client.trusted_proxies.";
+    let ignored = state.admission.forwarded_ignored();
+    out.single("meshd_client_forwarded_ignored_total", Kind::Counter, help, ignored);
 }
 
 fn cluster(state: &AdminState, snapshot: &Snapshot, out: &mut Exposition) {

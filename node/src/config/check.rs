@@ -12,6 +12,7 @@ use super::origin::{ConfigError, Origin};
 use super::setting::{Value, is_name};
 use super::{Config, Identity, secrets};
 use crate::fd_limit;
+use crate::transport::proxies::TrustedProxies;
 
 /// Puts in the values of `mesh.timing = "wan"` that nothing else has set.
 pub(super) fn apply_preset(config: &mut Config) {
@@ -199,9 +200,9 @@ impl Checker<'_> {
             let problem = format!("{admin} can be reached from other hosts, and admin.token_file is not set");
             self.fail("admin.listen", &["admin.token_file"], problem, "a loopback address without a token");
         }
-        if !self.config.client.trusted_proxies.is_empty() {
-            let problem = "not part of this version: limits count the peer's own address".into();
-            self.fail("client.trusted_proxies", &[], problem, "an empty list");
+        if let Err(bad) = TrustedProxies::from_list(&self.config.client.trusted_proxies) {
+            let problem = format!("\"{}\" is no address and no network", bad.escape_debug());
+            self.fail("client.trusted_proxies", &[], problem, "as 192.0.2.1, 192.0.2.0/24 or 2001:db8::/32");
         }
     }
 

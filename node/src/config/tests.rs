@@ -147,6 +147,15 @@ meshd.toml:8: api.listen: 127.0.0.1:4080 does not go with client.listen = 127.0.
 }
 
 #[test]
+fn a_trusted_proxy_is_an_address_or_a_network() {
+    let scratch = Scratch::new("proxies");
+    let text = "[client]\ntrusted_proxies = [\"10.0.0.0/8\", \"10.0.0.1/8\"]\n";
+    let expected = "meshd.toml:2: client.trusted_proxies: \"10.0.0.1/8\" is no address and no network \
+                    (allowed: as 192.0.2.1, 192.0.2.0/24 or 2001:db8::/32)";
+    assert_eq!(complaints(&scratch, text), expected);
+}
+
+#[test]
 fn a_listener_open_to_others_needs_its_secret() {
     let errors = Config::load(&env(&[
         ("MESHD_MESH__LISTEN", "10.0.0.1:4083"),

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::admission::AdmissionLimits;
 use crate::handles::{EngineAsked, ShardHandle};
-use crate::transport::route::Origins;
+use crate::transport::proxies::TrustedProxies;
 
 const UPGRADE: &str = "Host: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
                        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
@@ -34,6 +34,15 @@ struct Bench {
 }
 
 fn bench(limits: AdmissionLimits, head_timeout: Duration, queue_len: usize) -> Bench {
+    bench_behind(TrustedProxies::default(), limits, head_timeout, queue_len)
+}
+
+fn bench_behind(
+    proxies: TrustedProxies,
+    limits: AdmissionLimits,
+    head_timeout: Duration,
+    queue_len: usize,
+) -> Bench {
     let (tx, inbox) = mpsc::channel(queue_len);
     let listener = ClientListener::bind(([127, 0, 0, 1], 0).into()).unwrap();
     let addr = listener.local_addr();
@@ -44,9 +53,9 @@ fn bench(limits: AdmissionLimits, head_timeout: Duration, queue_len: usize) -> B
         doorkeeper: Arc::new(Stranger),
         site: Some(site),
         policy: Arc::new(RoutePolicy {
-            origins: Origins::Any,
             kept_headers: vec!["authorization".into()],
-            engine_io: false,
+            proxies,
+            ..RoutePolicy::default()
         }),
         admission: admission.clone(),
         head_timeout,
@@ -255,6 +264,61 @@ async fn a_full_node_says_come_back() {
     }
     let told = answer(bench.addr, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
     assert!(told.starts_with("HTTP/1.1 503 ") && told.contains("Retry-After: 1"), "{told}");
+}
+
+#[tokio::test]
+async fn limits_per_address_count_whom_a_trusted_proxy_names() {
+    let limits = AdmissionLimits { connections_per_ip_max: 1, ..AdmissionLimits::default() };
+    let proxies = TrustedProxies::from_list(&["127.0.0.0/8".into()]).unwrap();
+    let mut bench = bench_behind(proxies, limits, Duration::from_secs(5), 16);
+    let request =
+        |client: &str| format!("GET /ws HTTP/1.1\r\nX-Forwarded-For: 6.6.6.6, {client}\r\n{UPGRADE}");
+    let mut first = TcpStream::connect(bench.addr).await.unwrap();
+    first.write_all(request("2a00:1::1").as_bytes()).await.unwrap();
+    let taken = opened(&mut bench).await;
+    // One of the same /64, one of another, and one that has passed too many hands.
+    let told = answer(bench.addr, request("2a00:1::2").as_bytes()).await;
+    assert!(told.starts_with("HTTP/1.1 429 ") && told.contains("ip_full"), "{told}");
+    let mut other = TcpStream::connect(bench.addr).await.unwrap();
+    other.write_all(request("2a00:1:0:1::1").as_bytes()).await.unwrap();
+    let _other = opened(&mut bench).await;
+    let told = answer(bench.addr, request(&"1.1.1.1, ".repeat(10)).as_bytes()).await;
+    assert!(told.starts_with("HTTP/1.1 400 ") && told.contains("hops"), "{told}");
+    // The place is given back under the address that took it.
+    drop(taken.place);
+    let mut again = TcpStream::connect(bench.addr).await.unwrap();
+    again.write_all(request("2a00:1::3").as_bytes()).await.unwrap();
+    let _again = opened(&mut bench).await;
+    assert_eq!(bench.admission.forwarded_ignored(), 0);
+}
+
+#[tokio::test]
+async fn requests_of_several_clients_on_one_connection_count_for_each() {
+    let limits = AdmissionLimits { handshakes_per_ip_per_second: 1, ..AdmissionLimits::default() };
+    let proxies = TrustedProxies::from_list(&["127.0.0.1".into()]).unwrap();
+    let mut bench = bench_behind(proxies, limits, Duration::from_secs(5), 16);
+    let sid = EngineSid::new(mesh_proto::id::NodeId(1), ShardIx(0), [1; 16]).expose_text();
+    let get = |client: &str| {
+        let line = format!("GET /socket.io/?EIO=4&transport=polling&sid={sid} HTTP/1.1");
+        format!("{line}\r\nHost: x\r\nX-Forwarded-For: {client}\r\n\r\n")
+    };
+    let mut stream = TcpStream::connect(bench.addr).await.unwrap();
+    for client in ["203.0.113.1", "203.0.113.2", "203.0.113.2"] {
+        stream.write_all(get(client).as_bytes()).await.unwrap();
+        asked(&mut bench).await.answer.send(EngineResponse::Taken).unwrap();
+        assert!(kept_answer(&mut stream).await.starts_with("HTTP/1.1 200 "), "{client}");
+    }
+    stream.write_all(get("203.0.113.1").as_bytes()).await.unwrap();
+    let told = kept_answer(&mut stream).await;
+    assert!(told.starts_with("HTTP/1.1 429 ") && told.contains("ip_rate"), "{told}");
+}
+
+#[tokio::test]
+async fn what_a_stranger_says_of_addresses_is_ignored_and_counted() {
+    let bench = plain_bench();
+    let request = b"GET / HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 1.1.1.1\r\n\r\n";
+    assert!(answer(bench.addr, request).await.starts_with("HTTP/1.1 200 "));
+    assert_eq!(bench.admission.forwarded_ignored(), 1);
 }
 
 #[tokio::test]

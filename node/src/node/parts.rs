@@ -34,6 +34,7 @@ use crate::listener::{ClientListener, ClientPort};
 use crate::mesh::{EndpointConfig, Mesh, MeshConfig, NodeStatusSource};
 use crate::shard::ShardParts;
 use crate::tasks::Tasks;
+use crate::transport::proxies::TrustedProxies;
 use crate::transport::route::{Origins, RoutePolicy};
 use crate::{fd_limit, shard};
 
@@ -179,6 +180,8 @@ impl Parts {
                 origins: Origins::from_list(&config.client.allowed_origins),
                 kept_headers: HEADERS_READ.map(str::to_owned).into(),
                 engine_io: options.apps.values().any(App::is_engine_io),
+                // Checked with the rest of the configuration.
+                proxies: TrustedProxies::from_list(&config.client.trusted_proxies).unwrap_or_default(),
             }),
             admission: admission.clone(),
             head_timeout: config.client.head_timeout,

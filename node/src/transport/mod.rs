@@ -8,11 +8,13 @@
 //! |---|---|
 //! | [`head`] | the bytes of a request head, or the refusal they earn |
 //! | [`body`] | the bytes of a request body, within their bounds |
+//! | [`proxies`] | the address a request comes from, by the word of trusted proxies |
 //! | [`route`] | what a request head asks for |
 //! | [`websocket`] | frames in, frames out |
 
 pub mod body;
 pub mod head;
+pub mod proxies;
 pub mod route;
 pub mod websocket;
 
@@ -32,7 +34,7 @@ pub const KEPT_HEADER_BYTES_MAX: usize = 1 << 10;
 /// `Debug` shows neither query nor values.
 #[derive(Clone)]
 pub struct Handshake {
-    /// The other end of the TCP connection.
+    /// The client: the other end of the TCP connection, or whom a trusted proxy names (then port 0).
     pub remote: SocketAddr,
     /// Whether the port it came in by is bound to a loopback address.
     pub loopback_listener: bool,

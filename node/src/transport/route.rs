@@ -12,6 +12,7 @@ use mesh_proto::shard::ClientProtocol;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::head::RequestHead;
+use super::proxies::TrustedProxies;
 use super::{KEPT_HEADER_BYTES_MAX, Response, query_values};
 
 /// Where Socket.IO clients connect.
@@ -32,6 +33,8 @@ pub struct RoutePolicy {
     pub kept_headers: Vec<String>,
     /// Whether [`ENGINE_IO_PATH`] is served.
     pub engine_io: bool,
+    /// Who may say for whom a request is.
+    pub proxies: TrustedProxies,
 }
 
 /// Which `Origin` a handshake may carry. One without `Origin` comes from no browser and passes:

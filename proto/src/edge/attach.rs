@@ -322,6 +322,7 @@ impl Edge {
             }
         }
         self.send_resumes(ctx);
+        self.place_requests(ctx);
         let rooms = std::mem::take(&mut self.bounced_rooms);
         let tails: Vec<u32> = rooms.iter().filter_map(|room| self.by_room.get(room).copied()).collect();
         self.subscribe(ctx, tails);
@@ -337,6 +338,7 @@ impl Edge {
     pub(crate) fn on_view(&mut self, ctx: &mut Ctx<'_>) {
         let view = ctx.view;
         self.lost(ctx, |node| !view.is_up(node));
+        self.place_requests(ctx);
         self.ask_again(ctx, |owner, placement, ctx| owner != ctx.view.owner(placement));
     }
 

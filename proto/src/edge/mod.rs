@@ -676,6 +676,7 @@ impl Edge {
             assert!(client.sessions.iter().any(|s| *s as usize == index), "a client without its session");
             assert_eq!(client.behind, self.behind.contains(&client.ix));
         }
+        self.check_requests();
         for client in self.clients.iter().flatten() {
             assert!(client.sessions.iter().all(|s| self.sessions[*s as usize].client == client.ix));
             assert!(client.sessions.len() + client.resuming.len() <= self.limits.namespaces_max);

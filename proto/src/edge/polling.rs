@@ -14,12 +14,13 @@ use super::client::Client;
 use super::requests::lane_of;
 use crate::engineio;
 use crate::id::{Address, ClientIx, EngineSid, NodeRef};
+use crate::mutant::{Mutant, is_planted};
 use crate::shard::{CloseCode, Ctx, Output, Packet};
 use crate::time::Instant;
 use crate::wire::{Body, DetachReason, EngineRefusal, EngineRequest, EngineResponse, FromEngine, ToEngine};
 
 /// A closed session waits this long for a GET that fetches the last word.
-const FAREWELL_MAX: Duration = Duration::from_secs(10);
+const FAREWELL_MAX: Duration = Duration::from_secs(5);
 
 /// A session that its client has closed waits this long for the GET that the client has sent beside its
 /// goodbye, and that may have taken another way.
@@ -284,6 +285,9 @@ impl Edge {
         let sid = polling.sid;
         answer(ctx, &sid, asker, EngineResponse::Packets(payload));
         self.pinged(ix);
+        if is_planted(Mutant::AnswerTakenForArrived) {
+            self.shown(ix);
+        }
         self.left_over(ctx, ix, 0);
     }
 

@@ -8,22 +8,42 @@
 //! of the request: the session is unknown then, and the client comes back to it by its offset.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::Edge;
 use crate::id::{Address, EngineSid, NodeRef, Placement};
-use crate::shard::{Ctx, Output, RequestIx};
+use crate::shard::{Ctx, Output, RequestIx, TimerKey};
 use crate::time::Instant;
 use crate::view::View;
 use crate::wire::{Body, EngineRefusal, EngineRequest, EngineResponse, ToEngine};
 
+/// A request for a session of a node that nobody here has heard of waits so long for the news: a node that
+/// has just joined answers handshakes before all others know it.
+const UNKNOWN_HELD: Duration = Duration::from_secs(1);
+
+/// More of them are refused at once: they may be forged.
+const UNKNOWN_MAX: usize = 1_024;
+
 /// Requests whose answers are awaited.
 #[derive(Debug, Default)]
-pub(super) struct Requests(BTreeMap<RequestIx, Asked>);
+pub(super) struct Requests {
+    asked: BTreeMap<RequestIx, Asked>,
+    /// For sessions of nodes that are not known (yet).
+    unknown: BTreeMap<RequestIx, Unknown>,
+}
 
 #[derive(Debug)]
 struct Asked {
     edge: Address,
     sid: EngineSid,
+    request: EngineRequest,
+    since: Instant,
+}
+
+#[derive(Debug)]
+struct Unknown {
+    sid: EngineSid,
+    request: EngineRequest,
     since: Instant,
 }
 
@@ -50,16 +70,45 @@ impl Edge {
         request: EngineRequest,
     ) {
         let Some(edge) = edge_of(ctx.view, &sid) else {
-            return ctx.out.push(Output::Respond(ix, EngineResponse::Refused(EngineRefusal::UnknownSid)));
+            let may_come = ctx.view.nodes.iter().all(|node| node.node.id != sid.edge());
+            if !may_come || self.requests.unknown.len() >= UNKNOWN_MAX {
+                return refuse(ctx, ix);
+            }
+            self.requests.unknown.insert(ix, Unknown { sid, request, since: ctx.now });
+            return ctx.timers.set(ctx.now + UNKNOWN_HELD, TimerKey::Retry);
         };
-        self.requests.0.insert(ix, Asked { edge, sid, since: ctx.now });
+        self.pass_on(ctx, ix, edge, sid, request);
+    }
+
+    fn pass_on(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        ix: RequestIx,
+        edge: Address,
+        sid: EngineSid,
+        request: EngineRequest,
+    ) {
+        let asked = Asked { edge, sid, request: request.clone(), since: ctx.now };
+        self.requests.asked.insert(ix, asked);
         let request = ToEngine::Request { call: ix.0, sid, request };
         ctx.out.send_to_address(edge, lane_of(&sid), Body::ToEngine(request));
     }
 
+    /// Passes on what waits for a node that is known now; what has waited long enough is refused.
+    pub(super) fn place_requests(&mut self, ctx: &mut Ctx<'_>) {
+        for (ix, Unknown { sid, request, since }) in std::mem::take(&mut self.requests.unknown) {
+            match edge_of(ctx.view, &sid) {
+                Some(edge) => self.pass_on(ctx, ix, edge, sid, request),
+                None if ctx.now.since(since) >= UNKNOWN_HELD => refuse(ctx, ix),
+                None => drop(self.requests.unknown.insert(ix, Unknown { sid, request, since })),
+            }
+        }
+    }
+
     /// Its connection broke.
     pub(crate) fn request_gone(&mut self, ctx: &mut Ctx<'_>, ix: RequestIx) {
-        if let Some(Asked { edge, sid, .. }) = self.requests.0.remove(&ix) {
+        self.requests.unknown.remove(&ix);
+        if let Some(Asked { edge, sid, .. }) = self.requests.asked.remove(&ix) {
             let gone = ToEngine::Gone { call: ix.0, sid };
             ctx.out.send_to_address(edge, lane_of(&sid), Body::ToEngine(gone));
         }
@@ -73,19 +122,23 @@ impl Edge {
         response: EngineResponse,
     ) {
         let ix = RequestIx(call);
-        if self.requests.0.get(&ix).is_some_and(|asked| asked.edge == from) {
-            self.requests.0.remove(&ix);
+        if self.requests.asked.get(&ix).is_some_and(|asked| asked.edge == from) {
+            self.requests.asked.remove(&ix);
             ctx.out.push(Output::Respond(ix, response));
         }
     }
 
-    /// Ends the requests for which `lost` holds.
+    /// Ends the requests for which `lost` holds. Where another life of the node is known, that is asked: the
+    /// session is of that life, or unknown to it.
     pub(super) fn requests_lost(&mut self, ctx: &mut Ctx<'_>, lost: impl Fn(NodeRef) -> bool) {
-        let edges = self.requests.0.iter().filter(|(_, asked)| lost(asked.edge.node));
-        let lost: Vec<RequestIx> = edges.map(|(ix, _)| *ix).collect();
-        for ix in lost {
-            self.requests.0.remove(&ix);
-            ctx.out.push(Output::Respond(ix, EngineResponse::Refused(EngineRefusal::UnknownSid)));
+        let edges = self.requests.asked.iter().filter(|(_, asked)| lost(asked.edge.node));
+        let gone: Vec<RequestIx> = edges.map(|(ix, _)| *ix).collect();
+        for ix in gone {
+            let Some(Asked { edge, sid, request, .. }) = self.requests.asked.remove(&ix) else { continue };
+            match edge_of(ctx.view, &sid).filter(|next| next.node != edge.node && !lost(next.node)) {
+                Some(next) => self.pass_on(ctx, ix, next, sid, request),
+                None => refuse(ctx, ix),
+            }
         }
     }
 
@@ -94,24 +147,33 @@ impl Edge {
         let held = self.limits.ping_interval + self.limits.ping_timeout + self.limits.upgrade_timeout;
         let now = ctx.now;
         // They were asked in the order of their names.
-        while let Some((&ix, asked)) = self.requests.0.first_key_value()
+        while let Some((&ix, asked)) = self.requests.asked.first_key_value()
             && now.since(asked.since) >= held
         {
-            self.requests.0.remove(&ix);
-            ctx.out.push(Output::Respond(ix, EngineResponse::Refused(EngineRefusal::UnknownSid)));
+            self.requests.asked.remove(&ix);
+            refuse(ctx, ix);
         }
     }
 
     /// This node stops: what is held here for other edges ends with what there is, so that its clients
     /// come back by another node.
     pub(super) fn release_requests(&mut self, ctx: &mut Ctx<'_>) {
-        for (ix, asked) in self.requests.0.iter().filter(|(_, asked)| asked.edge.node != self.me.node) {
+        for (ix, asked) in self.requests.asked.iter().filter(|(_, asked)| asked.edge.node != self.me.node) {
             let release = ToEngine::Release { call: ix.0, sid: asked.sid };
             ctx.out.send_to_address(asked.edge, lane_of(&asked.sid), Body::ToEngine(release));
         }
     }
 
-    pub(super) fn has_requests(&self) -> bool {
-        !self.requests.0.is_empty()
+    /// No more wait for unknown nodes than may.
+    pub(super) fn check_requests(&self) {
+        assert!(self.requests.unknown.len() <= UNKNOWN_MAX);
     }
+
+    pub(super) fn has_requests(&self) -> bool {
+        !self.requests.asked.is_empty()
+    }
+}
+
+fn refuse(ctx: &mut Ctx<'_>, ix: RequestIx) {
+    ctx.out.push(Output::Respond(ix, EngineResponse::Refused(EngineRefusal::UnknownSid)));
 }

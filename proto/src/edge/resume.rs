@@ -18,7 +18,9 @@ use crate::json;
 use crate::mutant::{Mutant, is_planted};
 use crate::recovery::room_tag;
 use crate::shard::{Admission, CloseCode, Ctx, TimerKey};
-use crate::wire::{AskedBy, Body, DetachReason, NotResumed, Resume, Resumed, SessionToEdge, ToSession};
+use crate::wire::{
+    AskedBy, Body, DetachReason, MovedResume, NotResumed, Resume, Resumed, SessionToEdge, ToSession,
+};
 
 /// A client that comes back waits this long at most.
 pub(super) const RESUME_MAX: Duration = Duration::from_secs(10);
@@ -166,6 +168,16 @@ impl Edge {
         let place = client.resuming.iter().position(|asked| *asked == id)?;
         client.resuming.remove(place);
         Some((ix, namespace))
+    }
+
+    /// The questions of a client that another edge is to ask.
+    pub(super) fn take_resumes(&mut self, ix: ClientIx) -> Vec<MovedResume> {
+        let asked = self.client(ix).map(|client| std::mem::take(&mut client.resuming)).unwrap_or_default();
+        let questions = asked.into_iter().filter_map(|id| self.resuming.remove(&id));
+        let moved = questions.map(|Resuming { question: Resume { namespace, pid, offset, .. }, .. }| {
+            MovedResume { namespace, pid, offset }
+        });
+        moved.collect()
     }
 
     /// The client of questions is gone.

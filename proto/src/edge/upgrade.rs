@@ -21,11 +21,13 @@ use super::requests::{edge_of, lane_of};
 use super::session::EdgeSession;
 use crate::engineio::{self, EnginePacket};
 use crate::id::{Address, ClientIx, EngineSid, NodeRef, SocketSid};
+use crate::mutant::{Mutant, is_planted};
 use crate::recovery::room_tag;
 use crate::shard::{Admission, CloseCode, Ctx, Output, Packet, Refusal};
 use crate::time::Instant;
 use crate::wire::{
-    AskedBy, Body, DetachReason, FromEngine, MovedClient, MovedRoom, MovedSession, ToEngine, ToSession,
+    AskedBy, Body, DetachReason, FromEngine, MovedClient, MovedResume, MovedRoom, MovedSession, ToEngine,
+    ToSession,
 };
 
 /// Messages kept of a WebSocket that is about to take over: what one read may hold.
@@ -233,13 +235,14 @@ impl Edge {
         ctx.out.send_to_address(from, lane_of(sid), Body::FromEngine(probed));
     }
 
-    /// Hands over what is to be and can be: a client whose sessions are all in place.
+    /// Hands over what is to be and can be: a client whose sessions are all in place. Those that it asks for
+    /// are asked for by the receiver: while it is on its way nothing that it is told here reaches it.
     pub(super) fn flush_upgrades(&mut self, ctx: &mut Ctx<'_>) -> bool {
         let ready = |ix: &ClientIx| {
             let client = self.clients[ix.0 as usize].as_deref().filter(|client| !client.closing);
             client.is_none_or(|client| {
                 let welcomed = |index: &u32| self.sessions[*index as usize].welcomed;
-                client.resuming.is_empty() && client.sessions.iter().all(welcomed)
+                client.sessions.iter().all(welcomed)
             })
         };
         let ready: Vec<ClientIx> = self.upgrades_due.iter().copied().filter(ready).collect();
@@ -265,6 +268,7 @@ impl Edge {
         while let Some(&index) = self.sessions_of(ix).first() {
             sessions.push(self.moved_session(ctx, index, probe.edge));
         }
+        let resuming = self.take_resumes(ix);
         let Some(client) = self.client(ix) else { return };
         client.closing = true;
         let admission = match &client.admission {
@@ -273,14 +277,17 @@ impl Edge {
         };
         let (offsets, partial) = (client.offsets, std::mem::take(&mut client.reassembly).into_messages());
         let Some(polling) = client.polling_mut() else { return };
-        let (sid, queued) = (polling.sid, polling.take_queue());
+        let (sid, mut queued) = (polling.sid, polling.take_queue());
+        if is_planted(Mutant::UnsentForgottenInMove) {
+            queued.clear();
+        }
         self.by_engine.remove(&sid.spread());
         self.upgraded.push_back((ctx.now, sid));
         if self.upgraded.len() > UPGRADED_MAX {
             self.upgraded.pop_front();
         }
         self.behind.remove(&ix);
-        let state = Box::new(MovedClient { admission, offsets, queued, partial, sessions });
+        let state = Box::new(MovedClient { admission, offsets, queued, partial, sessions, resuming });
         let moved = FromEngine::Moved { sid, client: probe.client, state };
         ctx.out.send_to_address(probe.edge, lane_of(&sid), Body::FromEngine(moved));
         ctx.out.push(Output::Close(ix, CloseCode::Normal));
@@ -301,7 +308,11 @@ impl Edge {
         if self.handed.len() > HANDED_MAX {
             self.handed.pop_front();
         }
-        session.into_moved(rooms)
+        let mut moved = session.into_moved(rooms);
+        if is_planted(Mutant::UnconfirmedForgottenInMove) {
+            moved.unconfirmed.clear();
+        }
+        moved
     }
 
     /// The receiver has no use for them: they have no transport. An owner that has heard from a later
@@ -340,7 +351,7 @@ impl Edge {
     /// The session is here: what no GET has taken goes out first, then everything goes on.
     fn moved_here(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, state: MovedClient) {
         let limits = self.limits.clone();
-        let MovedClient { admission, offsets, queued, partial, sessions } = state;
+        let MovedClient { admission, offsets, queued, partial, sessions, resuming } = state;
         let admission = admission.and_then(|(name, uid)| {
             let product = self.products.get(&name).cloned();
             let product = product.ok_or_else(|| Refusal {
@@ -355,12 +366,15 @@ impl Edge {
             return;
         };
         (client.admission, client.offsets) = (admission, offsets);
-        client.took_over(now, !sessions.is_empty(), &limits);
+        client.took_over(now, !(sessions.is_empty() && resuming.is_empty()), &limits);
         for packet in queued {
             self.write(ctx, ix, packet);
         }
         for session in sessions {
             self.session_here(ctx, ix, session);
+        }
+        for MovedResume { namespace, pid, offset } in resuming {
+            self.ask_resume(ctx, ix, namespace, pid, offset);
         }
         ctx.out.push(Output::ResumeReading(ix));
         for packet in partial.into_iter().chain(upgrading.backlog) {

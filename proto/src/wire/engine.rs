@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{Done, Inbound, OwnEntry, SessionIdentity};
-use crate::id::{ClientIx, Cursor, EngineSid, RoomKey, SocketSid, Term};
+use crate::id::{ClientIx, Cursor, EngineSid, Pid, RoomKey, SocketSid, Term};
 use crate::shard::{Packet, Refusal};
 
 /// What an HTTP request of a polling client asks for.
@@ -139,6 +139,19 @@ pub struct MovedClient {
     pub partial: Vec<Packet>,
     /// One for each namespace, in the order they began.
     pub sessions: Vec<MovedSession>,
+    /// What it has asked for as one that came back, and was not answered: asked again by the receiver.
+    pub resuming: Vec<MovedResume>,
+}
+
+/// A question for a session, on its way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MovedResume {
+    /// Where.
+    pub namespace: Arc<str>,
+    /// Which.
+    pub pid: Pid,
+    /// How far the client had got.
+    pub offset: Option<Arc<str>>,
 }
 
 /// A session on its way to another edge.

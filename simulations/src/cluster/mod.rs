@@ -8,12 +8,14 @@
 //! | `mesh` | memberships, links, connections |
 //! | `shards` | turns of shards: inputs in, outputs out |
 //! | `transports` | clients and the streams to them |
+//! | `polling` | clients that poll, and their way to a WebSocket |
 //! | `crashes` | nodes that come and go |
 //! | `sessions` | cut and half-open transports, events for one session |
 //! | `trouble` | pauses, cuts, weather, and the end of all faults |
 
 mod crashes;
 mod mesh;
+mod polling;
 mod sessions;
 mod shards;
 mod transports;
@@ -80,6 +82,10 @@ enum Event {
     ClientActs { client: usize },
     /// A client is cut off, if it still has this transport.
     Cut { transport: u64, half_open: bool },
+    /// A request of a client that polls has ended, at this node and life.
+    RequestEnds { transport: u64, at: (usize, u64), what: polling::What, ending: polling::Ending },
+    /// A client that polls tries a WebSocket.
+    Upgrade { transport: u64 },
     /// A stalled client reads on.
     ClientReads { transport: u64 },
     /// A fault strikes.
@@ -128,6 +134,14 @@ enum NodeEvent {
     FromClient {
         transport: u64,
         item: FromClient,
+    },
+    /// A request of a client that polls is there.
+    Asked {
+        request: u64,
+    },
+    /// Its connection is gone.
+    AskerGone {
+        request: u64,
     },
     /// The socket of a client took more.
     Drained {
@@ -209,8 +223,17 @@ pub struct Cluster {
     asked_by_backends: BTreeMap<u64, Acked>,
     /// Events of backends for one session without an answer.
     emitting: BTreeMap<u64, sessions::Emitting>,
+    /// Sessions of clients that poll, by transport.
+    polls: BTreeMap<u64, polling::Polls>,
+    /// Their requests under way.
+    requests: BTreeMap<u64, polling::Asking>,
+    requests_made: u64,
+    /// Clients that have moved from polling to a WebSocket.
+    pub upgraded: u64,
     /// Draws for what concerns sessions that go on over several transports.
     sessions_random: Random,
+    /// Draws for what concerns clients that poll.
+    polling_random: Random,
     /// No more faults; clients only get where they want to be.
     calm: bool,
     /// What may strike together.
@@ -238,6 +261,16 @@ const CARRYING_CLIENTS_PER_MILLE: u32 = 800;
 /// So that what is drawn for sessions is not what is drawn for all else.
 const SESSIONS_SALT: u64 = 0x7265_636f_7665_7279;
 
+/// Of 1,000 seeds in so many some clients poll. The others tell the story they would tell if there were none.
+const POLLING_SEEDS_PER_MILLE: u32 = 500;
+
+/// Of 1,000 Socket.IO clients of such a seed so many poll, and of 1,000 of those so many go over to a WebSocket.
+const POLLING_CLIENTS_PER_MILLE: u32 = 700;
+const UPGRADING_CLIENTS_PER_MILLE: u32 = 500;
+
+/// So that what is drawn for clients that poll is not what is drawn for all else.
+const POLLING_SALT: u64 = 0x706f_6c6c_696e_6721;
+
 /// Slots for nodes that join later.
 const SPARE_SLOTS: usize = 2;
 
@@ -252,6 +285,8 @@ fn limits(random: &mut Random) -> Limits {
         client_queue_bytes_max: narrow(random, defaults.client_queue_bytes_max, 1 << 10),
         tail_bytes_max: narrow(random, defaults.tail_bytes_max, 2 << 10),
         inbound_packets_max: narrow(random, defaults.inbound_packets_max, 8),
+        // A client that polls and is lost leaves a session behind until its heartbeat is missed.
+        sessions_per_uid_max: 1_000,
         ..defaults
     }
 }
@@ -286,7 +321,12 @@ impl Cluster {
             queries: 0,
             asked_by_backends: BTreeMap::new(),
             emitting: BTreeMap::new(),
+            polls: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            requests_made: 0,
+            upgraded: 0,
             sessions_random: Random::new(seed ^ SESSIONS_SALT),
+            polling_random: Random::new(seed ^ POLLING_SALT),
             calm: false,
             regime: Regime::default(),
             unsteady_at: Instant::ZERO,
@@ -313,6 +353,12 @@ impl Cluster {
         cluster.checks.hold_to(plan.regime);
         if cluster.sessions_random.per_mille(CARRYING_SEEDS_PER_MILLE) {
             cluster.add_carriers(trouble_begins, plan.ends);
+        }
+        if cluster.polling_random.per_mille(POLLING_SEEDS_PER_MILLE) {
+            for client in cluster.clients.iter_mut().filter(|c| c.protocol == ClientProtocol::SocketIo) {
+                client.polls = cluster.polling_random.per_mille(POLLING_CLIENTS_PER_MILLE);
+                client.upgrades = cluster.polling_random.per_mille(UPGRADING_CLIENTS_PER_MILLE);
+            }
         }
         cluster
     }
@@ -390,6 +436,10 @@ impl Cluster {
             Event::ToClient { transport, item } => self.client_sees(transport, item),
             Event::ClientActs { client } => self.client_acts(client),
             Event::Cut { transport, half_open } => self.cut_transport(transport, half_open),
+            Event::RequestEnds { transport, at, what, ending } => {
+                self.end_of_request(transport, at, what, ending);
+            }
+            Event::Upgrade { transport } => self.try_upgrade(transport),
             Event::ClientReads { transport } => self.client_reads(transport),
             Event::Strike(kind) => self.strike(kind),
             Event::Relief(relief) => self.relieve(relief),
@@ -413,6 +463,8 @@ impl Cluster {
             NodeEvent::View { shard } => self.view_reaches_shard(slot, shard),
             NodeEvent::Turn { shard } => self.turn(slot, shard),
             NodeEvent::FromClient { transport, item } => self.take_from_client(slot, transport, item),
+            NodeEvent::Asked { request } => self.asked(slot, request),
+            NodeEvent::AskerGone { request } => self.asker_gone(slot, request),
             NodeEvent::Drained { transport } => self.drained(slot, transport),
             NodeEvent::CloseTimeout { transport } => self.close_timeout(slot, transport),
             NodeEvent::DrainStep { closing } => self.drain_step(slot, closing),
@@ -514,12 +566,15 @@ impl Cluster {
             }
         }
         if self.checks.strict {
-            let (clients, transports, slots) = (&self.clients, &self.transports, &self.slots);
+            let (clients, slots) = (&self.clients, &self.slots);
+            let places: BTreeMap<u64, usize> = (self.transports.iter().map(|(id, at)| (*id, at.slot)))
+                .chain(self.polls.iter().map(|(id, polls)| (*id, polls.slot)))
+                .collect();
             let edge_of = |(product, room): Room, session: SessionId| {
                 let client = clients.iter().find(|client| client.session_id() == session)?;
                 let transport =
                     client.transport().filter(|_| client.product == product && client.is_in(room))?;
-                slots[transports.get(&transport)?.slot].life.as_ref().map(|life| life.view.me.id)
+                slots[*places.get(&transport)?].life.as_ref().map(|life| life.view.me.id)
             };
             let living: BTreeSet<NodeRef> =
                 slots.iter().filter_map(|slot| slot.life.as_ref()).map(|life| life.view.me).collect();

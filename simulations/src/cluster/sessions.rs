@@ -55,6 +55,9 @@ impl Cluster {
     /// its half stays open.
     pub(super) fn cut_transport(&mut self, transport: u64, half_open: bool) {
         let now = self.clock.now();
+        if self.polls.contains_key(&transport) {
+            return self.cut_polling(transport, half_open);
+        }
         let Some(at) = self.transports.get_mut(&transport) else { return };
         if self.calm || self.clients[at.client].transport() != Some(transport) {
             return;
@@ -109,7 +112,7 @@ impl Cluster {
         let client = &self.clients[index];
         let product = &self.common.products[usize::from(client.product)].name;
         let placement = Placement::of_user(product, &client.uid);
-        let edge = client.transport().and_then(|transport| Some(self.transports.get(&transport)?.slot));
+        let edge = client.transport().and_then(|transport| self.edge_slot(transport));
         let Some(edge) = edge.filter(|edge| self.slots[*edge].life.is_some()) else { return false };
         let owner = self.slots[edge].life.as_ref().and_then(|life| life.view.owner(placement));
         let owner = self.living(|life| Some(life.view.me) == owner).first().copied();

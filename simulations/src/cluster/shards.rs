@@ -130,8 +130,9 @@ impl Cluster {
         let Some(life) = &self.slots[slot].life else { return };
         let clients = &life.shards[shard].clients;
         match output {
-            // No client of a simulation polls, and no product has code of its own.
-            Output::Respond(..) | Output::App(_) | Output::AppAnswered(..) => {}
+            Output::Respond(request, response) => self.responded(slot, request, response),
+            // No product of a simulation has code of its own.
+            Output::App(_) | Output::AppAnswered(..) => {}
             Output::Write(index, packet) => {
                 if let Some(transport) = clients.get(&index).copied() {
                     self.write(transport, packet);

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use mesh_proto::id::ClientIx;
+use mesh_proto::id::{ClientIx, EngineSid};
 use mesh_proto::shard::{Admission, ClientGone, CloseCode, Input, NewClient, Packet};
 use mesh_proto::time::Instant;
 use mesh_proto::view::NodeState;
@@ -53,6 +53,35 @@ pub(super) struct Transport {
     pub(super) was_slow: bool,
     /// The client is gone and the node has not noticed: nothing passes.
     pub(super) half_open: bool,
+    /// It is to take over from polling: from which transport, and the session's name.
+    pub(super) upgrades: Option<(u64, EngineSid)>,
+}
+
+impl Transport {
+    /// A stream that is being opened.
+    pub(super) fn new(client: usize, slot: usize, life: u64, now: Instant) -> Self {
+        Self {
+            client,
+            slot,
+            life,
+            server: None,
+            to_client_at: now,
+            to_server_at: now,
+            in_socket: 0,
+            socket_max: SOCKET_BYTES,
+            left_over: VecDeque::new(),
+            left_over_bytes: 0,
+            reported: 0,
+            reading: true,
+            unread_by_server: VecDeque::new(),
+            closing: None,
+            stalled_until: Instant::ZERO,
+            unread_by_client: VecDeque::new(),
+            was_slow: false,
+            half_open: false,
+            upgrades: None,
+        }
+    }
 }
 
 impl Cluster {
@@ -92,30 +121,14 @@ impl Cluster {
         self.opened += 1;
         let transport = self.opened;
         self.clients[index].opened(transport, node);
+        if self.clients[index].polls {
+            self.trace.note(now, &[10, index as u64, slot as u64], || format!("c{index} polls n{slot}"));
+            return self.open_polling(index, transport, slot, life);
+        }
         let arrives = now + self.random.micros(200, 3_000);
-        self.transports.insert(
-            transport,
-            Transport {
-                client: index,
-                slot,
-                life,
-                server: None,
-                to_client_at: now,
-                to_server_at: arrives,
-                in_socket: 0,
-                socket_max: SOCKET_BYTES,
-                left_over: VecDeque::new(),
-                left_over_bytes: 0,
-                reported: 0,
-                reading: true,
-                unread_by_server: VecDeque::new(),
-                closing: None,
-                stalled_until: Instant::ZERO,
-                unread_by_client: VecDeque::new(),
-                was_slow: false,
-                half_open: false,
-            },
-        );
+        let mut at = Transport::new(index, slot, life, now);
+        at.to_server_at = arrives;
+        self.transports.insert(transport, at);
         self.trace.note(now, &[10, index as u64, slot as u64], || format!("c{index} connects to n{slot}"));
         let event = NodeEvent::FromClient { transport, item: FromClient::Opened };
         self.clock.at(arrives, Event::Node { slot, life, event });
@@ -126,7 +139,9 @@ impl Cluster {
         self.trace.note_bytes(now, &[11, index as u64], bytes_of(&packet), || {
             format!("c{index} says {}", String::from_utf8_lossy(bytes_of(&packet)))
         });
-        if let Some(transport) = self.clients[index].transport() {
+        if let Some(transport) = self.clients[index].transport()
+            && !self.says_by_polling(transport, packet.clone())
+        {
             self.send_to_server(transport, FromClient::Message(packet));
         }
     }
@@ -143,12 +158,15 @@ impl Cluster {
     /// The client is without a transport and comes back after a while, as the stock client does.
     pub(super) fn client_lost(&mut self, index: usize) {
         let now = self.clock.now();
+        if let Some(transport) = self.clients[index].transport() {
+            self.leave_polling(transport, true);
+        }
         self.clients[index].closed(now);
         let delay = self.random.millis(300, 1_500);
         self.clock.after(delay, Event::ClientActs { client: index });
     }
 
-    fn send_to_server(&mut self, transport: u64, item: FromClient) {
+    pub(super) fn send_to_server(&mut self, transport: u64, item: FromClient) {
         let latency = self.random.micros(100, 2_000);
         let now = self.clock.now();
         let Some(at) = self.transports.get_mut(&transport) else { return };
@@ -168,7 +186,9 @@ impl Cluster {
                     protocol: client.protocol,
                     admission,
                     offsets: client.carries,
-                    transport: mesh_proto::shard::Transport::WebSocket,
+                    transport: at.upgrades.map_or(mesh_proto::shard::Transport::WebSocket, |(_, sid)| {
+                        mesh_proto::shard::Transport::Upgrade(sid)
+                    }),
                 };
                 let Some(life) = &mut self.slots[slot].life else { return };
                 let shard = life.shard_for_client();
@@ -255,6 +275,9 @@ impl Cluster {
 
     pub(super) fn close(&mut self, slot: usize, transport: u64, code: CloseCode) {
         let now = self.clock.now();
+        if self.polling_closed(slot, transport, code) {
+            return;
+        }
         let Some(at) = self.transports.get_mut(&transport) else { return };
         if at.closing.is_some() {
             return;
@@ -293,6 +316,7 @@ impl Cluster {
 
     pub(super) fn client_reads(&mut self, transport: u64) {
         let now = self.clock.now();
+        self.pump_polling(transport);
         let Some(at) = self.transports.get_mut(&transport) else { return };
         if now < at.stalled_until {
             return;
@@ -315,6 +339,9 @@ impl Cluster {
                     self.clock.after(Duration::from_micros(50), Event::Node { slot, life, event });
                 }
                 if self.clients[client].transport() != Some(transport) {
+                    if let Some((polling, _)) = at.upgrades {
+                        self.upgrade_hears(polling, transport, &packet);
+                    }
                     return;
                 }
                 self.trace.note_bytes(now, &[16, client as u64], bytes_of(&packet), || {
@@ -329,14 +356,20 @@ impl Cluster {
                 }
             }
             ToClient::Closed(code) => {
+                let upgrades = at.upgrades;
                 if code.is_some() {
                     self.send_to_server(transport, FromClient::Closed);
                 } else {
                     self.transports.remove(&transport);
                 }
                 if self.clients[client].transport() == Some(transport) {
-                    self.check_close(client, slot, life, was_slow, code);
+                    let moved_from_trouble = upgrades.is_some_and(|(from, _)| self.is_edge_troubled(from));
+                    if !moved_from_trouble {
+                        self.check_close(client, slot, life, was_slow, code);
+                    }
                     self.client_lost(client);
+                } else if let Some((polling, _)) = upgrades {
+                    self.upgrade_fails(polling, transport);
                 }
             }
         }
@@ -369,6 +402,7 @@ impl Cluster {
     /// The node of these transports is gone: its clients see a closed stream.
     pub(super) fn cut_transports(&mut self, slot: usize, life: u64) {
         let now = self.clock.now();
+        self.cut_requests(slot, life);
         let cut: Vec<u64> = self
             .transports
             .iter()
@@ -395,6 +429,9 @@ impl Cluster {
     pub(super) fn stall_client(&mut self, index: usize, span: Duration) {
         let now = self.clock.now();
         let Some(transport) = self.clients[index].transport() else { return };
+        if self.stall_polling(transport, now + span) {
+            return;
+        }
         let Some(at) = self.transports.get_mut(&transport) else { return };
         at.was_slow = true;
         at.socket_max = SLOW_SOCKET_BYTES;
@@ -407,6 +444,7 @@ impl Cluster {
     /// All clients read again.
     pub(super) fn end_stalls(&mut self) {
         let now = self.clock.now();
+        self.end_polling_stalls();
         let stalled: Vec<u64> =
             self.transports.iter().filter(|(_, at)| at.stalled_until > now).map(|(id, _)| *id).collect();
         for transport in stalled {
@@ -418,7 +456,7 @@ impl Cluster {
     }
 }
 
-fn bytes_of(packet: &Packet) -> &[u8] {
+pub(super) fn bytes_of(packet: &Packet) -> &[u8] {
     match packet {
         Packet::Text(bytes) | Packet::Binary(bytes) => bytes,
     }

@@ -183,22 +183,44 @@ fn a_goodbye_of_ours_waits_for_the_next_get_but_not_for_ever() {
 }
 
 #[test]
-fn a_session_nobody_has_is_unknown_at_once() {
+fn a_session_nobody_has_is_unknown() {
     let mut mesh = Mesh::new(3, 1);
     let a = mesh.poller((0, 0), "alice");
     let unknown = EngineResponse::Refused(EngineRefusal::UnknownSid);
     let forged = EngineSid::new(mesh.nodes[0].id, ShardIx(0), [1; 16]);
     let nowhere = EngineSid::new(NodeId(77), ShardIx(0), [1; 16]);
     let no_shard = EngineSid::new(mesh.nodes[0].id, ShardIx(9), [1; 16]);
-    for sid in [forged, nowhere, no_shard] {
+    for sid in [forged, no_shard] {
         let request = mesh.request((1, 0), sid, EngineRequest::Poll);
         assert_eq!(mesh.responses[&request], unknown);
     }
+    let request = mesh.request((1, 0), nowhere, EngineRequest::Poll);
+    assert!(!mesh.responses.contains_key(&request), "such a node may have joined just now");
+    mesh.wait(second());
+    assert_eq!(mesh.responses[&request], unknown);
     let held = mesh.held((1, 0), a);
     mesh.alive[0] = false;
     mesh.views();
     assert_eq!(mesh.responses[&held], unknown, "its edge died under it");
-    assert_eq!(mesh.post((2, 0), a, "3"), unknown);
+    let late = mesh.request((2, 0), a.sid, EngineRequest::Post("3".into()));
+    mesh.wait(second());
+    assert_eq!(mesh.responses[&late], unknown);
+}
+
+#[test]
+fn a_request_waits_for_news_of_the_node_that_its_session_began_at() {
+    let mut mesh = Mesh::new(3, 1);
+    mesh.alive[0] = false;
+    mesh.views();
+    mesh.alive[0] = true;
+    mesh.view_at(0);
+    mesh.settle();
+    let a = mesh.open_polling((0, 0), "alice");
+    let request = mesh.request((1, 0), a.sid, EngineRequest::Post("40".into()));
+    assert!(!mesh.responses.contains_key(&request), "the node by which it came has not heard of the new one");
+    mesh.views();
+    assert_eq!(mesh.responses[&request], EngineResponse::Taken);
+    assert!(mesh.poll((2, 0), a)[0].starts_with("40{"));
 }
 
 #[test]
@@ -398,6 +420,32 @@ fn a_probe_that_comes_to_nothing_leaves_the_session_as_it_was() {
     let wrong = mesh.upgrading((1, 0), a);
     mesh.say(wrong, "5");
     assert_eq!(mesh.closed(wrong), Some(CloseCode::ProtocolError), "an upgrade without a probe");
+}
+
+#[test]
+fn a_client_that_comes_back_may_move_while_its_session_is_asked_for() {
+    let mut mesh = Mesh::new(3, 1);
+    mesh.offsets = true;
+    let owner = mesh.owner_of_user("alice");
+    let (edge, to) = ((owner + 1) % 3, (owner + 2) % 3);
+    let first = mesh.open_polling((edge, 0), "alice");
+    mesh.post((edge, 0), first, "40");
+    let told = mesh.poll((edge, 0), first).remove(0);
+    let held = mesh.held((edge, 0), first);
+    mesh.input((edge, 0), Input::RequestGone(RequestIx(held)));
+    mesh.settle();
+    mesh.alive[owner] = false;
+    let pid = told.split("\"pid\":\"").nth(1).unwrap().split('"').next().unwrap();
+    let again = mesh.open_polling((edge, 0), "alice");
+    mesh.post((edge, 0), again, &format!("40{{\"pid\":\"{pid}\"}}"));
+    // Its owner is dead, and nobody knows yet. The client polls no more: it waits for the WebSocket.
+    let socket = mesh.upgrade((to, 0), again);
+    mesh.take(socket);
+    mesh.wait(second());
+    mesh.views();
+    mesh.take(socket).iter().filter(|text| *text == "2").for_each(|_| mesh.say(socket, "3"));
+    mesh.wait(second());
+    assert!(mesh.take(socket).contains(&told), "the same session goes on");
 }
 
 #[test]
