@@ -352,7 +352,9 @@ impl Cluster {
         let now = self.clock.now();
         let Some(polls) = self.polls.get(&transport) else { return };
         let (index, closed, was_slow) = (polls.client, polls.closed, polls.was_slow);
+        let mut open = self.requests.values().filter(|asking| asking.transport == transport);
         let named = self.is_troubled(asked)
+            || open.any(|asking| self.is_troubled((asking.slot, asking.life)))
             || self.is_edge_troubled(transport)
             || match closed.map(CloseCode::code) {
                 Some(1013) => was_slow && !self.checks.strict,
