@@ -229,8 +229,9 @@ impl Client {
         self.session = Some(Session { transport, ..session });
     }
 
-    /// It goes on over another transport.
-    pub fn moves_to(&mut self, transport: u64) {
+    /// It goes on over another transport, to this node.
+    pub fn moves_to(&mut self, transport: u64, edge: Option<NodeId>) {
+        self.edge = edge.unwrap_or(self.edge);
         if let Some(session) = &mut self.session {
             session.transport = transport;
         }

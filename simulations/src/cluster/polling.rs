@@ -254,7 +254,9 @@ impl Cluster {
         let now = self.clock.now();
         self.trace.note(now, &[42, transport, socket], || format!("c{client} goes over to t{socket}"));
         self.upgraded += 1;
-        self.clients[client].moves_to(socket);
+        let slot = self.transports.get(&socket).map(|at| at.slot);
+        let life = slot.and_then(|slot| self.slots[slot].life.as_ref());
+        self.clients[client].moves_to(socket, life.map(|life| life.view.me.id));
         for packet in std::iter::once(Packet::Text("5".into())).chain(outbox) {
             self.send_to_server(socket, FromClient::Message(packet));
         }
