@@ -392,7 +392,7 @@ impl Edge {
     fn not_yet_served(&self, index: u32, room: &RoomKey, at: Cursor) -> Option<u32> {
         let &tail = self.by_room.get(room)?;
         let session = &self.sessions[index as usize];
-        let m = session.rooms.iter().find(|m| m.tail == tail && m.slot.is_some())?;
+        let m = session.rooms.iter().find(|m| m.tail == tail && m.is_placed())?;
         let t = &self.tails[tail as usize];
         let behind = self.clients[session.client.0 as usize].as_ref().is_some_and(|c| c.behind);
         let served = t.has_served(at) && !(behind && t.leads_to(m.at, at));
