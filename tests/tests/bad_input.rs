@@ -95,7 +95,7 @@ async fn requests_that_two_readers_could_read_differently_are_refused() {
         ("GET /demo/state.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", 404),
         ("GET /ws HTTP/1.1\r\nHost: a\r\n\r\n", 426),
         ("GET /socket.io/?EIO=4&transport=carrier-pigeon HTTP/1.1\r\nHost: a\r\n\r\n", 400),
-        ("GET /socket.io/?EIO=4&transport=polling HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        ("GET /socket.io/?EIO=3&transport=polling HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     ];
     for (request, status) in refused {
         let answer = http::raw(client, request.as_bytes()).await.unwrap();
