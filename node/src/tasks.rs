@@ -7,6 +7,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
@@ -65,10 +66,21 @@ impl Tasks {
         on_panic: OnPanic,
         task: impl Future<Output = ()> + Send + 'static,
     ) {
+        self.spawn_on(&Handle::current(), name, on_panic, task);
+    }
+
+    /// The same on another runtime.
+    pub fn spawn_on(
+        &self,
+        runtime: &Handle,
+        name: impl Into<String>,
+        on_panic: OnPanic,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
         let name = name.into();
         let span = tracing::info_span!("task", %name);
         let failed = self.failed.clone();
-        let inner = tokio::spawn(task.instrument(span.clone()));
+        let inner = runtime.spawn(task.instrument(span.clone()));
         let watch = async move {
             let Err(error) = inner.await else { return };
             if error.is_panic() {
@@ -78,7 +90,7 @@ impl Tasks {
                 }
             }
         };
-        self.tracker.spawn(watch.instrument(span));
+        self.tracker.spawn_on(watch.instrument(span), runtime);
     }
 
     /// Starts an operating system thread, for state that must not share one (`shard/<n>`). It is

@@ -4,16 +4,19 @@
 //! socket and to rooms in order (`socket`).
 //! Order: what one caller awaits comes before what it does next.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use mesh_proto::id::{Address, PublishId, RoomKey, ShardIx, SocketSid};
 use mesh_proto::limits::Limits;
 use mesh_proto::wire::{self, Answer, Command, CommandFailed, Query, RoomEvent};
+use tokio::runtime::Handle;
 
 use super::event::Args;
 use super::{Error, socket};
 use crate::handles::{Shards, ViewWatch};
+use crate::tasks::{OnPanic, Tasks};
 
 /// Publishes from here are numbered apart from those of the HTTP API, which are of shard 0.
 const VIA: ShardIx = ShardIx(1);
@@ -32,12 +35,19 @@ pub(super) struct Shared {
     pub(super) shards: Shards,
     pub(super) view: ViewWatch,
     pub(super) limits: Limits,
+    tasks: Tasks,
+    handle: Handle,
     numbers: AtomicU64,
 }
 
 impl Shared {
-    pub(super) fn new(shards: Shards, view: ViewWatch, limits: Limits) -> Self {
-        Self { shards, view, limits, numbers: AtomicU64::new(0) }
+    pub(super) fn new(shards: Shards, view: ViewWatch, limits: Limits, tasks: Tasks, handle: Handle) -> Self {
+        Self { shards, view, limits, tasks, handle, numbers: AtomicU64::new(0) }
+    }
+
+    /// Starts a task on the threads for handlers.
+    pub(super) fn spawn(&self, name: &str, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn_on(&self.handle, name, OnPanic::EndTask, task);
     }
 }
 

@@ -8,11 +8,13 @@
 //! an error for whoever waits for the answer; what it has done until then takes effect.
 
 use std::collections::{BTreeMap, HashMap};
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use mesh_proto::id::{ShardIx, SocketSid};
 use mesh_proto::limits::Limits;
 use mesh_proto::product::{ErrorCode, ack_error};
@@ -26,6 +28,7 @@ use super::io::{Io, Shared};
 use super::socket::{Asked, Inner, Socket, Turn, lock};
 use super::{App, Error, EventRefused, Namespace};
 use crate::handles::{Shards, ToShard, ViewWatch};
+use crate::tasks::Tasks;
 
 /// A handler that waits for nothing of its client has this long (DESIGN §11).
 const HANDLER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -41,7 +44,7 @@ pub(crate) struct Questions {
 #[derive(Clone, Debug)]
 pub(super) struct Way {
     tx: mpsc::Sender<ToShard>,
-    handle: Handle,
+    shared: Arc<Shared>,
     sid: SocketSid,
     call: u64,
 }
@@ -52,7 +55,10 @@ impl Way {
         // A full queue is waited for: the session would wait for ever for an answer that is dropped.
         if let Err(mpsc::error::TrySendError::Full(message)) = self.tx.try_send(message) {
             let tx = self.tx.clone();
-            self.handle.spawn(async move { tx.send(message).await });
+            self.shared.spawn("handler-answer", async move {
+                // A shard that is gone takes the node with it.
+                let _ = tx.send(message).await;
+            });
         }
     }
 }
@@ -63,7 +69,6 @@ pub(crate) struct Apps {
     apps: BTreeMap<String, App>,
     shared: Arc<Shared>,
     questions: Arc<Questions>,
-    handle: Handle,
 }
 
 impl Apps {
@@ -72,10 +77,11 @@ impl Apps {
         shards: Shards,
         view: ViewWatch,
         limits: Limits,
+        tasks: Tasks,
         handle: Handle,
     ) -> Self {
-        let shared = Arc::new(Shared::new(shards, view, limits));
-        Self { apps, shared, questions: Arc::default(), handle }
+        let shared = Arc::new(Shared::new(shards, view, limits, tasks, handle));
+        Self { apps, shared, questions: Arc::default() }
     }
 
     /// The clients of a product, from outside handlers.
@@ -97,7 +103,7 @@ impl Apps {
         let AppCall { call, identity, data, rooms, event } = call;
         let way = call.map(|call| Way {
             tx: shard.tx.clone(),
-            handle: self.handle.clone(),
+            shared: self.shared.clone(),
             sid: identity.sid,
             call,
         });
@@ -114,15 +120,13 @@ impl Apps {
             _ => Bytes::new(),
         };
         let socket = self.socket(&identity, auth, rooms, data, way);
-        self.handle.spawn(async move {
-            let work = tokio::spawn(run(namespace, socket.clone(), identity, event));
-            let then = match work.await {
-                Ok(then) => then,
-                Err(error) => {
-                    tracing::error!(%error, "a handler panicked");
-                    AppThen::Done(Some(ack_error(ErrorCode::Internal, "the handler failed")))
-                }
-            };
+        self.shared.spawn("handler", async move {
+            // What it has left behind is the socket's commands, whole ones.
+            let work = AssertUnwindSafe(run(namespace, socket.clone(), identity, event)).catch_unwind();
+            let then = work.await.unwrap_or_else(|_| {
+                tracing::error!("a handler panicked");
+                AppThen::Done(Some(ack_error(ErrorCode::Internal, "the handler failed")))
+            });
             socket.flush(then);
         });
     }

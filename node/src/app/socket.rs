@@ -260,6 +260,7 @@ impl Socket {
     /// The handler has returned: as from outside.
     fn push_late(&self, command: AppCommand) {
         let (io, sid) = (self.inner.io.clone(), self.id());
+        let shared = io.shared.clone();
         let done = async move {
             let sent = match command {
                 AppCommand::Emit { payload, .. } => {
@@ -287,7 +288,7 @@ impl Socket {
                 tracing::debug!(%error, "what a socket did after its handler had no effect");
             }
         };
-        tokio::spawn(done);
+        shared.spawn("handler-late", done);
     }
 
     /// Hands over what has been done; `false` if the handler has returned.

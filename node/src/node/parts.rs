@@ -134,7 +134,8 @@ impl Parts {
 
         let products = Arc::new(products(&config, &options.apps));
         let limits = config.limits.clone();
-        let apps = Apps::new(options.apps.clone(), shards.clone(), view.clone(), limits, handlers);
+        let apps =
+            Apps::new(options.apps.clone(), shards.clone(), view.clone(), limits, tasks.clone(), handlers);
         let apps = Arc::new(apps);
         let ids = IdKey::new(&cluster_key);
         for (handle, inbox) in shards.0.iter().zip(inboxes) {

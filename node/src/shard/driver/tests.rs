@@ -19,6 +19,7 @@ use super::super::thread::{Shared, drive};
 use super::*;
 use crate::admission::{Admission, AdmissionLimits};
 use crate::handles::{OpenedClient, ShardHandle, Shards};
+use crate::tasks::Tasks;
 
 const GREETING: &str = "hello\r\n";
 
@@ -99,7 +100,14 @@ impl Bench {
         let (view_tx, view) = watch::channel(Arc::new(View::new(1, me.node, Vec::new(), 1)));
         let (echo, clock) = (Echo::default(), Clock::start());
         let handlers = tokio::runtime::Handle::current();
-        let apps = Apps::new(BTreeMap::new(), shards.clone(), view.clone(), Limits::default(), handlers);
+        let apps = Apps::new(
+            BTreeMap::new(),
+            shards.clone(),
+            view.clone(),
+            Limits::default(),
+            Tasks::new(),
+            handlers,
+        );
         let outgoing = Outgoing::new(me, shards, Box::new(NoPeers));
         let driver = Driver::new(echo.clone(), clock, 1_000_000, outgoing, Arc::new(apps));
         let shared = Rc::new(Shared::new(driver, clock));
