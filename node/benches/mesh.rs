@@ -154,13 +154,7 @@ fn envelope(from: NodeRef) -> Bytes {
     let room = RoomKey::new(&"chat".into(), &"/".into(), "lobby");
     let id = PublishId::Session { sid: SocketSid([7; 16]), number: 1_000, index: 0 };
     let payload = Payload::json(vec![b'x'; PAYLOAD_BYTES]);
-    let event = RoomEvent {
-        payload,
-        except_sids: vec![SocketSid([7; 16])],
-        except_rooms: vec![],
-        volatile: false,
-        also: vec![],
-    };
+    let event = RoomEvent { except_sids: vec![SocketSid([7; 16])], ..RoomEvent::new(payload) };
     let term = Term { number: 1, owner: from };
     let entries = vec![RoomEntry { term, id, event }];
     let body = Body::RoomToEdge(RoomToEdge::Entries { room, term, first: 1_000, entries });

@@ -29,7 +29,7 @@ use crate::handles::{OpenedClient, Shards, ToShard};
 use crate::tasks::{OnPanic, Tasks};
 use crate::transport::head::{HeadBuffer, HeadError, RequestHead};
 use crate::transport::route::{self, Route, RoutePolicy};
-use crate::transport::{Doorkeeper, Handshake, Response, Site};
+use crate::transport::{Doorkeeper, Handshake, Response, Site, websocket};
 use polling::{Answered, Asked, Next, response_of};
 
 /// Connections the kernel completes while the acceptor is busy.
@@ -37,9 +37,6 @@ const BACKLOG: i32 = 4_096;
 
 /// Pause after running out of file descriptors or memory.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
-
-/// A close frame without a code (RFC 6455 §5.5.1).
-const CLOSE_FRAME: [u8; 2] = [0x88, 0];
 
 /// A connection without a request is kept so long for the next.
 const KEPT_IDLE: Duration = Duration::from_secs(75);
@@ -374,7 +371,8 @@ impl Door {
                 // As the reference server: opened and closed at once.
                 Answered::With(EngineResponse::Refused(EngineRefusal::Upgraded)) => {
                     self.count(Reason::BadHandshake, ip);
-                    let closed = [route::switching_protocols(&accept_key).as_bytes(), &CLOSE_FRAME].concat();
+                    let mut closed = route::switching_protocols(&accept_key).into_bytes();
+                    websocket::append_close(&mut closed, None, "");
                     if let Ok(Ok(())) = timeout(self.port.head_timeout, stream.write_all(&closed)).await {
                         self.linger(stream).await;
                     }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use mesh_proto::id::{Address, PublishId, RoomKey, ShardIx, SocketSid};
 use mesh_proto::limits::Limits;
-use mesh_proto::wire::{self, Answer, Command, CommandFailed, Query, RoomEvent};
+use mesh_proto::wire::{self, Answer, Command, CommandFailed, Payload, Query, RoomEvent};
 use tokio::runtime::Handle;
 
 use super::event::Args;
@@ -88,15 +88,8 @@ impl Io {
 
     async fn publish(&self, room: &str, event: &str, args: impl Args) -> Result<(), Error> {
         let payload = args.arguments()?.into_event(event, &self.shared.limits)?;
-        let event = RoomEvent {
-            payload,
-            except_sids: Vec::new(),
-            except_rooms: Vec::new(),
-            volatile: false,
-            also: Vec::new(),
-        };
         let room = RoomKey::new(&self.product, &self.namespace, room);
-        self.publish_event(room, event).await
+        self.publish_event(room, RoomEvent::new(payload)).await
     }
 
     pub(super) async fn publish_event(&self, room: RoomKey, event: RoomEvent) -> Result<(), Error> {
@@ -114,10 +107,9 @@ impl Io {
     /// As [`Self::emit`].
     pub async fn emit_to_user(&self, uid: &str, event: &str, args: impl Args) -> Result<u32, Error> {
         let payload = args.arguments()?.into_event(event, &self.shared.limits)?;
-        let command =
-            Command::Emit { payload, except_rooms: Vec::new(), except_sids: Vec::new(), dedupe: None };
-        let query = Query::User { product: self.product.clone(), uid: uid.into(), command };
-        self.count(0, query).await
+        let query =
+            Query::User { product: self.product.clone(), uid: uid.into(), command: emission(payload) };
+        self.count(query).await
     }
 
     /// Sends an event to one session, by its public id; whether it is there.
@@ -126,9 +118,7 @@ impl Io {
     /// As [`Self::emit`].
     pub async fn emit_to_socket(&self, sid: &str, event: &str, args: impl Args) -> Result<bool, Error> {
         let payload = args.arguments()?.into_event(event, &self.shared.limits)?;
-        let command =
-            Command::Emit { payload, except_rooms: Vec::new(), except_sids: Vec::new(), dedupe: None };
-        self.command(sid, command).await
+        self.command(sid, emission(payload)).await
     }
 
     /// Puts one session into a room; whether it is there.
@@ -159,7 +149,7 @@ impl Io {
     pub(super) async fn command(&self, sid: &str, command: Command) -> Result<bool, Error> {
         let Some(sid) = SocketSid::from_text(sid) else { return Ok(false) };
         let query = Query::Session { product: self.product.clone(), sid, command };
-        Ok(self.count(0, query).await? > 0)
+        Ok(self.count(query).await? > 0)
     }
 
     /// Who is in a room, across all nodes. A node that does not answer in time is named in the answer.
@@ -185,15 +175,15 @@ impl Io {
         })
     }
 
-    async fn count(&self, spread: u64, query: Query) -> Result<u32, Error> {
-        match self.ask(spread, query).await {
+    async fn count(&self, query: Query) -> Result<u32, Error> {
+        match self.ask(0, query).await {
             Ok(Answer::Done { sessions }) => Ok(sessions),
             Ok(_) | Err(CommandFailed::NotFound) => Ok(0),
             Err(failed) => Err(failed.into()),
         }
     }
 
-    /// By one shard for each room, so that what is asked first comes first.
+    /// By one shard for each room, and one for all else, so that what is asked first comes first.
     async fn ask(&self, spread: u64, query: Query) -> Result<Answer, CommandFailed> {
         let shards = self.shared.shards.0.len().max(1) as u64;
         let shard = ShardIx(u16::try_from(spread % shards).unwrap_or(0));
@@ -201,4 +191,9 @@ impl Io {
         let limit = 2 * self.shared.limits.api_timeout;
         tokio::time::timeout(limit, asked).await.unwrap_or(Err(CommandFailed::Timeout))
     }
+}
+
+/// An event for every session that the query names.
+pub(super) fn emission(payload: Payload) -> Command {
+    Command::Emit { payload, except_rooms: Vec::new(), except_sids: Vec::new(), dedupe: None }
 }

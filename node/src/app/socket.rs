@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use super::event::{Args, read_answer};
-use super::io::Io;
+use super::io::{self, Io};
 use super::runtime::Questions;
 use super::{Error, EventRefused};
 
@@ -263,11 +263,7 @@ impl Socket {
         let shared = io.shared.clone();
         let done = async move {
             let sent = match command {
-                AppCommand::Emit { payload, .. } => {
-                    let (except_rooms, except_sids) = (Vec::new(), Vec::new());
-                    let emit = Command::Emit { payload, except_rooms, except_sids, dedupe: None };
-                    io.command(&sid, emit).await.map(drop)
-                }
+                AppCommand::Emit { payload, .. } => io.command(&sid, io::emission(payload)).await.map(drop),
                 AppCommand::Join(room) => io.command(&sid, Command::Join(room)).await.map(drop),
                 AppCommand::Leave(room) => io.command(&sid, Command::Leave(room)).await.map(drop),
                 AppCommand::Disconnect { close } => io.disconnect(&sid, close).await.map(drop),

@@ -36,19 +36,25 @@ impl Edge {
         hello: Option<Bytes>,
     ) {
         let everyone = room::everyone(&identity.product, &identity.namespace);
-        let sid = identity.sid;
         let key = identity.resumable.then(|| self.ids.offset_key(&identity.pid));
         let mut session = EdgeSession::new(identity, placement, protocol, ix, 1);
         session.offset_key = key;
         session.hello = hello;
-        let index = self.sessions.insert(session);
-        let index = u32::try_from(index).expect("sessions of one shard are far fewer");
+        let index = self.keep_session(session);
+        self.join_tail(ctx, index, &everyone, 0, AskedBy::Client);
+        self.attach(ctx, index);
+    }
+
+    /// Files a session under its id and with its client.
+    pub(super) fn keep_session(&mut self, session: EdgeSession) -> u32 {
+        let (sid, ix) = (session.identity.sid, session.client);
+        let index =
+            u32::try_from(self.sessions.insert(session)).expect("sessions of one shard are far fewer");
         self.by_sid.insert(sid, index);
         if let Some(client) = self.client(ix) {
             client.sessions.push(index);
         }
-        self.join_tail(ctx, index, &everyone, 0, AskedBy::Client);
-        self.attach(ctx, index);
+        index
     }
 
     /// Attaches a session to the owner the ring names now.

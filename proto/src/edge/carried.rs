@@ -27,7 +27,7 @@ impl Edge {
             if m.slot.is_none() && m.verified {
                 return None;
             }
-            let at = if behind || !m.verified { m.at } else { tails[m.tail as usize].last };
+            let at = m.handed_up_to(behind, &tails[m.tail as usize]);
             Some(RoomAt { tag: m.tag, joined: m.joined, at })
         });
         if is_whole || is_planted(Mutant::LostNotTold) {

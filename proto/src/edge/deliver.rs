@@ -201,7 +201,7 @@ impl Edge {
         let behind = self.clients[s.client.0 as usize].as_ref().is_some_and(|client| client.behind);
         s.rooms.iter().filter(|m| m.tail != tail && m.slot.is_some()).any(|m| {
             let t = &self.tails[m.tail as usize];
-            let served = if behind || !m.verified { m.at } else { t.last };
+            let served = m.handed_up_to(behind, t);
             let is_one = entry.event.also.iter().any(|room| **room == *t.key.room());
             is_one && t.place_of(entry.id).is_some_and(|at| m.joined < at && at <= served)
         })

@@ -38,7 +38,8 @@ use crate::limits::Limits;
 use crate::marks::Marks;
 use crate::plain;
 use crate::shard::{
-    Budget, ClientGone, ClientProtocol, CloseCode, Ctx, NewClient, Output, Packet, ProductRules, Transport,
+    Budget, ClientGone, ClientProtocol, CloseCode, Ctx, NewClient, Output, Packet, ProductRules, RequestIx,
+    Transport,
 };
 use crate::time::Instant;
 use crate::wire::{Body, DetachReason, EngineResponse, Member, Members, ToSession};
@@ -228,33 +229,15 @@ impl Edge {
         }
         match (protocol, refused) {
             (ClientProtocol::SocketIo | ClientProtocol::EngineIo, _) if is_upgrade => {}
-            (ClientProtocol::SocketIo | ClientProtocol::EngineIo, refused) => {
-                let limits = &self.limits;
-                let upgrades: &[&str] = if request.is_some() { &["websocket"] } else { &[] };
-                let open = Packet::Text(engineio::open_packet(
-                    &sid.expose_text(),
-                    limits.ping_interval,
-                    limits.ping_timeout,
-                    limits.message_bytes_max,
-                    upgrades,
-                ));
-                match request {
-                    None => self.write(ctx, ix, open),
-                    Some(request) => {
-                        self.by_engine.insert(sid.spread(), ix);
-                        let open = engineio::encode_payload(&[open]);
-                        ctx.out.push(Output::Respond(request, EngineResponse::Packets(open)));
-                    }
-                }
-                match (protocol, refused) {
-                    (ClientProtocol::EngineIo, None) => {
-                        self.connect(ctx, ix, &engineio::BARE_NAMESPACE.into());
-                    }
-                    (ClientProtocol::EngineIo, Some(_)) => {
-                        self.close(ctx, ix, CloseCode::Refused, DetachReason::ServerDisconnect);
-                    }
-                    _ => {}
-                }
+            // Whom it refuses is told when they ask for a namespace.
+            (ClientProtocol::SocketIo, _) => self.open_engine(ctx, ix, &sid, request),
+            (ClientProtocol::EngineIo, Some(_)) => {
+                self.open_engine(ctx, ix, &sid, request);
+                self.close(ctx, ix, CloseCode::Refused, DetachReason::ServerDisconnect);
+            }
+            (ClientProtocol::EngineIo, None) => {
+                self.open_engine(ctx, ix, &sid, request);
+                self.connect(ctx, ix, &engineio::BARE_NAMESPACE.into());
             }
             (ClientProtocol::Plain, Some(refusal)) => {
                 self.write(ctx, ix, plain::encode_error(&refusal.code, &refusal.message));
@@ -263,6 +246,27 @@ impl Edge {
             (ClientProtocol::Plain, None) => self.connect(ctx, ix, &MAIN_NAMESPACE.into()),
         }
         self.arm(ctx, ix);
+    }
+
+    /// Sends the open packet: as the answer to `request`, if the client polls.
+    fn open_engine(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, sid: &EngineSid, request: Option<RequestIx>) {
+        let limits = &self.limits;
+        let upgrades: &[&str] = if request.is_some() { &["websocket"] } else { &[] };
+        let open = Packet::Text(engineio::open_packet(
+            &sid.expose_text(),
+            limits.ping_interval,
+            limits.ping_timeout,
+            limits.message_bytes_max,
+            upgrades,
+        ));
+        match request {
+            None => self.write(ctx, ix, open),
+            Some(request) => {
+                self.by_engine.insert(sid.spread(), ix);
+                let open = engineio::encode_payload(&[open]);
+                ctx.out.push(Output::Respond(request, EngineResponse::Packets(open)));
+            }
+        }
     }
 
     fn random(&mut self) -> [u8; 16] {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::Edge;
 use super::session::EdgeSession;
 use crate::engineio;
-use crate::id::{Address, ClientIx, NodeRef, Pid, Placement, SocketSid};
+use crate::id::{Address, ClientIx, Cursor, NodeRef, Pid, Placement, RoomKey, SocketSid};
 use crate::json;
 use crate::mutant::{Mutant, is_planted};
 use crate::recovery::room_tag;
@@ -237,23 +237,31 @@ impl Edge {
         session.resumes = true;
         session.goes_on_after(own_seq);
         (session.owner, session.term) = (Some(from.node), term);
-        let index =
-            u32::try_from(self.sessions.insert(session)).expect("sessions of one shard are far fewer");
-        self.by_sid.insert(sid, index);
-        if let Some(client) = self.client(ix) {
-            client.sessions.push(index);
-        }
+        let index = self.keep_session(session);
         for room in rooms {
-            self.join_tail(ctx, index, &room.room, 0, AskedBy::Client);
-            let Some(&tail) = self.by_room.get(&room.room) else { continue };
-            if let Some(m) = self.sessions[index as usize].membership(tail) {
-                (m.own_seq, m.joined, m.tag) = (room.own_seq, room.joined, room_tag(&room.room, room.joined));
-            }
-            self.read_from(ctx, index, tail, room.after);
+            self.go_on_in(ctx, index, &room.room, room.own_seq, room.joined, room.after);
         }
         self.sessions[index as usize].attached = true;
         self.catch_up(ctx, ix);
         self.arm(ctx, ix);
+    }
+
+    /// The session is served from the tail of a room it was in: from its own place, once that is found.
+    pub(super) fn go_on_in(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        index: u32,
+        room: &RoomKey,
+        own_seq: u64,
+        joined: Cursor,
+        after: Cursor,
+    ) {
+        self.join_tail(ctx, index, room, 0, AskedBy::Client);
+        let Some(&tail) = self.by_room.get(room) else { return };
+        if let Some(m) = self.sessions[index as usize].membership(tail) {
+            (m.own_seq, m.joined, m.tag) = (own_seq, joined, room_tag(room, joined));
+        }
+        self.read_from(ctx, index, tail, after);
     }
 
     /// A session that was to go on cannot without a hole: its client begins anew, and it is over.

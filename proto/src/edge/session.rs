@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
+use super::tail::Tail;
 use crate::id::{ClientIx, Cursor, NodeRef, Placement, RoomKey, Term};
 use crate::limits::Limits;
 use crate::mutant::{Mutant, is_planted};
@@ -103,6 +104,11 @@ impl Membership {
     /// Whether it is known from where on the session is served.
     pub(super) fn is_placed(&self) -> bool {
         self.slot.is_some() || !self.verified
+    }
+
+    /// The last place in its tail that the client has been handed; `behind`: it is served by its cursors.
+    pub(super) fn handed_up_to(&self, behind: bool, tail: &Tail) -> Cursor {
+        if behind || !self.verified { self.at } else { tail.last }
     }
 }
 

@@ -448,13 +448,7 @@ mod tests {
 
     fn entry(term: Term, number: u64) -> RoomEntry {
         let via = Address { node: node(9), shard: ShardIx(0) };
-        let event = RoomEvent {
-            payload: Payload::json("[\"m\"]"),
-            except_sids: Vec::new(),
-            except_rooms: Vec::new(),
-            volatile: false,
-            also: Vec::new(),
-        };
+        let event = RoomEvent::new(Payload::json("[\"m\"]"));
         RoomEntry { term, id: PublishId::Api { via, number }, event }
     }
 

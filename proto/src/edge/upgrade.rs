@@ -22,7 +22,6 @@ use super::session::EdgeSession;
 use crate::engineio::{self, EnginePacket};
 use crate::id::{Address, ClientIx, EngineSid, NodeRef, SocketSid};
 use crate::mutant::{Mutant, is_planted};
-use crate::recovery::room_tag;
 use crate::shard::{Admission, CloseCode, Ctx, Output, Packet, Refusal};
 use crate::time::Instant;
 use crate::wire::{
@@ -396,24 +395,13 @@ impl Edge {
         let placement = self.ids.placement_of(sid);
         let key = moved.identity.resumable.then(|| self.ids.offset_key(&moved.identity.pid));
         let session = EdgeSession::from_moved(ctx.now, moved, placement, protocol, ix, key);
-        let index =
-            u32::try_from(self.sessions.insert(session)).expect("sessions of one shard are far fewer");
-        self.by_sid.insert(sid, index);
-        if let Some(client) = self.client(ix) {
-            client.sessions.push(index);
-        }
+        let index = self.keep_session(session);
         for MovedRoom { room, own_seq, tell, place } in rooms {
-            let by = if tell { AskedBy::Backend } else { AskedBy::Client };
-            let Some((joined, at)) = place else {
-                self.join_tail(ctx, index, &room, own_seq, by);
-                continue;
-            };
-            self.join_tail(ctx, index, &room, 0, AskedBy::Client);
-            let Some(&tail) = self.by_room.get(&room) else { continue };
-            if let Some(m) = self.sessions[index as usize].membership(tail) {
-                (m.own_seq, m.joined, m.tag) = (own_seq, joined, room_tag(&room, joined));
+            match place {
+                Some((joined, at)) => self.go_on_in(ctx, index, &room, own_seq, joined, at),
+                None if tell => self.join_tail(ctx, index, &room, own_seq, AskedBy::Backend),
+                None => self.join_tail(ctx, index, &room, own_seq, AskedBy::Client),
             }
-            self.read_from(ctx, index, tail, at);
         }
         self.attach(ctx, index);
     }

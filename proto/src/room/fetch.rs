@@ -82,13 +82,7 @@ mod tests {
         let via = Address { node: term(1).owner, shard: ShardIx(0) };
         for (number, of) in (1..).zip(terms) {
             let payload = Payload::json(Bytes::from(vec![b' '; bytes]));
-            let event = RoomEvent {
-                payload,
-                except_sids: vec![],
-                except_rooms: vec![],
-                volatile: false,
-                also: vec![],
-            };
+            let event = RoomEvent::new(payload);
             log.append(
                 crate::time::Instant::ZERO,
                 RoomEntry { term: term(*of), id: PublishId::Api { via, number }, event },

@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use super::Sessions;
 use super::live::{Effect, Open, Session, Wait};
-use super::state::Join;
+use super::state::{Join, SessionState};
 use crate::id::{Cursor, PublishId, RoomKey, SocketSid};
 use crate::limits::Limits;
 use crate::product::rooms::check_room_name;
@@ -68,14 +68,7 @@ impl Sessions {
     pub(super) fn tell_app(&self, ctx: &mut Ctx<'_>, sid: &SocketSid, event: AppEvent) {
         let Some(state) = self.host.copy(sid) else { return };
         if state.admitted {
-            let call = AppCall {
-                call: None,
-                identity: state.identity.clone(),
-                data: state.data.clone(),
-                rooms: state.rooms.iter().map(|m| m.room.room().into()).collect(),
-                event,
-            };
-            ctx.out.push(Output::App(Box::new(call)));
+            ctx.out.push(Output::App(Box::new(app_call(state, None, event))));
         }
     }
 
@@ -109,6 +102,17 @@ impl Sessions {
     }
 }
 
+/// What the application is told of a session with an event; with `call`, it is to answer.
+fn app_call(state: &SessionState, call: Option<u64>, event: AppEvent) -> AppCall {
+    AppCall {
+        call,
+        identity: state.identity.clone(),
+        data: state.data.clone(),
+        rooms: state.rooms.iter().map(|m| m.room.room().into()).collect(),
+        event,
+    }
+}
+
 impl Session<'_> {
     fn asking(&mut self) -> Option<&mut Asking> {
         self.live.open.iter_mut().find_map(|open| match &mut open.waits_for {
@@ -131,14 +135,7 @@ impl Session<'_> {
         admits: Option<u64>,
         event: AppEvent,
     ) {
-        let question = AppCall {
-            call: Some(call),
-            identity: self.state.identity.clone(),
-            data: self.state.data.clone(),
-            rooms: self.state.rooms.iter().map(|m| m.room.room().into()).collect(),
-            event,
-        };
-        ctx.out.push(Output::App(Box::new(question)));
+        ctx.out.push(Output::App(Box::new(app_call(self.state, Some(call), event))));
         let asking = Asking {
             call,
             admission: admits.is_some(),

@@ -77,6 +77,13 @@ pub(super) enum Wait {
     Publish { publish: Box<Publish>, sent_to: Option<NodeRef>, needs: u64 },
 }
 
+impl Wait {
+    /// Only the present edge can end it.
+    fn is_of_edge(&self) -> bool {
+        matches!(self, Self::Join { .. } | Self::AppJoin { .. })
+    }
+}
+
 /// What an op of a session leads to, once it is safe.
 #[derive(Debug)]
 pub(super) enum Effect {
@@ -175,7 +182,7 @@ impl Session<'_> {
                 told.push(effect);
             }
         });
-        former.open.retain(|open| !matches!(open.waits_for, Wait::Join { .. } | Wait::AppJoin { .. }));
+        former.open.retain(|open| !open.waits_for.is_of_edge());
         *self.live = SessionLive {
             attached: true,
             received: confirmed,
@@ -207,7 +214,7 @@ impl Session<'_> {
         self.op(SessionOp::Park { over });
         self.live.attached = false;
         self.live.parked_since.get_or_insert(now);
-        self.live.open.retain(|open| !matches!(open.waits_for, Wait::Join { .. } | Wait::AppJoin { .. }));
+        self.live.open.retain(|open| !open.waits_for.is_of_edge());
     }
 
     pub(super) fn is_parked(&self) -> bool {

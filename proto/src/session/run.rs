@@ -202,11 +202,9 @@ impl Session<'_> {
             id: PublishId::Session { sid, number, index: 0 },
             dedupe: request.id.map(|key| DedupeKey { uid: Some(self.state.identity.uid.clone()), key }),
             event: RoomEvent {
-                payload: request.payload,
                 except_sids,
                 except_rooms: request.except_rooms,
-                volatile: false,
-                also: Vec::new(),
+                ..RoomEvent::new(request.payload)
             },
             after: None,
             room,

@@ -486,13 +486,7 @@ fn api_publish(room: &str, json: &str, key: Option<&str>) -> Query {
         room: room_key(room),
         id: PublishId::Api { via: Address { node: node("n0", 1), shard: ShardIx(0) }, number: 0 },
         dedupe: key.map(|key| DedupeKey { uid: None, key: key.into() }),
-        event: RoomEvent {
-            payload: Payload::json(json.to_owned()),
-            except_sids: Vec::new(),
-            except_rooms: Vec::new(),
-            volatile: false,
-            also: Vec::new(),
-        },
+        event: RoomEvent::new(Payload::json(json.to_owned())),
         after: None,
     })
 }

@@ -534,6 +534,14 @@ pub struct RoomEvent {
     pub also: Vec<Arc<str>>,
 }
 
+impl RoomEvent {
+    /// For all members of one room, kept in its log.
+    #[must_use]
+    pub fn new(payload: Payload) -> Self {
+        Self { payload, except_sids: Vec::new(), except_rooms: Vec::new(), volatile: false, also: Vec::new() }
+    }
+}
+
 /// Room owner to publisher.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum RoomToPublisher {

@@ -309,13 +309,7 @@ impl Cluster {
             room: RoomKey::new(&self.common.products[product].name, &"/".into(), &room_name(room)),
             id: PublishId::Api { via, number },
             dedupe: None,
-            event: RoomEvent {
-                payload: Payload::json(Bytes::from(json)),
-                except_sids: Vec::new(),
-                except_rooms: Vec::new(),
-                volatile: false,
-                also: Vec::new(),
-            },
+            event: RoomEvent::new(Payload::json(Bytes::from(json))),
             after: None,
         };
         self.trace
