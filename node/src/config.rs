@@ -256,7 +256,7 @@ section! {
         durability: String = "backup".into(), Kind::Choice(&["backup", "none"]);
         /// Which Socket.IO clients may come back to their session after their node died: their events
         /// end with one string argument more, which the stock JavaScript client hands back by itself.
-        /// `browser` (default): those with a browser's `Origin` or `User-Agent`, or `?recovery=1`.
+        /// `browser` (default): those with a browser's `User-Agent`, or `?recovery=1`.
         /// `on`: all but those with `?recovery=0`, `off`: none.
         recovery: String = "browser".into(), Kind::Choice(&["on", "browser", "off"]);
         /// Its Socket.IO namespaces. Default `["/"]`, the main one. Each connection to one is a session

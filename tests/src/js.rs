@@ -22,14 +22,18 @@ async fn install() {
     let installed = directory().join("node_modules/.package-lock.json");
     let lock = File::create(directory().join(".install-lock")).expect("tests/js is writable");
     lock.lock().expect("a file lock");
-    let changed = |path: &Path| path.metadata().and_then(|metadata| metadata.modified()).ok();
-    let listed = changed(&directory().join("package-lock.json"));
-    if changed(&installed).is_none() || changed(&installed) < listed {
+    if is_older(&installed, &directory().join("package-lock.json")) {
         let mut npm = Command::new("npm");
         npm.args(["ci", "--no-audit", "--no-fund", "--silent"]).current_dir(directory());
         let status = npm.status().await.expect("npm is installed");
         assert!(status.success(), "npm ci in tests/js: {status}");
     }
+}
+
+/// Whether what is installed is missing, or older than the list of what is to be installed.
+pub(crate) fn is_older(installed: &Path, listed: &Path) -> bool {
+    let changed = |path: &Path| path.metadata().and_then(|metadata| metadata.modified()).ok();
+    changed(installed).is_none() || changed(installed) < changed(listed)
 }
 
 /// Starts `tests/js/<script>` with these arguments.

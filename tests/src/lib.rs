@@ -13,6 +13,7 @@
 //! | [`http`] | requests to the HTTP API, the admin listener, the client port |
 //! | [`plain`] | a client of the plain WebSocket protocol |
 //! | [`js`] | JavaScript clients: the stock Socket.IO client, a browser |
+//! | [`python`] | the stock Socket.IO client for Python |
 //! | [`proxy`] | haproxy and nginx as the documentation has them |
 //! | [`wait`] | waiting on states |
 
@@ -24,6 +25,7 @@ pub mod js;
 pub mod plain;
 pub mod process;
 pub mod proxy;
+pub mod python;
 pub mod wait;
 
 pub use cluster::Cluster;

@@ -1,9 +1,9 @@
-//! The stock Socket.IO client (npm, pinned) by WebSocket against three real nodes.
+//! The stock Socket.IO clients (JavaScript and Python, pinned) against three real nodes.
 //!
-//! The scenarios are in `tests/js/rooms.mjs` and `tests/js/refusals.mjs`.
+//! The scenarios are in `tests/js/rooms.mjs`, `tests/js/refusals.mjs` and `tests/python/rooms.py`.
 
-use mesh_tests::Cluster;
 use mesh_tests::js::{run_scenario, start_scenario};
+use mesh_tests::{Cluster, python};
 
 async fn on_three_nodes(script: &str, scenario: &str) {
     let cluster = Cluster::start(3).await;
@@ -92,4 +92,13 @@ async fn a_stopping_node_closes_the_transport_so_that_clients_come_back() {
     client.line("ready").await;
     cluster.nodes[0].process().signal("TERM").await;
     assert!(client.ended().await.success());
+}
+
+/// Their handlers take the arguments of the event and no others: they are not given offsets.
+#[tokio::test]
+async fn python_clients_work_with_the_default_settings() {
+    let cluster = Cluster::start(3).await;
+    let nodes: Vec<String> = cluster.clients().iter().map(ToString::to_string).collect();
+    let mut clients = python::start("rooms.py", &[&nodes[0], &nodes[1]]).await;
+    assert!(clients.ended().await.success());
 }

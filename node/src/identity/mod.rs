@@ -30,7 +30,7 @@ pub const UID_INVALID: &str = "uid_invalid";
 pub const PRODUCT_UNKNOWN: &str = "product_unknown";
 
 /// Headers of a handshake that [`Identity`] reads; the client port keeps no others for it.
-pub const HEADERS_READ: [&str; 3] = ["authorization", "origin", "user-agent"];
+pub const HEADERS_READ: [&str; 2] = ["authorization", "user-agent"];
 
 /// The products of this node, by name.
 #[derive(Clone, Debug)]
@@ -184,10 +184,10 @@ fn carries_offsets(rule: RecoveryRule, handshake: &Handshake) -> bool {
     let allowed = match (rule, asked.as_deref()) {
         (RecoveryRule::Off, _) | (_, Some("0")) => false,
         (RecoveryRule::On, _) | (RecoveryRule::Browser, Some("1")) => true,
-        // Every browser calls itself that.
+        // Every browser calls itself that, in every handshake. An `Origin` says nothing: Python's WebSocket client
+        // sends one, and the handlers behind it take no argument more.
         (RecoveryRule::Browser, _) => {
-            handshake.header("origin").is_some()
-                || handshake.header("user-agent").is_some_and(|agent| agent.starts_with("Mozilla/"))
+            handshake.header("user-agent").is_some_and(|agent| agent.starts_with("Mozilla/"))
         }
     };
     allowed && handshake.protocol == ClientProtocol::SocketIo

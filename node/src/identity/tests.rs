@@ -201,3 +201,29 @@ fn a_short_secret_is_no_secret() {
     let policy = JwtPolicy::hs256(SECRET, JwtSettings::default()).unwrap();
     assert!(!format!("{policy:?}").contains("0123"));
 }
+
+#[test]
+fn offsets_go_to_browsers_and_to_whom_asks() {
+    use RecoveryRule::{Browser, Off, On};
+    let chrome = ("user-agent", "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 Chrome/150.0");
+    let python = ("user-agent", "python-requests/2.34.2");
+    // What Python's WebSocket client sends in place of a user agent.
+    let origin = ("origin", "http://127.0.0.1:4080");
+    for (rule, query, header, expected) in [
+        (Browser, "", Some(chrome), true),
+        (Browser, "", Some(python), false),
+        (Browser, "", Some(origin), false),
+        (Browser, "", None, false),
+        (Browser, "recovery=1", Some(python), true),
+        (Browser, "recovery=0", Some(chrome), false),
+        (On, "", None, true),
+        (On, "recovery=0", Some(chrome), false),
+        (Off, "recovery=1", Some(chrome), false),
+    ] {
+        let mut client = handshake(query, None);
+        client.headers = header.map(|(name, value)| (name.into(), value.into())).into_iter().collect();
+        assert!(!carries_offsets(rule, &client), "the plain protocol has places of its own");
+        client.protocol = ClientProtocol::SocketIo;
+        assert_eq!(carries_offsets(rule, &client), expected, "{rule:?} {query:?} {header:?}");
+    }
+}
