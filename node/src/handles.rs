@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::admission::ClientPlace;
 use crate::shard::DriverStats;
+use crate::transport::stream::DetachedStream;
 
 /// Inputs waiting for one shard. Full: link tasks wait (QUIC's flow control then slows the peer),
 /// the acceptor refuses with 503, the HTTP API answers 503; another shard keeps its own backlog.
@@ -56,8 +57,8 @@ pub enum ToShard {
 /// A client handed over by the acceptor.
 #[derive(Debug)]
 pub struct OpenedClient {
-    /// Its stream, non-blocking, not yet registered with any runtime.
-    pub stream: std::net::TcpStream,
+    /// Its stream, not registered with any runtime.
+    pub stream: DetachedStream,
     /// The `101`: written by the shard, in one call with the first message.
     pub greeting: Bytes,
     /// Bytes that came with the request head: the first frames.

@@ -18,8 +18,7 @@ use mesh_proto::id::EngineSid;
 use mesh_proto::shard::{ClientProtocol, Transport};
 use mesh_proto::wire::{EngineRefusal, EngineRequest, EngineResponse};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -29,6 +28,7 @@ use crate::handles::{OpenedClient, Shards, ToShard};
 use crate::tasks::{OnPanic, Tasks};
 use crate::transport::head::{HeadBuffer, HeadError, RequestHead};
 use crate::transport::route::{self, Route, RoutePolicy};
+use crate::transport::stream::ClientStream;
 use crate::transport::{Doorkeeper, Handshake, Response, Site, websocket};
 use polling::{Answered, Asked, Next, response_of};
 
@@ -176,7 +176,7 @@ async fn accept(listener: TcpListener, door: Arc<Door>, tasks: Tasks) {
         match admitted {
             Ok(place) => {
                 tasks.spawn("handshake", OnPanic::EndTask, async move {
-                    connection(&door, stream, remote, place).await;
+                    connection(&door, ClientStream::plain(stream), remote, place).await;
                 });
             }
             Err(reason) => {
@@ -185,7 +185,9 @@ async fn accept(listener: TcpListener, door: Arc<Door>, tasks: Tasks) {
                 let answer = reason.busy_response().to_bytes(false);
                 let _ = stream.try_write(&answer);
                 if door.lingering.available_permits() > 0 {
-                    tasks.spawn("refusal", OnPanic::EndTask, async move { door.linger(stream).await });
+                    tasks.spawn("refusal", OnPanic::EndTask, async move {
+                        door.linger(ClientStream::plain(stream)).await
+                    });
                 }
             }
         }
@@ -199,11 +201,11 @@ fn is_of_the_peer(error: &io::Error) -> bool {
 
 /// One connection, from its first byte to the shard that takes it, or to its last short answer. Requests of
 /// polling clients follow one another on it.
-async fn connection(door: &Door, mut stream: TcpStream, peer: SocketAddr, mut place: ClientPlace) {
+async fn connection(door: &Door, mut stream: ClientStream, peer: SocketAddr, mut place: ClientPlace) {
     let mut rest = Vec::new();
     let mut is_first = true;
     loop {
-        let (buffer, whole) = match door.next_head(&stream, rest, is_first).await {
+        let (buffer, whole) = match door.next_head(&mut stream, rest, is_first).await {
             Ok(read) => read,
             // Gone before it had asked for anything (more): a port scan, a balancer's check.
             Err(ReadError::Gone) => return,
@@ -270,7 +272,7 @@ enum ReadError {
 }
 
 /// Reads until the head is whole. Only what has arrived is kept while waiting.
-async fn read_head(stream: &TcpStream, buffer: &mut HeadBuffer) -> Result<usize, ReadError> {
+async fn read_head(stream: &mut ClientStream, buffer: &mut HeadBuffer) -> Result<usize, ReadError> {
     loop {
         stream.readable().await.map_err(|_| ReadError::Gone)?;
         if let Some(bytes) = read_some(stream)?
@@ -282,7 +284,7 @@ async fn read_head(stream: &TcpStream, buffer: &mut HeadBuffer) -> Result<usize,
 }
 
 /// One read. Its own function, so that the bytes on its stack are not kept across the wait.
-fn read_some(stream: &TcpStream) -> Result<Option<Vec<u8>>, ReadError> {
+fn read_some(stream: &mut ClientStream) -> Result<Option<Vec<u8>>, ReadError> {
     let mut bytes = [0; READ_BYTES];
     match stream.try_read(&mut bytes) {
         Ok(0) => Err(ReadError::Gone),
@@ -343,7 +345,7 @@ impl Door {
     /// The next request of a connection: what has come of it so far, and the length of its head.
     async fn next_head(
         &self,
-        stream: &TcpStream,
+        stream: &mut ClientStream,
         rest: Vec<u8>,
         is_first: bool,
     ) -> Result<(HeadBuffer, usize), ReadError> {
@@ -361,7 +363,7 @@ impl Door {
     }
 
     /// Finds out who it is and hands the stream to the shard with the fewest clients.
-    async fn open(&self, mut stream: TcpStream, mut place: ClientPlace, opening: Opening) {
+    async fn open(&self, mut stream: ClientStream, mut place: ClientPlace, opening: Opening) {
         let Opening { handshake, accept_key, upgrades, read_ahead } = opening;
         let ip = handshake.remote.ip();
         if let Some(sid) = upgrades {
@@ -373,7 +375,7 @@ impl Door {
                     self.count(Reason::BadHandshake, ip);
                     let mut closed = route::switching_protocols(&accept_key).into_bytes();
                     websocket::append_close(&mut closed, None, "");
-                    if let Ok(Ok(())) = timeout(self.port.head_timeout, stream.write_all(&closed)).await {
+                    if let Ok(Ok(())) = timeout(self.port.head_timeout, stream.write_answer(&closed)).await {
                         self.linger(stream).await;
                     }
                     return;
@@ -397,20 +399,19 @@ impl Door {
         else {
             return self.answer_busy(stream, Reason::ShardBusy, ip).await;
         };
-        // Small messages must not wait for the acknowledgement of the one before (RFC 896).
-        let _ = stream.set_nodelay(true);
-        let Ok(stream) = stream.into_std() else { return };
+        stream.set_nodelay();
+        let Ok(stream) = stream.detach() else { return };
         place.enter(shard);
         let greeting = route::switching_protocols(&accept_key).into();
         permit.send(ToShard::Client(OpenedClient { stream, greeting, read_ahead, client, place }));
     }
 
-    async fn answer_busy(&self, stream: TcpStream, reason: Reason, ip: IpAddr) {
+    async fn answer_busy(&self, stream: ClientStream, reason: Reason, ip: IpAddr) {
         self.count(reason, ip);
         self.answer(stream, &reason.busy_response(), false).await;
     }
 
-    async fn refuse_head(&self, stream: TcpStream, remote: SocketAddr, error: HeadError) {
+    async fn refuse_head(&self, stream: ClientStream, remote: SocketAddr, error: HeadError) {
         let reason = match error {
             HeadError::Malformed(_) => Reason::Malformed,
             HeadError::TargetTooLong | HeadError::TooLarge => Reason::HeadTooLarge,
@@ -421,17 +422,17 @@ impl Door {
     }
 
     /// Writes a short answer and closes.
-    async fn answer(&self, mut stream: TcpStream, answer: &Response, head_only: bool) {
+    async fn answer(&self, mut stream: ClientStream, answer: &Response, head_only: bool) {
         let bytes = answer.to_bytes(head_only);
-        if let Ok(Ok(())) = timeout(self.port.head_timeout, stream.write_all(&bytes)).await {
+        if let Ok(Ok(())) = timeout(self.port.head_timeout, stream.write_answer(&bytes)).await {
             self.linger(stream).await;
         }
     }
 
     /// Takes what the client still sends until it closes, for a moment.
-    async fn linger(&self, mut stream: TcpStream) {
+    async fn linger(&self, mut stream: ClientStream) {
         let Ok(_permit) = self.lingering.try_acquire() else { return };
-        let _ = stream.shutdown().await;
+        stream.close_write();
         let drain = async {
             while stream.readable().await.is_ok() {
                 match stream.try_read(&mut [0; READ_BYTES]) {

@@ -12,8 +12,6 @@ use bytes::Bytes;
 use mesh_proto::id::EngineSid;
 use mesh_proto::shard::{RequestIx, Transport};
 use mesh_proto::wire::{EngineRefusal, EngineRequest, EngineResponse};
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
@@ -23,6 +21,7 @@ use crate::handles::{EngineAsked, OpenedPolling, ToShard};
 use crate::transport::body::{BodyError, BodyReader};
 use crate::transport::head::RequestHead;
 use crate::transport::route::{EngineError, PollingRequest};
+use crate::transport::stream::ClientStream;
 use crate::transport::{Handshake, Response};
 
 /// A body may take this long, and longer only while it comes at [`BODY_BYTES_PER_SECOND`].
@@ -120,10 +119,11 @@ impl Drop for Named<'_> {
 
 impl Door {
     /// One request of a polling client, from its body to its answer.
-    pub(super) async fn polling(&self, stream: &mut TcpStream, rest: &mut Vec<u8>, asked: Asked) -> Next {
+    pub(super) async fn polling(&self, stream: &mut ClientStream, rest: &mut Vec<u8>, asked: Asked) -> Next {
         let Asked { request, cors, handshake, keeps, expects, body } = asked;
         let ip = handshake.remote.ip();
-        if expects && rest.is_empty() && stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.is_err() {
+        if expects && rest.is_empty() && stream.write_answer(b"HTTP/1.1 100 Continue\r\n\r\n").await.is_err()
+        {
             return Next::Nothing;
         }
         let body = match body {
@@ -167,7 +167,7 @@ impl Door {
         }
         response.headers.extend(cors);
         let bytes = if keeps { response.to_kept_bytes() } else { response.to_bytes(false) };
-        match timeout(ANSWER_TIMEOUT, stream.write_all(&bytes)).await {
+        match timeout(ANSWER_TIMEOUT, stream.write_answer(&bytes)).await {
             Ok(Ok(())) if keeps => Next::Request,
             Ok(Ok(())) => Next::Linger,
             _ => Next::Nothing,
@@ -177,7 +177,7 @@ impl Door {
     /// A new session, which has a place among the clients as a connection has.
     async fn open_polling(
         &self,
-        stream: &mut TcpStream,
+        stream: &mut ClientStream,
         rest: &mut Vec<u8>,
         handshake: &Handshake,
     ) -> Answered {
@@ -206,7 +206,7 @@ impl Door {
     /// Asks whoever has the session `sid`, by the shard that has it if it is one of this node.
     pub(super) async fn ask(
         &self,
-        stream: &mut TcpStream,
+        stream: &mut ClientStream,
         rest: &mut Vec<u8>,
         sid: EngineSid,
         request: EngineRequest,
@@ -228,7 +228,7 @@ impl Door {
     /// Waits for the answer, or for the end of the connection.
     async fn answered(
         &self,
-        stream: &mut TcpStream,
+        stream: &mut ClientStream,
         rest: &mut Vec<u8>,
         tx: &mpsc::Sender<ToShard>,
         ix: RequestIx,
@@ -247,7 +247,7 @@ impl Door {
 
     async fn body(
         &self,
-        stream: &TcpStream,
+        stream: &mut ClientStream,
         rest: &mut Vec<u8>,
         mut reader: BodyReader,
     ) -> Result<Bytes, BodyFailed> {
@@ -281,7 +281,7 @@ enum BodyFailed {
 }
 
 /// Completes when the connection is gone. What comes meanwhile is kept for later, within its bound.
-async fn gone(stream: &TcpStream, rest: &mut Vec<u8>) {
+async fn gone(stream: &mut ClientStream, rest: &mut Vec<u8>) {
     while rest.len() < READ_AHEAD_MAX {
         if stream.readable().await.is_err() {
             return;

@@ -4,7 +4,8 @@ use bytes::Bytes;
 use mesh_proto::id::ShardIx;
 use mesh_proto::shard::{NewClient, Refusal};
 use mesh_proto::wire::EngineRefusal;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use super::*;

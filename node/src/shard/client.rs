@@ -9,18 +9,17 @@ use std::io;
 
 use mesh_proto::shard::ClientGone;
 use mesh_proto::time::Instant;
-use socket2::SockRef;
-use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 
 use super::outbox::Pending;
 use crate::admission::ClientPlace;
+use crate::transport::stream::ClientStream;
 use crate::transport::websocket::FrameReader;
 
 /// A client of this shard.
 #[derive(Debug)]
 pub(super) struct Client {
-    pub(super) stream: TcpStream,
+    pub(super) stream: ClientStream,
     pub(super) reader: FrameReader,
     /// What this turn has for it.
     pub(super) pending: Pending,
@@ -75,7 +74,7 @@ impl Drop for AbortOnDrop {
 }
 
 impl Client {
-    pub(super) fn new(stream: TcpStream, place: ClientPlace) -> Self {
+    pub(super) fn new(stream: ClientStream, place: ClientPlace) -> Self {
         Self {
             stream,
             reader: FrameReader::default(),
@@ -91,15 +90,14 @@ impl Client {
         }
     }
 
-    /// One system call. It goes to the socket itself: the reactor learns that a socket is writable
-    /// only after its first wait, and a new client's first message should not wait for that.
-    pub(super) fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
-        would_block_is_zero(SockRef::from(&self.stream).send(bytes))
+    /// Writes at once: one system call on a plain stream. Bytes taken.
+    pub(super) fn write_now(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        would_block_is_zero(self.stream.write_now(bytes))
     }
 
     /// Bytes that wait for the socket.
     pub(super) fn rest_len(&self) -> usize {
-        self.rest.as_ref().map_or(0, |rest| rest.bytes.len() - rest.written)
+        self.stream.unsent() + self.rest.as_ref().map_or(0, |rest| rest.bytes.len() - rest.written)
     }
 
     /// Whether everything queued so far is out.
@@ -133,7 +131,7 @@ impl Client {
         let Some(rest) = &mut self.rest else { return Ok(0) };
         let written = would_block_is_zero(self.stream.try_write(&rest.bytes[rest.written..]))?;
         rest.written += written;
-        if rest.written == rest.bytes.len() {
+        if rest.written == rest.bytes.len() && self.stream.unsent() == 0 {
             self.rest = None;
         }
         Ok(written)

@@ -10,12 +10,14 @@
 //! | [`body`] | the bytes of a request body, within their bounds |
 //! | [`proxies`] | the address a request comes from, by the word of trusted proxies |
 //! | [`route`] | what a request head asks for |
+//! | [`stream`] | the bytes of a client, encrypted or not |
 //! | [`websocket`] | frames in, frames out |
 
 pub mod body;
 pub mod head;
 pub mod proxies;
 pub mod route;
+pub mod stream;
 pub mod websocket;
 
 use std::borrow::Cow;

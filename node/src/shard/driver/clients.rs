@@ -9,7 +9,6 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
-use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -17,9 +16,6 @@ use mesh_proto::id::ClientIx;
 use mesh_proto::shard::{ClientGone, FanoutEach, Input, Packet, Transport};
 use mesh_proto::time::Instant;
 use slab::Slab;
-use socket2::SockRef;
-use tokio::io::{AsyncRead as _, ReadBuf};
-use tokio::net::TcpStream;
 
 use super::super::client::{Client, Phase};
 use super::{Driver, Machine, OUTBOX_KEEP_BYTES, Progress, Slot, TURN_READ_BYTES_MAX, Wanted};
@@ -38,7 +34,7 @@ const FRAME_TIMEOUT: Duration = Duration::from_secs(20);
 
 impl<M: Machine> Driver<M> {
     pub(super) fn open(&mut self, now: Instant, opened: OpenedClient) {
-        let stream = match TcpStream::from_std(opened.stream) {
+        let stream = match opened.stream.attach() {
             Ok(stream) => stream,
             Err(error) => return tracing::warn!(%error, "a client's stream cannot be registered"),
         };
@@ -86,15 +82,13 @@ impl<M: Machine> Driver<M> {
             return Progress::AfterTurn;
         }
         let mut buffer = std::mem::take(&mut self.read_buffer);
-        let mut into = ReadBuf::new(&mut buffer);
-        let outcome = Pin::new(&mut client.stream).poll_read(context, &mut into);
-        let len = into.filled().len();
+        let outcome = client.stream.poll_read_some(context, &mut buffer);
         let now = self.clock.now();
         let progress = match outcome {
             Poll::Pending => Progress::Waits,
             Poll::Ready(Err(_)) => self.remove(now, ix, ClientGone::Error),
-            Poll::Ready(Ok(())) if len == 0 => self.remove(now, ix, ClientGone::Closed),
-            Poll::Ready(Ok(())) => {
+            Poll::Ready(Ok(0)) => self.remove(now, ix, ClientGone::Closed),
+            Poll::Ready(Ok(len)) => {
                 client.read_in = self.turn;
                 self.read_this_turn += len;
                 self.stats.reads_total += 1;
@@ -272,7 +266,7 @@ impl<M: Machine> Driver<M> {
             }
         };
         self.stats.written_bytes_total += written as u64;
-        if written == bytes.len() {
+        if written == bytes.len() && client.stream.unsent() == 0 {
             return self.drained(now, ix);
         }
         if client.keep(&bytes[written..]) {
@@ -300,12 +294,13 @@ impl<M: Machine> Driver<M> {
             }
         }
         self.stats.writes_total += 1;
+        let had = client.rest_len();
         match client.write_rest() {
             Ok(written) => {
                 self.stats.written_bytes_total += written as u64;
                 let left = client.rest_len();
                 let open = client.phase == Phase::Open;
-                if written > 0 && open {
+                if left < had && open {
                     self.feed(now, Input::ClientQueue(ix, left));
                 }
                 if left > 0 {
@@ -327,7 +322,7 @@ impl<M: Machine> Driver<M> {
         // After a violation nothing more is understood of the peer, not even its close frame: our
         // end of the stream closes, and its end is awaited.
         if client.reader.has_ended() && !client.is_answered() {
-            let _ = SockRef::from(&client.stream).shutdown(std::net::Shutdown::Write);
+            client.stream.close_write();
         }
         self.remove_if_done(now, ix);
     }

@@ -123,7 +123,7 @@ impl Bench {
         let (ours, accepted) = tokio::join!(TcpStream::connect(addr), self.listener.accept());
         let refusal = Refusal { code: "uid_required".into(), message: String::new() };
         let opened = OpenedClient {
-            stream: accepted.unwrap().0.into_std().unwrap(),
+            stream: accepted.unwrap().0.into_std().unwrap().into(),
             greeting: GREETING.into(),
             read_ahead: first.to_vec(),
             client: NewClient {
