@@ -173,7 +173,8 @@ section! {
         /// address bound. For display only.
         advertise: String = String::new(), Kind::Text;
         /// Pages that may connect, as `https://app.example.com`; `*` is any. Default `*`: nothing
-        /// here authenticates by cookie, so that another site gains nothing by connecting.
+        /// here authenticates by cookie, so that another site gains nothing by connecting. List
+        /// pages that poll `withCredentials`: browsers keep answers meant for any page from these.
         /// Requests without `Origin` (not from browsers) always pass.
         allowed_origins: Vec<String> = vec!["*".into()], Kind::List;
         /// Balancers in front, as addresses or networks (`10.0.0.0/8`, `2001:db8::/32`): for limits and

@@ -72,7 +72,21 @@ export function within(what, promise) {
   return Promise.race([promise, late]).finally(() => clearTimeout(timer));
 }
 
-/** The next line of our own input: the test says when to go on. */
+/** The next line of our own input. */
+export function line() {
+  return within("a line", new Promise((resolve) => {
+    let text = "";
+    process.stdin.on("data", function take(data) {
+      text += data;
+      if (!text.includes("\n")) return;
+      process.stdin.off("data", take);
+      process.stdin.pause();
+      resolve(text);
+    });
+  }));
+}
+
+/** Waits for a line of our own input: the test says when to go on. */
 export function told(line) {
   return within(`to be told ${line}`, new Promise((resolve) => {
     process.stdin.on("data", function take(data) {

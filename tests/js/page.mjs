@@ -3,29 +3,13 @@
 // Arguments: the page's address; a directory for pictures, or nothing.
 
 import assert from "node:assert/strict";
-import { existsSync, mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
-import puppeteer from "puppeteer-core";
+import { PATIENCE, withBrowser } from "./chromium.mjs";
 
 const [page, pictures] = process.argv.slice(2);
-const PATIENCE = { timeout: 30_000, polling: 100 };
-const chromium = [process.env.CHROMIUM, "/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"]
-  .find((path) => path && existsSync(path));
-assert.ok(chromium, "Chromium is not installed (Debian: apt-get install chromium)");
-
-const profile = mkdtempSync(join(tmpdir(), "mesh-page-"));
-const browser = await puppeteer.launch({
-  executablePath: chromium,
-  headless: true,
-  userDataDir: profile,
-  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"],
-});
-
 const errors = [];
 
-async function tab(query, viewport = { width: 1240, height: 800 }, scheme = "light") {
+async function tab(browser, query, viewport = { width: 1240, height: 800 }, scheme = "light") {
   const tab = await browser.newPage();
   tab.on("pageerror", (error) => errors.push(`${query}: ${error.message}`));
   tab.on("console", (message) => {
@@ -57,8 +41,8 @@ const picture = async (tab, name) => {
   await tab.screenshot({ path: join(pictures, `${name}.png`) });
 };
 
-try {
-  const first = await tab("uid=alice&room=lobby");
+await withBrowser(async (browser) => {
+  const first = await tab(browser, "uid=alice&room=lobby");
   await first.waitForFunction(() => document.querySelectorAll("#dots [data-node]").length === 3, PATIENCE);
   const nodes = await drawn(first);
   assert.deepEqual(await owners(first), nodes, "each node owns a part of the ring");
@@ -66,7 +50,7 @@ try {
   const entry = (tab) => tab.$eval('#entries [aria-pressed="true"]', (button) => button.dataset.entry);
   const here = await entry(first);
   const there = nodes.find((node) => node !== here);
-  const second = await tab(`uid=bob&room=lobby&node=${there}`, undefined, "dark");
+  const second = await tab(browser, `uid=bob&room=lobby&node=${there}`, undefined, "dark");
   await second.waitForFunction((there) => document.querySelector('#entries [aria-pressed="true"]')?.dataset.entry === there, PATIENCE, there);
 
   await say(first, "Hello from the first node. Anyone there?");
@@ -79,7 +63,7 @@ try {
   await picture(first, "light");
   await picture(second, "dark");
 
-  const phone = await tab(`uid=carol&room=lobby&node=${here}`, { width: 390, height: 844 });
+  const phone = await tab(browser, `uid=carol&room=lobby&node=${here}`, { width: 390, height: 844 });
   const wide = await phone.evaluate(() => document.documentElement.scrollWidth);
   assert.ok(wide <= 390, `the page is ${wide} wide on a phone`);
   await say(phone, "Me too, on a phone.");
@@ -115,7 +99,4 @@ try {
   assert.deepEqual(await drawn(first), nodes);
   assert.deepEqual(errors, []);
   console.log("page: passed");
-} finally {
-  await browser.close();
-  rmSync(profile, { recursive: true, force: true });
-}
+});
