@@ -169,6 +169,13 @@ section! {
         /// 127.0.0.1:4080: this host only. Anything else needs products with an identity other
         /// than `query`.
         listen: SocketAddr = SocketAddr::new(LOOPBACK, PORTS[0]), Kind::Address;
+        /// The same by TLS: a second TCP address, for `https://` and `wss://`. Default `""`: none; a balancer
+        /// in front ends TLS. Needs `client.tls_certificates`.
+        tls_listen: Option<SocketAddr> = None, Kind::AddressOrNone;
+        /// Certificates for it, PEM: `FILE` with the certificate, its issuers and its key, or `CHAIN:KEY`;
+        /// files of keys readable by their owner only. A client is shown the first one for the name it asks
+        /// for (SNI), else the first. Default none.
+        tls_certificates: Vec<String> = Vec::new(), Kind::List;
         /// What other nodes and people are told of this port, `HOST:PORT`. Default `""`: the
         /// address bound. For display only.
         advertise: String = String::new(), Kind::Text;

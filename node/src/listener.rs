@@ -18,7 +18,7 @@ use mesh_proto::id::EngineSid;
 use mesh_proto::shard::{ClientProtocol, Transport};
 use mesh_proto::wire::{EngineRefusal, EngineRequest, EngineResponse};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -29,6 +29,7 @@ use crate::tasks::{OnPanic, Tasks};
 use crate::transport::head::{HeadBuffer, HeadError, RequestHead};
 use crate::transport::route::{self, Route, RoutePolicy};
 use crate::transport::stream::ClientStream;
+use crate::transport::tls::TlsAcceptor;
 use crate::transport::{Doorkeeper, Handshake, Response, Site, websocket};
 use polling::{Answered, Asked, Next, response_of};
 
@@ -40,6 +41,9 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
 /// A connection without a request is kept so long for the next.
 const KEPT_IDLE: Duration = Duration::from_secs(75);
+
+/// The first byte of a TLS session: the type of the record that holds its hello (RFC 8446 §5.1).
+const TLS_HANDSHAKE: u8 = 22;
 
 /// One read of a request head.
 const READ_BYTES: usize = 4 << 10;
@@ -118,15 +122,16 @@ impl ClientListener {
         self.addr
     }
 
-    /// Accepts until the tasks are told to stop. To be called on the runtime that handshakes run on.
+    /// Accepts until the tasks are told to stop; with `tls`, only that is spoken. To be called on the runtime that handshakes run on.
     ///
     /// # Errors
     /// When the socket cannot be registered with the runtime.
-    pub fn start(self, port: ClientPort, tasks: &Tasks) -> io::Result<()> {
+    pub fn start(self, port: ClientPort, tls: Option<TlsAcceptor>, tasks: &Tasks) -> io::Result<()> {
         let listener = TcpListener::from_std(self.socket)?;
         let door = Arc::new(Door {
             loopback: self.addr.ip().to_canonical().is_loopback(),
             lingering: Semaphore::new(LINGERING_MAX),
+            tls,
             port,
         });
         let (group, stopping) = (tasks.clone(), tasks.stopping());
@@ -145,6 +150,8 @@ struct Door {
     port: ClientPort,
     /// Whether the port is bound to a loopback address.
     loopback: bool,
+    /// Begins sessions where the port speaks TLS.
+    tls: Option<TlsAcceptor>,
     /// Places for refused clients that are lingered for.
     lingering: Semaphore,
 }
@@ -176,12 +183,18 @@ async fn accept(listener: TcpListener, door: Arc<Door>, tasks: Tasks) {
         match admitted {
             Ok(place) => {
                 tasks.spawn("handshake", OnPanic::EndTask, async move {
-                    connection(&door, ClientStream::plain(stream), remote, place).await;
+                    if let Some(stream) = door.begin(stream, remote).await {
+                        connection(&door, stream, remote, place).await;
+                    }
                 });
             }
             Err(reason) => {
                 door.count(reason, remote.ip());
                 // Without a place in the lingering there is no task either: a storm costs one write.
+                if door.tls.is_some() {
+                    // A handshake to say no in costs as much as one to let somebody in.
+                    continue;
+                }
                 let answer = reason.busy_response().to_bytes(false);
                 let _ = stream.try_write(&answer);
                 if door.lingering.available_permits() > 0 {
@@ -305,6 +318,35 @@ struct Opening {
 impl Door {
     fn count(&self, reason: Reason, ip: IpAddr) {
         self.port.admission.count_refusal(reason, ip, self.port.clock.now());
+    }
+
+    /// The stream of a connection, once its TLS handshake is done.
+    async fn begin(&self, tcp: TcpStream, remote: SocketAddr) -> Option<ClientStream> {
+        let Some(tls) = &self.tls else { return Some(ClientStream::plain(tcp)) };
+        let handshake = async {
+            let mut first = [0];
+            if tcp.peek(&mut first).await? != 0 && first[0] != TLS_HANDSHAKE {
+                return Ok(Err(ClientStream::plain(tcp)));
+            }
+            let mut stream = tls.begin(tcp).map_err(io::Error::other)?;
+            stream.handshake().await?;
+            io::Result::Ok(Ok(stream))
+        };
+        match timeout(self.port.head_timeout, handshake).await {
+            Ok(Ok(Ok(stream))) => return Some(stream),
+            Ok(Ok(Err(plain))) => {
+                self.count(Reason::Malformed, remote.ip());
+                let body =
+                    r#"{"error":{"code":"tls_required","message":"this port speaks TLS: use https or wss"}}"#;
+                self.answer(plain, &Response::json(400, body), false).await;
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(%remote, %error, "TLS handshake failed");
+                self.count(Reason::BadHandshake, remote.ip());
+            }
+            Err(_) => self.count(Reason::HeadTimeout, remote.ip()),
+        }
+        None
     }
 
     /// Whom a request comes from; its connection counts for that address from now on.

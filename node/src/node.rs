@@ -27,6 +27,7 @@ use crate::identity::WeakSecret;
 use crate::listener::ListenError;
 use crate::mesh::MeshError;
 use crate::tasks::OnPanic;
+use crate::transport::tls::{CertificateError, TlsSetupError};
 use crate::web::{OpenElsewhere, WeakKey};
 use parts::{Listeners, Parts};
 
@@ -49,6 +50,12 @@ pub enum StartError {
     /// The client port could not be opened.
     #[error(transparent)]
     Client(#[from] ListenError),
+    /// Certificates of the client port.
+    #[error("client.tls_certificates: {0}")]
+    Certificate(#[from] CertificateError),
+    /// TLS of the client port.
+    #[error(transparent)]
+    Tls(#[from] TlsSetupError),
     /// Another port could not be opened.
     #[error("cannot listen for {what} on {addr}")]
     Listen {
@@ -125,6 +132,9 @@ pub struct Addresses {
     pub name: String,
     /// Clients.
     pub client: SocketAddr,
+    /// Clients, by TLS.
+    #[serde(default)]
+    pub client_tls: Option<SocketAddr>,
     /// HTTP API.
     pub api: SocketAddr,
     /// `meshctl`, health, metrics.
@@ -172,6 +182,7 @@ impl Node {
         tracing::info!(
             node = addresses.name,
             client = %addresses.client,
+            client_tls = addresses.client_tls.map(tracing::field::display),
             api = %addresses.api,
             admin = %addresses.admin,
             mesh = %addresses.mesh,

@@ -14,7 +14,7 @@ const PATIENCE_MS = 20_000;
 
 const sockets = [];
 
-/** A stock client at `node` (which may name a namespace) as `uid`; resolves when it is connected. */
+/** A stock client at `node` (which may name a namespace, and a scheme other than http) as `uid`; resolves when it is connected. */
 export async function connect(node, uid, more = {}) {
   const socket = open(node, { product: "rooms", uid }, more);
   await within("a connect", new Promise((resolve, reject) => {
@@ -26,7 +26,8 @@ export async function connect(node, uid, more = {}) {
 
 /** A stock client that may be refused. Records every event in `seen`. */
 export function open(node, query, more = {}) {
-  const socket = io(`http://${node}`, { transports: ["websocket"], query, forceNew: true, ...more });
+  const url = node.includes("://") ? node : `http://${node}`;
+  const socket = io(url, { transports: ["websocket"], query, forceNew: true, ...more });
   socket.seen = [];
   socket.waiting = new Set();
   socket.disconnects = [];

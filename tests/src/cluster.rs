@@ -24,6 +24,8 @@ use crate::wait::until;
 pub struct Addresses {
     /// Clients.
     pub client: SocketAddr,
+    /// Clients, by TLS.
+    pub client_tls: Option<SocketAddr>,
     /// HTTP API.
     pub api: SocketAddr,
     /// `meshctl`, health, metrics.
@@ -40,6 +42,7 @@ impl Addresses {
         let address = |what: &str| told[what].as_str()?.parse().ok();
         Some(Self {
             client: address("client")?,
+            client_tls: address("client_tls"),
             api: address("api")?,
             admin: address("admin")?,
             mesh: address("mesh")?,

@@ -13,6 +13,7 @@ use super::setting::{Value, is_name};
 use super::{Config, Identity, secrets};
 use crate::fd_limit;
 use crate::transport::proxies::TrustedProxies;
+use crate::transport::tls::{CertificateFiles, Certificates};
 
 /// Puts in the values of `mesh.timing = "wan"` that nothing else has set.
 pub(super) fn apply_preset(config: &mut Config) {
@@ -187,7 +188,11 @@ impl Checker<'_> {
             ("admin.listen", admin, "client.listen", client),
             ("admin.listen", admin, "api.listen", api),
         ];
-        for (key, address, other, taken) in pairs {
+        let tls = self.config.client.tls_listen.map(|tls| {
+            [("client.listen", client), ("api.listen", api), ("admin.listen", admin)]
+                .map(|(other, taken)| ("client.tls_listen", tls, other, taken))
+        });
+        for (key, address, other, taken) in pairs.into_iter().chain(tls.into_iter().flatten()) {
             if clash(address, taken) {
                 self.compare(key, false, "another port than", other);
             }
@@ -200,9 +205,23 @@ impl Checker<'_> {
             let problem = format!("{admin} can be reached from other hosts, and admin.token_file is not set");
             self.fail("admin.listen", &["admin.token_file"], problem, "a loopback address without a token");
         }
+        self.certificates();
         if let Err(bad) = TrustedProxies::from_list(&self.config.client.trusted_proxies) {
             let problem = format!("\"{}\" is no address and no network", bad.escape_debug());
             self.fail("client.trusted_proxies", &[], problem, "as 192.0.2.1, 192.0.2.0/24 or 2001:db8::/32");
+        }
+    }
+
+    fn certificates(&mut self) {
+        const KEY: &str = "client.tls_certificates";
+        let listed = &self.config.client.tls_certificates;
+        if listed.is_empty() != self.config.client.tls_listen.is_none() {
+            let problem = "client.tls_listen and client.tls_certificates go together: one is not set";
+            self.fail(KEY, &["client.tls_listen"], problem.into(), "both, or none");
+        }
+        let files: Vec<_> = listed.iter().map(|text| CertificateFiles::from_text(text)).collect();
+        if let Err(error) = Certificates::read(&files) {
+            self.fail(KEY, &[], error.to_string(), "PEM files: FILE with both, or CHAIN:KEY");
         }
     }
 

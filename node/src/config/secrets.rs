@@ -195,6 +195,15 @@ fn read_jwt_key(path: &Path) -> Result<JwtKey, String> {
 /// The content of a file that only its owner (and perhaps its group) can read.
 fn read_private(path: &Path) -> Result<Vec<u8>, String> {
     let name = path.display();
+    if check_private(path)? > SECRET_BYTES_MAX {
+        return Err(format!("{name} is too long for a secret"));
+    }
+    fs::read(path).map_err(|cause| format!("{name}: {cause}"))
+}
+
+/// Whether a secret may be kept in this file: only its owner and perhaps its group can read it. Its length.
+pub(crate) fn check_private(path: &Path) -> Result<u64, String> {
+    let name = path.display();
     let about = fs::metadata(path).map_err(|cause| format!("{name}: {cause}"))?;
     if !about.is_file() {
         return Err(format!("{name} is not a file"));
@@ -202,10 +211,7 @@ fn read_private(path: &Path) -> Result<Vec<u8>, String> {
     if about.mode() & 0o007 != 0 {
         return Err(format!("{name} is open to every user of this host: chmod 600 {name}"));
     }
-    if about.len() > SECRET_BYTES_MAX {
-        return Err(format!("{name} is too long for a secret"));
-    }
-    fs::read(path).map_err(|cause| format!("{name}: {cause}"))
+    Ok(about.len())
 }
 
 /// Where the development key of this user is kept.

@@ -65,7 +65,7 @@ fn bench_behind(
         clock: Clock::start(),
     };
     let tasks = Tasks::new();
-    listener.start(port, &tasks).unwrap();
+    listener.start(port, None, &tasks).unwrap();
     Bench { addr, inbox, admission, tasks }
 }
 

@@ -36,12 +36,14 @@ use crate::shard::ShardParts;
 use crate::tasks::Tasks;
 use crate::transport::proxies::TrustedProxies;
 use crate::transport::route::{Origins, RoutePolicy};
+use crate::transport::tls::{CertificateError, CertificateFiles, CertificateSwitch, Certificates};
 use crate::{fd_limit, shard};
 
 /// Every TCP port, bound.
 #[derive(Debug)]
 pub(super) struct Listeners {
     client: ClientListener,
+    client_tls: Option<ClientListener>,
     api: TcpListener,
     admin: TcpListener,
 }
@@ -51,9 +53,10 @@ impl Listeners {
     /// [`StartError`] naming the first port that could not be bound.
     pub(super) fn bind(config: &Config) -> Result<Self, StartError> {
         let client = ClientListener::bind(config.client.listen)?;
+        let client_tls = config.client.tls_listen.map(ClientListener::bind).transpose()?;
         let api = bind("the HTTP API", config.api.listen)?;
         let admin = bind("meshctl", config.admin.listen)?;
-        Ok(Self { client, api, admin })
+        Ok(Self { client, client_tls, api, admin })
     }
 
     /// Where they listen; the mesh port is still the configured one.
@@ -62,6 +65,7 @@ impl Listeners {
         Addresses {
             name: node_name(config),
             client: self.client.local_addr(),
+            client_tls: self.client_tls.as_ref().map(ClientListener::local_addr),
             api: bound(&self.api, config.api.listen),
             admin: bound(&self.admin, config.admin.listen),
             mesh: config.mesh.listen,
@@ -89,6 +93,8 @@ pub(super) struct Parts {
     pub(super) admission: Arc<Admission>,
     pub(super) drain: DrainControl,
     pub(super) apps: Arc<Apps>,
+    /// Changes the certificates of the client port, where it speaks TLS.
+    pub(super) certificates: Option<CertificateSwitch>,
     /// Acceptor and handshakes: the first to stop.
     pub(super) client_tasks: Tasks,
     /// The rest of the serving runtime, and the shards' threads: the last to stop.
@@ -190,9 +196,29 @@ impl Parts {
             requests: Arc::default(),
             clock,
         };
-        let listening = listeners.client.start(port, &client_tasks);
-        listening.map_err(|cause| StartError::System { what: "the client port", cause })?;
-        Ok(Self { config, addresses, view, mesh, shards, admission, drain, apps, client_tasks, tasks })
+        let not_started = |cause| StartError::System { what: "the client port", cause };
+        let certificates = match listeners.client_tls {
+            Some(listener) => {
+                let (switch, acceptor) = CertificateSwitch::new(certificates(&config)?)?;
+                listener.start(port.clone(), Some(acceptor), &client_tasks).map_err(not_started)?;
+                Some(switch)
+            }
+            None => None,
+        };
+        listeners.client.start(port, None, &client_tasks).map_err(not_started)?;
+        Ok(Self {
+            config,
+            addresses,
+            view,
+            mesh,
+            shards,
+            admission,
+            drain,
+            apps,
+            certificates,
+            client_tasks,
+            tasks,
+        })
     }
 
     /// Completes when the node must end without having been told to.
@@ -297,6 +323,12 @@ fn mesh_config(config: &Config, addresses: &Addresses, cluster_key: ClusterKey, 
         },
         limits: LinkLimits::default(),
     }
+}
+
+/// Read again: since the settings were checked somebody may have changed the files.
+fn certificates(config: &Config) -> Result<Certificates, CertificateError> {
+    let listed = config.client.tls_certificates.iter();
+    Certificates::read(&listed.map(|text| CertificateFiles::from_text(text)).collect::<Vec<_>>())
 }
 
 /// As configured, and no more clients than descriptors for them.

@@ -11,6 +11,7 @@
 //! | [`proxies`] | the address a request comes from, by the word of trusted proxies |
 //! | [`route`] | what a request head asks for |
 //! | [`stream`] | the bytes of a client, encrypted or not |
+//! | [`tls`] | which certificate a client is shown |
 //! | [`websocket`] | frames in, frames out |
 
 pub mod body;
@@ -18,6 +19,7 @@ pub mod head;
 pub mod proxies;
 pub mod route;
 pub mod stream;
+pub mod tls;
 pub mod websocket;
 
 use std::borrow::Cow;
