@@ -87,6 +87,11 @@ impl Placement {
         }
     }
 
+    /// Where something else that is named by these texts lives, each with its length in front.
+    pub(crate) fn of_parts(parts: &[&str]) -> Self {
+        hash_parts(parts)
+    }
+
     /// The shard of a node with `shards` shards that hosts this placement.
     #[must_use]
     pub fn shard(self, shards: u16) -> ShardIx {

@@ -11,13 +11,16 @@
 //! |---|---|
 //! | [`shard`] | joins the machines below for one thread |
 //! | [`edge`], [`session`], [`room`] | who gets which packet, in which order |
+//! | [`binding`] | which upstream a user of a proxied product is at |
 //! | [`host`], [`entity`] | who owns and backs up what; when an owner may let an effect out |
+//! | [`upstream`] | which server behind a proxied product takes a request |
 //! | [`link`] | ordered, lossless envelopes to one incarnation of a peer |
 //! | [`membership`], [`view`], [`ring`] | who is there, who owns what |
 //! | [`engineio`], [`socketio`], [`plain`], [`wire`] | bytes |
 //! | [`id`], [`time`], [`keys`], [`collections`], [`limits`] | words |
 //! | [`mutant`] | planted bugs that the simulator must find |
 
+pub mod binding;
 pub mod collections;
 mod edge;
 pub mod engineio;
@@ -41,5 +44,6 @@ mod session;
 pub mod shard;
 pub mod socketio;
 pub mod time;
+pub mod upstream;
 pub mod view;
 pub mod wire;

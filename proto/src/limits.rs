@@ -28,6 +28,9 @@ pub struct Limits {
     pub rooms_per_session_max: usize,
     /// Rooms owned by one node.
     pub rooms_per_node_max: usize,
+    /// Bindings of users and sessions to upstreams, owned by one node; at one more, the one that would end
+    /// first is forgotten.
+    pub bindings_per_node_max: usize,
     /// Sessions of one (product, uid); one more closes the oldest.
     pub sessions_per_uid_max: usize,
     /// Inbound packets of one session the edge keeps unconfirmed; then it stops reading.
@@ -99,6 +102,7 @@ impl Default for Limits {
             namespaces_max: 16,
             rooms_per_session_max: 1_000,
             rooms_per_node_max: 1_000_000,
+            bindings_per_node_max: 1_000_000,
             sessions_per_uid_max: 16,
             inbound_packets_max: 256,
             inbound_bytes_max: 1 << 20,

@@ -138,6 +138,8 @@ mutants! {
     UnsentForgottenInMove,
     /// Packets that the owner has not confirmed are forgotten when a session moves to a WebSocket.
     UnconfirmedForgottenInMove,
+    /// A binding is decided anew by whoever asks.
+    BindingOverwritten,
 }
 
 impl std::str::FromStr for Mutant {

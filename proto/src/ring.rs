@@ -126,6 +126,14 @@ impl Ring {
         chosen.into_iter().map(|i| self.nodes[usize::from(i)].node).collect()
     }
 
+    /// The nodes at the places of the circle, clockwise from `placement`, once around: indexes into
+    /// [`Ring::nodes`], each as often as it has places.
+    pub(crate) fn clockwise(&self, placement: Placement) -> impl Iterator<Item = u16> {
+        let start = self.circle.get(&Position(placement.0)).map_or(0, |vnode| vnode.place as usize);
+        let (before, from) = self.walk.split_at(start);
+        from.iter().chain(before).copied()
+    }
+
     /// Share of the circle owned by each node, in the order of [`Ring::nodes`]; sums to 1.
     #[must_use]
     pub fn shares(&self) -> Vec<f64> {

@@ -114,6 +114,8 @@ pub(crate) struct Ownership {
     pub(crate) backup: Option<NodeRef>,
     /// Ops the backup has not confirmed.
     pub(crate) lag: u64,
+    /// Ops so far.
+    pub(crate) applied: u64,
 }
 
 impl Ownership {
@@ -463,7 +465,8 @@ impl<E: Entity> Host<E> {
         let held = self.held.get(key)?;
         let owning = held.owning.as_deref()?;
         let Owning { term, began, since, backup, confirmed, .. } = *owning;
-        Some(Ownership { term, began, since, backup, lag: held.version.op.saturating_sub(confirmed) })
+        let applied = held.version.op;
+        Some(Ownership { term, began, since, backup, lag: applied.saturating_sub(confirmed), applied })
     }
 
     /// Every copy: key, whether owned, version, digest of its state.

@@ -391,6 +391,10 @@ pub struct ShardStats {
     pub sessions: u64,
     /// Rooms owned.
     pub rooms: u64,
+    /// Bindings owned.
+    pub bindings: u64,
+    /// Bindings forgotten because there were too many.
+    pub bindings_evicted_total: u64,
     /// Rooms with local members.
     pub tails: u64,
     /// Packets received from clients.

@@ -9,6 +9,7 @@ use rand::rngs::StdRng;
 use super::calls::Calls;
 use super::interface::{Holding, Input, Output, ShardConfig, ShardStats};
 use super::{Out, Pace, TimerKey, Timers, sweep};
+use crate::binding::Bindings;
 use crate::edge::Edge;
 use crate::id::{Address, ShardIx};
 #[cfg(test)]
@@ -43,6 +44,7 @@ pub struct Shard {
     edge: Edge,
     sessions: Sessions,
     rooms: Rooms,
+    bindings: Bindings,
     calls: Calls,
 }
 
@@ -66,6 +68,7 @@ impl Shard {
             pace: Pace::new(limits.settle_time),
             edge: Edge::new(me, node_name, &limits, ids.clone(), &products, StdRng::seed_from_u64(seed)),
             rooms: Rooms::new(me, shards, &limits, &products),
+            bindings: Bindings::new(me, shards, &limits),
             sessions: Sessions::new(me, &limits, ids.clone(), products),
             calls: Calls::new(me, &limits, ids),
         }
@@ -90,6 +93,7 @@ impl Shard {
                 self.edge.on_link_reset(&mut ctx, peer);
                 self.sessions.on_link_reset(&mut ctx, peer);
                 self.rooms.on_link_reset(&mut ctx, peer);
+                self.bindings.on_link_reset(&mut ctx, peer);
                 self.calls.on_lost(&mut ctx, |node, _| node == peer);
             }
             Input::Request(ix, sid, request) => self.edge.request(&mut ctx, ix, sid, request),
@@ -114,12 +118,14 @@ impl Shard {
             self.me.node = self.view.me;
             self.out.me = self.me;
             self.rooms.on_rebirth(&mut context!(self), self.me);
+            self.bindings.on_rebirth(&mut context!(self), self.me);
             self.sessions.on_rebirth(&mut context!(self), self.me);
             self.calls.on_rebirth(self.me);
             self.edge.on_rebirth(&mut context!(self), self.me);
         }
         let mut ctx = context!(self);
         self.rooms.on_view(&mut ctx);
+        self.bindings.on_view(&mut ctx);
         // First how far our members are, then what we publish: a room's new owner begins above both.
         self.edge.on_view(&mut ctx);
         self.sessions.on_view(&mut ctx);
@@ -138,6 +144,7 @@ impl Shard {
                 TimerKey::Retry => {
                     self.edge.retry(&mut ctx);
                     self.rooms.retry(&mut ctx);
+                    self.bindings.retry(&mut ctx);
                     self.sessions.retry(&mut ctx);
                     self.calls.send_held(&mut ctx);
                 }
@@ -146,6 +153,7 @@ impl Shard {
                     let mut more = self.edge.sweep(&mut ctx);
                     more |= self.rooms.sweep(&mut ctx);
                     more |= self.sessions.sweep(&mut ctx);
+                    more |= self.bindings.sweep(&mut ctx);
                     if more {
                         self.sweep_in(sweep::AGAIN_AFTER);
                     }
@@ -194,6 +202,7 @@ impl Shard {
                 }
             },
             Body::Rooms(message) => self.rooms.on_replication(&mut ctx, from, message),
+            Body::Bindings(message) => self.bindings.on_replication(&mut ctx, from, message),
             Body::Sessions(message) => self.sessions.on_replication(&mut ctx, from, message),
             Body::ToEngine(message) => self.edge.take_from_asker(&mut ctx, from, message),
             Body::FromEngine(message) => self.edge.take_from_engine(&mut ctx, from, message),
@@ -230,6 +239,12 @@ impl Shard {
             Query::ExplainRoom(room) => {
                 self.rooms.facts(self.now, &room).map(Answer::Room).ok_or(CommandFailed::NotFound)
             }
+            Query::Bind { key, wish, keep } => {
+                return self.bindings.on_call(&mut ctx, from, call, &key, wish, keep);
+            }
+            Query::ExplainBinding(key) => {
+                self.bindings.facts(self.now, &key).map(Answer::Binding).ok_or(CommandFailed::NotFound)
+            }
             Query::NodeStatus | Query::Drain(_) => Err(CommandFailed::NotFound),
         };
         let placement = placement.unwrap_or(crate::id::Placement(0));
@@ -255,6 +270,7 @@ impl Shard {
             let mut any = self.edge.flush(&mut ctx);
             any |= self.sessions.flush(&mut ctx);
             any |= self.rooms.flush(&mut ctx);
+            any |= self.bindings.flush(&mut ctx);
             any |= !self.out.local.is_empty();
             self.drain_local();
             if !any {
@@ -262,7 +278,10 @@ impl Shard {
             }
         }
         self.unsettled = false;
-        let to_sweep = self.rooms.has_to_sweep() || self.sessions.has_to_sweep() || self.edge.has_to_sweep();
+        let to_sweep = self.rooms.has_to_sweep()
+            || self.sessions.has_to_sweep()
+            || self.bindings.has_to_sweep()
+            || self.edge.has_to_sweep();
         if to_sweep && self.sweep_at.is_none() {
             self.sweep_in(sweep::INTERVAL);
         }
@@ -301,20 +320,26 @@ impl Shard {
     /// Counts so far.
     #[must_use]
     pub fn stats(&self) -> ShardStats {
-        let (rooms, sessions) = (self.rooms.host(), self.sessions.host());
+        let (rooms, sessions, bindings) = (self.rooms.host(), self.sessions.host(), self.bindings.host());
+        let copies_pending = rooms.copies_pending() + sessions.copies_pending() + bindings.copies_pending();
+        let to_hand_over = rooms.to_hand_over(&self.view)
+            + sessions.to_hand_over(&self.view)
+            + bindings.to_hand_over(&self.view);
+        let silent = rooms.silent_backups(self.now).max(sessions.silent_backups(self.now));
         ShardStats {
             clients: self.edge.client_count() as u64,
             sessions: self.sessions.len() as u64,
             rooms: self.rooms.len() as u64,
+            bindings: bindings.owned_count() as u64,
             tails: self.edge.tail_count() as u64,
             parked_sessions: self.sessions.parked_count() as u64,
             log_bytes: self.rooms.log_bytes() as u64,
             tail_bytes: self.edge.tail_bytes() as u64,
-            copies: (rooms.copy_count() + sessions.copy_count()) as u64,
-            copies_pending: (rooms.copies_pending() + sessions.copies_pending()) as u64,
-            to_hand_over: (rooms.to_hand_over(&self.view) + sessions.to_hand_over(&self.view)) as u64,
-            backups_silent: rooms.silent_backups(self.now).max(sessions.silent_backups(self.now)) as u64,
-            replication_lag_ops: rooms.lag_ops() + sessions.lag_ops(),
+            copies: (rooms.copy_count() + sessions.copy_count() + bindings.copy_count()) as u64,
+            copies_pending: copies_pending as u64,
+            to_hand_over: to_hand_over as u64,
+            backups_silent: silent.max(bindings.silent_backups(self.now)) as u64,
+            replication_lag_ops: rooms.lag_ops() + sessions.lag_ops() + bindings.lag_ops(),
             ..self.stats
         }
     }
@@ -342,7 +367,14 @@ impl Shard {
             version,
             digest,
         });
-        rooms.chain(sessions).collect()
+        let bindings = self.bindings.host().holdings().map(|(key, owned, version, digest)| Holding {
+            name: format!("{key:?}"),
+            placement: key.placement(),
+            owned,
+            version,
+            digest,
+        });
+        rooms.chain(sessions).chain(bindings).collect()
     }
 
     /// Asserts every invariant this machine promises; for tests and simulations.
@@ -353,6 +385,7 @@ impl Shard {
         self.edge.check_invariants();
         self.sessions.check_invariants();
         self.rooms.check_invariants();
+        self.bindings.check_invariants();
         self.calls.check_invariants();
     }
 }

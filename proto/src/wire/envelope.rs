@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Answer, CommandFailed, FromEngine, NotOwner, Query, RoomReplication, RoomToEdge, RoomToPublisher,
-    SessionReplication, SessionToEdge, ToEngine, ToRoom, ToSession,
+    Answer, BindingReplication, CommandFailed, FromEngine, NotOwner, Query, RoomReplication, RoomToEdge,
+    RoomToPublisher, SessionReplication, SessionToEdge, ToEngine, ToRoom, ToSession,
 };
 use crate::id::{Address, Placement, ShardIx};
 
@@ -69,6 +69,8 @@ pub enum Body {
     ToEngine(ToEngine),
     /// Back.
     FromEngine(FromEngine),
+    /// Between holders of bindings.
+    Bindings(BindingReplication),
 }
 
 /// The ordered stream of a link an envelope travels on. Everything of one placement is on one lane.

@@ -4,11 +4,14 @@
 //! that a receiver can refuse a lower one (DESIGN §4).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::binding::{BindingFacts, Wish};
 use super::status::{DrainCommand, DrainStatus, NodeStatus, OwnershipFacts};
+use crate::binding::BindingKey;
 use crate::id::{Address, ClientIx, Cursor, NodeRef, Pid, Placement, PublishId, RoomKey, SocketSid, Term};
 
 /// An event or ack argument list as it came from a client: raw JSON array text (already checked by
@@ -710,6 +713,18 @@ pub enum Query {
     NodeStatus,
     /// Drain the node, stop doing so, or say how far it is ([`To::Node`](super::To::Node)).
     Drain(DrainCommand),
+    /// Where a user or a session of a proxied product is to go (to the binding's owner). May be repeated.
+    Bind {
+        /// Of whom.
+        key: BindingKey,
+        /// What is wanted.
+        wish: Wish,
+        /// The binding ends when it has not been asked for so long; `Duration::MAX`: it stays until it is
+        /// forgotten. Zero, for `Find`: this only looks, and keeps nothing.
+        keep: Duration,
+    },
+    /// What the owner knows of a binding (for `meshctl explain`).
+    ExplainBinding(BindingKey),
 }
 
 impl Query {
@@ -725,6 +740,7 @@ impl Query {
             Self::Members { room, .. } | Self::History { room, .. } | Self::ExplainRoom(room) => {
                 Some(room.placement())
             }
+            Self::Bind { key, .. } | Self::ExplainBinding(key) => Some(key.placement()),
             Self::LocalMembers { .. } | Self::NodeStatus | Self::Drain(_) => None,
         }
     }
@@ -782,6 +798,12 @@ pub enum Answer {
     NodeStatus(NodeStatus),
     /// To `Drain`.
     Drain(DrainStatus),
+    /// To `Bind`: it is bound to this upstream.
+    Bound(Arc<str>),
+    /// To `Bind`: it is not bound.
+    NotBound,
+    /// To `ExplainBinding`.
+    Binding(BindingFacts),
 }
 
 /// Who is in a room.

@@ -6,6 +6,7 @@
 //! Format: postcard, positional. **Append variants and fields, never reorder**; golden bytes in
 //! `tests` hold this.
 
+mod binding;
 mod engine;
 mod envelope;
 mod hello;
@@ -17,6 +18,7 @@ mod status;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+pub use binding::*;
 pub use engine::*;
 pub use envelope::{Body, Envelope, Lane, To};
 pub use hello::{Hello, PROTOCOL_MAX, PROTOCOL_MIN, ProtocolRange, Refused};
