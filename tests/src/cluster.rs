@@ -221,11 +221,42 @@ impl Cluster {
         }
     }
 
+    /// `kill -9` of several nodes, none of which sees another one die first.
+    pub async fn kill_together(&mut self, indexes: &[usize]) {
+        for &index in indexes {
+            self.nodes[index].process().start_kill();
+        }
+        for &index in indexes {
+            self.kill(index).await;
+        }
+    }
+
     /// Starts a dead node again, under its name, at whatever ports are free.
     pub async fn restart(&mut self, index: usize) {
         let name = self.nodes[index].name.clone();
         assert!(self.nodes[index].process.is_none(), "{name} still runs");
         self.nodes[index] = Node::start(&name, self.settings_for(&name)).await;
+    }
+
+    /// Starts a dead node again, under its name and where its clients, backends and operators know it.
+    pub async fn restart_in_place(&mut self, index: usize) {
+        let dead = &self.nodes[index];
+        assert!(dead.process.is_none(), "{} still runs", dead.name);
+        let (name, at) = (dead.name.clone(), dead.at);
+        let mut settings = self.settings_for(&name);
+        for (setting, address) in [("CLIENT", at.client), ("API", at.api), ("ADMIN", at.admin)] {
+            settings.insert(format!("{setting}__LISTEN"), address.to_string());
+        }
+        self.nodes[index] = Node::start(&name, settings).await;
+    }
+
+    /// Tells a node to stop and waits until it has drained and ended.
+    pub async fn drain(&mut self, index: usize) {
+        let process = self.nodes[index].process();
+        process.signal("TERM").await;
+        let ended = process.ended().await;
+        assert!(ended.success(), "drained: {ended}");
+        self.nodes[index].process = None;
     }
 
     /// Waits until every running node is ready, lists exactly the running ones, and all have the same

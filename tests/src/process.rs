@@ -137,9 +137,14 @@ impl Process {
         status
     }
 
+    /// `kill -9`, without waiting.
+    pub fn start_kill(&mut self) {
+        let _ = self.child.start_kill();
+    }
+
     /// `kill -9`, and waits until it is gone.
     pub async fn kill(&mut self) {
-        let _ = self.child.start_kill();
+        self.start_kill();
         let _ = self.child.wait().await;
     }
 }

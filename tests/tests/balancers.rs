@@ -8,7 +8,6 @@
 use std::time::Duration;
 
 use mesh_tests::Cluster;
-use mesh_tests::cluster::Node;
 use mesh_tests::js::start;
 use mesh_tests::process::Process;
 use mesh_tests::proxy::{Kind, Proxy};
@@ -59,16 +58,9 @@ async fn herd(kind: Kind) {
         if word == "kill" {
             cluster.kill(index).await;
         } else {
-            cluster.nodes[index].process().signal("TERM").await;
-            let ended = cluster.nodes[index].process().ended().await;
-            assert!(ended.success(), "drained: {ended}");
-            cluster.nodes[index].process = None;
+            cluster.drain(index).await;
         }
-        let dead = &cluster.nodes[index];
-        let mut settings = cluster.settings_for(&dead.name);
-        settings.insert("CLIENT__LISTEN".into(), dead.at.client.to_string());
-        settings.insert("ADMIN__LISTEN".into(), dead.at.admin.to_string());
-        cluster.nodes[index] = Node::start(&dead.name.clone(), settings).await;
+        cluster.restart_in_place(index).await;
         cluster.agreed().await;
     }
     printed(&clients, "figures ").await;

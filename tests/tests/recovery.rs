@@ -1,9 +1,11 @@
 //! Connection state recovery of the stock Socket.IO client against real nodes.
 //!
-//! The scenarios are in `tests/js/recovery.mjs`.
+//! The scenarios are in `tests/js/recovery.mjs` and, as a table, in `tests/js/matrix.mjs`. Two rooms that are busy for half
+//! a minute: `MESH_BUSY_SECONDS=30 cargo nextest run -p mesh-tests --test recovery matrix`.
 
 use mesh_tests::Cluster;
-use mesh_tests::js::{run_scenario, start_scenario};
+use mesh_tests::js::{run_scenario, start, start_scenario};
+use serde_json::{Value, json};
 
 #[tokio::test]
 async fn a_client_whose_node_is_killed_misses_nothing() {
@@ -26,30 +28,60 @@ async fn clients_that_do_not_ask_get_events_as_they_are() {
     run_scenario("recovery.mjs", "not_asked", &cluster).await;
 }
 
-/// The table of `tests/js/matrix.mjs`: what breaks, for every transport and every story at once.
-#[tokio::test]
-async fn whatever_breaks_each_transport_gets_exactly_what_it_missed() {
-    let cluster = Cluster::start(3).await;
-    for scenario in ["blip", "elsewhere", "cut_in_replay"] {
-        run_scenario("matrix.mjs", scenario, &cluster).await;
-    }
+/// One fault of the table in `tests/js/matrix.mjs`, for every transport and every story at once. `strike` is the part
+/// of it that is not the clients'.
+async fn matrix(fault: &str, strike: impl AsyncFnOnce(&mut Cluster)) {
+    let mut cluster = Cluster::start_with(4, &[("PRODUCTS__ROOMS__PUBLISH", "anyone")]).await;
+    let nodes = cluster.nodes.iter().map(|node| {
+        let [client, api, admin] = [node.at.client, node.at.api, node.at.admin].map(|at| at.to_string());
+        json!({"client": client, "api": api, "admin": admin})
+    });
+    let nodes = Value::from_iter(nodes).to_string();
+    let mut clients = start("matrix.mjs", &[fault, &nodes]).await;
+    clients.line("strike").await;
+    strike(&mut cluster).await;
+    clients.tell("struck").await;
+    assert!(clients.ended().await.success(), "{fault}");
 }
 
 #[tokio::test]
-async fn when_the_edge_dies_each_transport_gets_exactly_what_it_missed() {
-    let mut cluster = Cluster::start(3).await;
-    let mut clients = start_scenario("matrix.mjs", "edge_kill", &cluster).await;
-    clients.line("kill the edge").await;
-    cluster.kill(0).await;
-    assert!(clients.ended().await.success());
+async fn matrix_of_a_network_blip() {
+    matrix("blip", async |_| {}).await;
 }
 
 #[tokio::test]
-async fn when_an_owner_dies_no_transport_is_lost() {
-    let mut cluster = Cluster::start(4).await;
-    let mut clients = start_scenario("matrix.mjs", "owner_kill", &cluster).await;
-    clients.line("kill the owner").await;
-    cluster.kill(3).await;
-    clients.tell("killed").await;
-    assert!(clients.ended().await.success());
+async fn matrix_of_a_link_gone_without_a_word() {
+    matrix("half_open", async |_| {}).await;
+}
+
+#[tokio::test]
+async fn matrix_of_a_link_cut_in_the_middle_of_the_replay() {
+    matrix("cut_in_the_middle_of_the_replay", async |_| {}).await;
+}
+
+#[tokio::test]
+async fn matrix_of_an_edge_killed() {
+    matrix("edge_kill", async |cluster| cluster.kill(0).await).await;
+}
+
+#[tokio::test]
+async fn matrix_of_an_owner_killed() {
+    matrix("owner_kill", async |cluster| cluster.kill(3).await).await;
+}
+
+#[tokio::test]
+async fn matrix_of_edge_and_owner_killed_at_once() {
+    matrix("both", async |cluster| cluster.kill_together(&[0, 3]).await).await;
+}
+
+#[tokio::test]
+async fn matrix_of_a_rolling_restart() {
+    matrix("rolling_restart", async |cluster| {
+        for index in 0..cluster.nodes.len() {
+            cluster.drain(index).await;
+            cluster.restart_in_place(index).await;
+            cluster.agreed().await;
+        }
+    })
+    .await;
 }
