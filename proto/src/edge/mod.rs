@@ -120,6 +120,10 @@ pub(crate) struct Edge {
     close_from: usize,
 }
 
+fn by_name(products: &[Arc<ProductRules>]) -> FixedMap<Arc<str>, Arc<ProductRules>> {
+    products.iter().map(|rules| (rules.name.clone(), rules.clone())).collect()
+}
+
 impl Edge {
     pub(crate) fn new(
         me: Address,
@@ -159,7 +163,7 @@ impl Edge {
             resumes_asked: 0,
             asked: 0,
             scratch: Vec::new(),
-            products: products.iter().map(|rules| (rules.name.clone(), rules.clone())).collect(),
+            products: by_name(products),
             requests: Requests::default(),
             by_engine: FixedMap::default(),
             polls_written: BTreeSet::new(),
@@ -168,6 +172,11 @@ impl Edge {
             upgraded: VecDeque::new(),
             close_from: 0,
         }
+    }
+
+    /// New rules, or new products; those that are not named stay.
+    pub(crate) fn learn_products(&mut self, products: &[Arc<ProductRules>]) {
+        self.products.extend(by_name(products));
     }
 
     pub(crate) fn client_count(&self) -> usize {

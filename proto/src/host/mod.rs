@@ -21,6 +21,7 @@
 
 mod backup;
 mod copies;
+mod durability;
 mod offers;
 mod opening;
 
@@ -37,6 +38,7 @@ use crate::view::{NodeInfo, NodeState};
 use crate::wire::{self, Body, OwnershipFacts, Replication, Version};
 use backup::Backups;
 
+pub(crate) use durability::SingleCopy;
 use offers::Offers;
 pub(crate) use opening::Open;
 use opening::{Opening, Ready};

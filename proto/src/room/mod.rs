@@ -118,14 +118,19 @@ enum Published {
 impl Rooms {
     pub(crate) fn new(me: Address, shards: u16, limits: &Limits, products: &[Arc<ProductRules>]) -> Self {
         let rooms_max = (limits.rooms_per_node_max / usize::from(shards.max(1))).max(1);
-        let single = products.iter().filter(|rules| !rules.durable).map(|rules| rules.name.clone());
+        let single_copy = products.iter().collect();
         Self {
-            host: Host::new(me, rooms_max, RoomsShared::new(limits, shards, single.collect())),
+            host: Host::new(me, rooms_max, RoomsShared::new(limits, shards, single_copy)),
             limits: limits.clone(),
             rooms_max,
             dirty: BTreeSet::new(),
             unused: VecDeque::new(),
         }
+    }
+
+    /// New products; those that are not named stay.
+    pub(crate) fn learn_products(&mut self, products: &[Arc<ProductRules>]) {
+        products.iter().for_each(|rules| self.host.shared.single_copy.learn(rules));
     }
 
     pub(crate) fn handle(&mut self, ctx: &mut Ctx<'_>, from: Address, message: ToRoom) {

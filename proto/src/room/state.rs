@@ -4,14 +4,13 @@
 //! Stays out: subscribers and effects (`Rooms`), who owns it (`host`).
 //! Invariants: an entry is appended once; a copy built from a copy is equal to it.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
 use super::dedupe::Dedupe;
 use super::log::{RoomLog, entry_bytes};
 use super::{RoomInput, RoomLive};
 use crate::collections::FixedSet;
-use crate::host::{Entity, MessageOf};
+use crate::host::{Entity, MessageOf, SingleCopy};
 use crate::id::{Cursor, Placement, PublishId, PublishNumber, Publisher, RoomKey, Term};
 use crate::limits::Limits;
 use crate::marks::{Mark, Marks};
@@ -32,7 +31,7 @@ pub(crate) struct RoomState {
 pub(crate) struct RoomsShared {
     pub(super) limits: Limits,
     /// Products whose rooms are held in one copy.
-    pub(super) volatile_products: BTreeSet<Arc<str>>,
+    pub(super) single_copy: SingleCopy,
     /// Rooms by their oldest entry, and by what they remember longest: the oldest of all rooms go first.
     pub(super) by_log: Marks<RoomKey>,
     pub(super) by_dedupe: Marks<RoomKey>,
@@ -43,10 +42,10 @@ pub(crate) struct RoomsShared {
 }
 
 impl RoomsShared {
-    pub(super) fn new(limits: &Limits, shards: u16, volatile_products: BTreeSet<Arc<str>>) -> Self {
+    pub(super) fn new(limits: &Limits, shards: u16, single_copy: SingleCopy) -> Self {
         Self {
             limits: limits.clone(),
-            volatile_products,
+            single_copy,
             by_log: Marks::default(),
             by_dedupe: Marks::default(),
             log_bytes: 0,
@@ -162,7 +161,7 @@ impl Entity for RoomState {
     }
 
     fn is_durable(&self, shared: &RoomsShared, key: &RoomKey) -> bool {
-        !shared.volatile_products.contains(key.product())
+        !shared.single_copy.contains(key.product())
     }
 
     fn new(_: &mut RoomsShared, _: &RoomKey, _: Instant, term: Term) -> Option<Self> {

@@ -125,8 +125,8 @@ impl Sessions {
     ) -> Self {
         let products: FixedMap<Arc<str>, Arc<ProductRules>> =
             products.into_iter().map(|rules| (rules.name.clone(), rules)).collect();
-        let single = products.values().filter(|rules| !rules.durable).map(|rules| rules.name.clone());
-        let shared = SessionsShared { ids: ids.clone(), volatile_products: single.collect() };
+        let single_copy = products.values().collect();
+        let shared = SessionsShared { ids: ids.clone(), single_copy };
         Self {
             limits: limits.clone(),
             ids,
@@ -142,6 +142,14 @@ impl Sessions {
             answered: 0,
             calls: 0,
             parked: VecDeque::new(),
+        }
+    }
+
+    /// New rules, or new products; those that are not named stay.
+    pub(crate) fn learn_products(&mut self, products: Vec<Arc<ProductRules>>) {
+        for rules in products {
+            self.host.shared.single_copy.learn(&rules);
+            self.products.insert(rules.name.clone(), rules);
         }
     }
 

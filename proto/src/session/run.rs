@@ -407,7 +407,7 @@ mod tests {
     }
 
     fn alone(state: SessionState) -> Alone {
-        let shared = SessionsShared { ids: ids(), volatile_products: Default::default() };
+        let shared = SessionsShared { ids: ids(), single_copy: Default::default() };
         Alone::new(state.identity.sid, state, shared)
     }
 

@@ -5,8 +5,7 @@
 //! Invariants: the state depends on its ops only, in their order: no clock, no limits, nothing of the node.
 //! A session is in a room once; at most [`LEFT_MAX`] leaves and [`KEYS_MAX`] keys are remembered.
 
-use std::collections::{BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::collections::VecDeque;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -15,7 +14,7 @@ use super::Word;
 use super::emitted::{EmitKeys, KEYS_MAX};
 use super::live::SessionLive;
 use super::own_log::OwnLog;
-use crate::host::{Entity, MessageOf};
+use crate::host::{Entity, MessageOf, SingleCopy};
 use crate::id::{Cursor, Placement, RoomKey, SocketSid, Term};
 use crate::keys::IdKey;
 use crate::limits::Limits;
@@ -295,7 +294,7 @@ impl SessionState {
 pub(crate) struct SessionsShared {
     pub(super) ids: IdKey,
     /// Products whose sessions are held in one copy.
-    pub(super) volatile_products: BTreeSet<Arc<str>>,
+    pub(super) single_copy: SingleCopy,
 }
 
 /// Bytes of a session without rooms and own log, roughly.
@@ -314,7 +313,7 @@ impl Entity for SessionState {
     }
 
     fn is_durable(&self, shared: &SessionsShared, _: &SocketSid) -> bool {
-        !shared.volatile_products.contains(&self.identity.product)
+        !shared.single_copy.contains(&self.identity.product)
     }
 
     /// A session begins with its edge's word for it.

@@ -225,6 +225,9 @@ pub enum Input {
     App(SocketSid, u64, AppOutcome),
     /// Close all clients (their transports only: they may come back), at most so many now.
     CloseClients(usize),
+    /// New products, or new rules of known ones; whether one is durable, or has code, does not change. Those
+    /// that are not named stay for the sessions that they have.
+    Products(Vec<Arc<ProductRules>>),
     /// A deadline may have passed.
     Timer,
 }

@@ -101,6 +101,11 @@ impl Shard {
             Input::Query(token, query) => self.calls.begin(&mut ctx, token, query),
             Input::App(sid, call, outcome) => self.sessions.on_app(&mut ctx, sid, call, outcome),
             Input::CloseClients(count) => self.edge.close_some(&mut ctx, count),
+            Input::Products(products) => {
+                self.edge.learn_products(&products);
+                self.rooms.learn_products(&products);
+                self.sessions.learn_products(products);
+            }
             Input::Timer => self.on_timers(),
         }
         self.drain_local();

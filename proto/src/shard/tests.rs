@@ -13,6 +13,7 @@ mod namespaces;
 mod owners;
 mod partitions;
 mod polling;
+mod products;
 mod readers;
 mod recovery;
 mod repeats;
