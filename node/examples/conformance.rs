@@ -47,8 +47,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     config.limits.ping_interval = Duration::from_millis(300);
     config.limits.ping_timeout = Duration::from_millis(200);
     config.limits.message_bytes_max = 1_000_000;
-    let product =
-        ProductConfig { identity: "anonymous".into(), recovery: "off".into(), ..ProductConfig::default() };
+    let product = ProductConfig {
+        identity: vec!["anonymous".into()],
+        recovery: "off".into(),
+        ..ProductConfig::default()
+    };
     config.products.0.insert(PRODUCT.into(), product);
     let app = App::new().namespace(socket_io("/")).namespace(socket_io("/custom")).engine_io(echo());
     let node = Node::start(config, Options::default().with_app(PRODUCT, app))?;

@@ -89,11 +89,15 @@ pub enum Reason {
     BadHandshake,
     /// A path we do not have.
     NotFound,
+    /// Nobody that the product of the request lets in.
+    Denied,
+    /// What a product's requests are passed on to does not take them now.
+    NoUpstream,
 }
 
 impl Reason {
     /// All of them, in the order of their counters.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::NodeFull,
         Self::NodeRate,
         Self::IpFull,
@@ -105,6 +109,8 @@ impl Reason {
         Self::Malformed,
         Self::BadHandshake,
         Self::NotFound,
+        Self::Denied,
+        Self::NoUpstream,
     ];
 
     /// Its label.
@@ -122,6 +128,8 @@ impl Reason {
             Self::Malformed => "malformed",
             Self::BadHandshake => "bad_handshake",
             Self::NotFound => "not_found",
+            Self::Denied => "denied",
+            Self::NoUpstream => "no_upstream",
         }
     }
 

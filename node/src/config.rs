@@ -10,6 +10,7 @@
 
 mod check;
 mod origin;
+pub mod product;
 pub mod reference;
 pub mod secrets;
 mod setting;
@@ -27,6 +28,7 @@ use mesh_proto::limits::Limits;
 use mesh_proto::membership::Timing;
 
 pub use origin::{ConfigError, ConfigErrors, Origin, Origins};
+pub use product::ProductConfig;
 pub use setting::{Kind, SecretText, Value};
 pub use sources::{Flag, Sources};
 pub use table::{Key, Section};
@@ -201,6 +203,12 @@ section! {
         handshakes_per_second: u32 = 2_000, Kind::Count(1..=1_000_000);
         /// Handshakes per second of one address. Default 100. Same exemption.
         handshakes_per_ip_per_second: u32 = 100, Kind::Count(1..=1_000_000);
+        /// The product of requests that neither name one (`?product=`) nor come by a host or path of one.
+        /// Default `""`: `rooms`, or the first by name where there is no such.
+        default_product: String = String::new(), Kind::Text;
+        /// What becomes of a client that names a product there is not. Default `refuse`: it is told
+        /// `product_unknown` (404 over HTTP). `default`: it is served by the default one.
+        unknown_product: String = "refuse".into(), Kind::Choice(&["refuse", "default"]);
         /// A request head must be whole within this time. Default 5s: half-open connections cost a
         /// file descriptor each.
         head_timeout: Duration = Duration::from_secs(5), Kind::Time(Duration::from_millis(100)..=Duration::from_secs(60));
@@ -241,51 +249,6 @@ section! {
         /// life. `debug` speaks of each session, `trace` of each packet. Payloads and secrets are
         /// never logged.
         filter: String = "info".into(), Kind::Text;
-    }
-}
-
-section! {
-    /// One product: an application on the mesh. Clients name it by `?product=NAME`; those that name
-    /// none get `rooms`, or the first by name. Where no product is configured there is one named
-    /// `rooms`, with the defaults below.
-    pub struct ProductConfig {
-        /// What handles its events. Default `rooms`: built in, no code. (`app` and `proxy` are
-        /// not part of this version.)
-        kind: String = "rooms".into(), Kind::Choice(&["rooms"]);
-        /// Who may join a room: `anyone` with a uid (default), `own-tag`: only rooms named
-        /// `{uid}…` after the client's own uid, `nobody`: only a backend puts clients into rooms.
-        join: String = "anyone".into(), Kind::Choice(&["anyone", "own-tag", "nobody"]);
-        /// Who may publish into a room: its `members` (default), `anyone` of the product, `nobody`
-        /// but backends.
-        publish: String = "members".into(), Kind::Choice(&["members", "anyone", "nobody"]);
-        /// What an acknowledged event survives. `backup` (default): any single crash, for a second
-        /// node has it before anybody sees it. `none`: it is seen at once, and lost with its owner.
-        /// The same on all nodes.
-        durability: String = "backup".into(), Kind::Choice(&["backup", "none"]);
-        /// Which Socket.IO clients may come back to their session after their node died: their events
-        /// end with one string argument more, which the stock JavaScript client hands back by itself.
-        /// `browser` (default): those with a browser's `User-Agent`, or `?recovery=1`.
-        /// `on`: all but those with `?recovery=0`, `off`: none.
-        recovery: String = "browser".into(), Kind::Choice(&["on", "browser", "off"]);
-        /// Its Socket.IO namespaces. Default `["/"]`, the main one. Each connection to one is a session
-        /// of its own, with rooms of its own; a client that asks for another gets a connect error.
-        namespaces: Vec<String> = vec!["/".into()], Kind::Namespaces;
-        /// How a client's uid is found. `jwt`: from a signed token. `query`: the client says
-        /// `?uid=` and is believed, allowed only where `client.listen` is on loopback. `anonymous`:
-        /// each connection is a user of its own, with a random uid. Default `auto`: `jwt` where
-        /// `jwt_key_file` is set, else `query`.
-        identity: String = "auto".into(), Kind::Choice(&["auto", "jwt", "query", "anonymous"]);
-        /// File with the key that signs the tokens (HS256): at least 32 bytes, readable by its owner
-        /// only. Default `""`.
-        jwt_key_file: Option<PathBuf> = None, Kind::Path;
-        /// The claim that holds the uid. Default `sub`, the standard one.
-        jwt_claim: String = "sub".into(), Kind::Name;
-        /// Tokens must name this issuer (`iss`). Default `""`: any.
-        jwt_issuer: String = String::new(), Kind::Text;
-        /// Tokens must name this audience (`aud`). Default `""`: tokens that name any are refused
-        /// (RFC 7519 §4.1.3). Set it where one key signs for several products: a token for one is
-        /// then no token for another.
-        jwt_audience: String = String::new(), Kind::Text;
     }
 }
 
@@ -436,56 +399,6 @@ impl Config {
         check::apply_preset(&mut config);
         errors.extend(check::check(&config, sources.open_files_max, &errors));
         if errors.is_empty() { Ok(config) } else { Err(ConfigErrors::new(errors)) }
-    }
-}
-
-/// How the clients of a product say who they are.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Identity {
-    /// By a signed token.
-    Jwt,
-    /// By `?uid=`, believed as it is.
-    Query,
-    /// A user of its own for each connection.
-    Anonymous,
-}
-
-impl ProductConfig {
-    /// The identity that `auto` comes to.
-    #[must_use]
-    pub fn identity(&self) -> Identity {
-        match (self.identity.as_str(), &self.jwt_key_file) {
-            ("jwt", _) | ("auto", Some(_)) => Identity::Jwt,
-            ("anonymous", _) => Identity::Anonymous,
-            _ => Identity::Query,
-        }
-    }
-
-    /// Its rules, as the machines know them.
-    #[must_use]
-    pub fn rules(&self, name: &str) -> mesh_proto::shard::ProductRules {
-        use mesh_proto::shard::{JoinRule, Namespaces, ProductRules, PublishRule, RecoveryRule};
-        ProductRules {
-            name: name.into(),
-            publish: match self.publish.as_str() {
-                "anyone" => PublishRule::Anyone,
-                "nobody" => PublishRule::Nobody,
-                _ => PublishRule::Members,
-            },
-            join: match self.join.as_str() {
-                "own-tag" => JoinRule::OwnTag,
-                "nobody" => JoinRule::Nobody,
-                _ => JoinRule::Anyone,
-            },
-            durable: self.durability != "none",
-            recovery: match self.recovery.as_str() {
-                "on" => RecoveryRule::On,
-                "off" => RecoveryRule::Off,
-                _ => RecoveryRule::Browser,
-            },
-            namespaces: Namespaces::new(&self.namespaces),
-            is_app: false,
-        }
     }
 }
 

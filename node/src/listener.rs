@@ -15,7 +15,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use mesh_proto::id::EngineSid;
-use mesh_proto::shard::{ClientProtocol, Transport};
+use mesh_proto::shard::Transport;
 use mesh_proto::wire::{EngineRefusal, EngineRequest, EngineResponse};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
@@ -25,13 +25,16 @@ use tokio::time::timeout;
 use crate::admission::{Admission, ClientPlace, Reason};
 use crate::clock::Clock;
 use crate::handles::{OpenedClient, Shards, ToShard};
+use crate::identity::{Admitted, Deciding, Denied, Doorkeeper, Products, RequestFacts};
 use crate::tasks::{OnPanic, Tasks};
 use crate::transport::head::{HeadBuffer, HeadError, RequestHead};
-use crate::transport::route::{self, Route, RoutePolicy};
+use crate::transport::route::{self, PollingRequest, Route, RoutePolicy};
 use crate::transport::stream::ClientStream;
 use crate::transport::tls::TlsAcceptor;
-use crate::transport::{Doorkeeper, Handshake, Response, Site, websocket};
+use crate::transport::{Response, Site, websocket};
 use polling::{Answered, Asked, Next, response_of};
+
+pub use proxied::{Forward, Forwarded, Proxied};
 
 /// Connections the kernel completes while the acceptor is busy.
 const BACKLOG: i32 = 4_096;
@@ -71,8 +74,12 @@ pub struct ListenError {
 pub struct ClientPort {
     /// Where clients go.
     pub shards: Shards,
+    /// What they are for.
+    pub products: Arc<Products>,
     /// Who they are.
     pub doorkeeper: Arc<dyn Doorkeeper>,
+    /// Takes requests of products of kind `proxy`; without it they are answered 503.
+    pub proxy: Option<Arc<dyn Forward>>,
     /// Answers what is for no client transport.
     pub site: Option<Site>,
     /// What a handshake may carry, and what is kept of it.
@@ -225,7 +232,7 @@ async fn connection(door: &Door, mut stream: ClientStream, peer: SocketAddr, mut
             Err(ReadError::Head(error)) => return door.refuse_head(stream, peer, error).await,
         };
         is_first = false;
-        let head = match RequestHead::parse(&buffer.bytes()[..whole]) {
+        let mut head = match RequestHead::parse(&buffer.bytes()[..whole]) {
             Ok(head) => head,
             Err(error) => return door.refuse_head(stream, peer, error).await,
         };
@@ -237,18 +244,56 @@ async fn connection(door: &Door, mut stream: ClientStream, peer: SocketAddr, mut
             }
         };
         let head_only = head.method == "HEAD";
+        let chosen = door.port.products.chosen(&head);
+        if let Ok(chosen) = &chosen
+            && chosen.product.rules().is_none()
+        {
+            let product = chosen.product.clone();
+            let facts = door.facts(&head, peer, remote);
+            let deciding = door.port.doorkeeper.identify(&product, &facts);
+            let is_from_proxy = facts.is_from_proxy;
+            drop(head);
+            let identified = match deciding.await {
+                Ok(identified) => identified,
+                Err(denied) => return door.deny(stream, remote, &denied, head_only).await,
+            };
+            let request = Proxied {
+                product,
+                identified,
+                head: buffer.bytes()[..whole].to_vec(),
+                rest: buffer.into_read_ahead(whole),
+                stream,
+                peer,
+                remote,
+                is_from_proxy,
+                place,
+            };
+            match door.forward(request).await {
+                Some(forwarded) => Forwarded { stream, rest, place } = forwarded,
+                None => return,
+            }
+            continue;
+        }
+        if let Ok(chosen) = &chosen {
+            head.path = &head.path[chosen.prefix_len..];
+        }
         let cors = route::cors(&head, &door.port.policy);
+        let admitting = |head: &RequestHead<'_>, protocol| {
+            let product = chosen.as_ref().map(|chosen| &*chosen.product).map_err(Denied::clone);
+            door.port.doorkeeper.admit(product, protocol, &door.facts(head, peer, remote))
+        };
         let answer = match route::route(&head, &door.port.policy) {
             Route::WebSocket { protocol, accept_key, upgrades } => {
-                let handshake = door.kept(&head, remote, protocol);
+                let admitting = admitting(&head, protocol);
                 drop(head);
                 let read_ahead = buffer.into_read_ahead(whole);
-                let opening = Opening { handshake, accept_key, upgrades, read_ahead };
+                let opening = Opening { remote, admitting, accept_key, upgrades, read_ahead };
                 return door.open(stream, place, opening).await;
             }
             Route::Polling(request, protocol) => {
-                let handshake = door.kept(&head, remote, protocol);
-                let asked = Asked::new(&head, request, cors, handshake, door.port.message_bytes_max);
+                let admitting = (request == PollingRequest::Open).then(|| admitting(&head, protocol));
+                let bytes_max = door.port.message_bytes_max;
+                let asked = Asked::new(&head, request, cors, remote, admitting, bytes_max);
                 drop(head);
                 rest = buffer.into_read_ahead(whole);
                 match door.polling(&mut stream, &mut rest, asked).await {
@@ -265,6 +310,10 @@ async fn connection(door: &Door, mut stream: ClientStream, peer: SocketAddr, mut
                     answer.headers.extend(cors);
                 }
                 answer
+            }
+            Route::Site if chosen.is_err() => {
+                door.count(Reason::NotFound, remote.ip());
+                chosen.map_or_else(|denied| denied.response(), |_| route::not_found())
             }
             Route::Site => match door.port.site.as_ref().and_then(|site| site(&head)) {
                 Some(answer) => answer,
@@ -309,7 +358,8 @@ fn read_some(stream: &mut ClientStream) -> Result<Option<Vec<u8>>, ReadError> {
 
 /// A WebSocket handshake in order.
 struct Opening {
-    handshake: Handshake,
+    remote: SocketAddr,
+    admitting: Deciding<Admitted>,
     accept_key: String,
     upgrades: Option<EngineSid>,
     read_ahead: Vec<u8>,
@@ -357,7 +407,7 @@ impl Door {
         place: &mut ClientPlace,
     ) -> Result<SocketAddr, (Reason, Response)> {
         let proxies = &self.port.policy.proxies;
-        let Ok(origin) = proxies.origin(peer.ip(), head) else {
+        let Ok(origin) = proxies.origin(peer.ip(), head, &self.port.policy.identity_headers) else {
             let body = r#"{"error":{"code":"forwarded","message":"more than 10 hops in X-Forwarded-For"}}"#;
             return Err((Reason::Malformed, Response::json(400, body)));
         };
@@ -373,15 +423,11 @@ impl Door {
         }
     }
 
-    fn kept(&self, head: &RequestHead<'_>, remote: SocketAddr, protocol: ClientProtocol) -> Handshake {
-        Handshake {
-            remote,
-            loopback_listener: self.loopback,
-            path: head.path.to_owned(),
-            query: head.query.to_owned(),
-            headers: route::kept_headers(head, &self.port.policy),
-            protocol,
-        }
+    fn facts<'r>(&self, head: &'r RequestHead<'r>, peer: SocketAddr, remote: SocketAddr) -> RequestFacts<'r> {
+        let is_from_proxy = self.port.policy.proxies.contain(peer.ip());
+        let is_said = is_from_proxy && head.header("x-forwarded-proto") == Some(b"https");
+        let is_secure = self.tls.is_some() || is_said;
+        RequestFacts { head, remote, is_from_proxy, is_secure, loopback_listener: self.loopback }
     }
 
     /// The next request of a connection: what has come of it so far, and the length of its head.
@@ -406,8 +452,8 @@ impl Door {
 
     /// Finds out who it is and hands the stream to the shard with the fewest clients.
     async fn open(&self, mut stream: ClientStream, mut place: ClientPlace, opening: Opening) {
-        let Opening { handshake, accept_key, upgrades, read_ahead } = opening;
-        let ip = handshake.remote.ip();
+        let Opening { remote, admitting, accept_key, upgrades, read_ahead } = opening;
+        let ip = remote.ip();
         if let Some(sid) = upgrades {
             let asked = self.ask(&mut stream, &mut Vec::new(), sid, EngineRequest::MayUpgrade).await;
             match asked {
@@ -415,7 +461,7 @@ impl Door {
                 // As the reference server: opened and closed at once.
                 Answered::With(EngineResponse::Refused(EngineRefusal::Upgraded)) => {
                     self.count(Reason::BadHandshake, ip);
-                    let mut closed = route::switching_protocols(&accept_key).into_bytes();
+                    let mut closed = route::switching_protocols(&accept_key, None).into_bytes();
                     websocket::append_close(&mut closed, None, "");
                     if let Ok(Ok(())) = timeout(self.port.head_timeout, stream.write_answer(&closed)).await {
                         self.linger(stream).await;
@@ -427,12 +473,16 @@ impl Door {
                     return self.answer(stream, &response_of(response), false).await;
                 }
                 Answered::Busy(reason) => return self.answer_busy(stream, reason, ip).await,
+                Answered::Denied(denied) => return self.deny(stream, remote, &denied, false).await,
                 Answered::Nobody => return,
             }
         } else if self.port.admission.is_draining() {
             return self.answer_busy(stream, Reason::Draining, ip).await;
         }
-        let mut client = self.port.doorkeeper.admit(&handshake);
+        let Admitted { mut client, set_cookie } = match admitting.await {
+            Ok(admitted) => admitted,
+            Err(denied) => return self.deny(stream, remote, &denied, false).await,
+        };
         if let Some(sid) = upgrades {
             client.transport = Transport::Upgrade(sid);
         }
@@ -444,8 +494,13 @@ impl Door {
         stream.set_nodelay();
         let Ok(stream) = stream.detach() else { return };
         place.enter(shard);
-        let greeting = route::switching_protocols(&accept_key).into();
+        let greeting = route::switching_protocols(&accept_key, set_cookie.as_deref()).into();
         permit.send(ToShard::Client(OpenedClient { stream, greeting, read_ahead, client, place }));
+    }
+
+    async fn deny(&self, stream: ClientStream, remote: SocketAddr, denied: &Denied, head_only: bool) {
+        self.count(Reason::Denied, remote.ip());
+        self.answer(stream, &denied.response(), head_only).await;
     }
 
     async fn answer_busy(&self, stream: ClientStream, reason: Reason, ip: IpAddr) {
@@ -489,5 +544,6 @@ impl Door {
 }
 
 mod polling;
+mod proxied;
 #[cfg(test)]
 mod tests;

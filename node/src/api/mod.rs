@@ -125,9 +125,10 @@ impl Api {
         if !fits {
             return Err(Failure::wrong_method(allow));
         }
-        let product = self.products.named(&route.product).ok_or_else(|| {
-            Failure::new(StatusCode::NOT_FOUND, "product_unknown", "this node has no such product")
-        })?;
+        let product =
+            self.products.named(&route.product).and_then(|product| product.rules()).ok_or_else(|| {
+                Failure::new(StatusCode::NOT_FOUND, "product_unknown", "this node has no such product")
+            })?;
         if is_read {
             let asked = ReadParams::of(request.uri().query())?;
             return self.read(product, route.what, asked).await;

@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::*;
 use crate::handles::{ShardHandle, ToShard};
+use crate::identity::Product;
 use crate::web::BearerKeys;
 use crate::web::testing::{Answered, Running, run};
 
@@ -26,7 +27,7 @@ impl Story {
     async fn new(answer: impl Fn(&Query) -> Result<Answer, CommandFailed> + Send + Clone + 'static) -> Self {
         let asked = Asked::default();
         let shards = [0, 1].map(|shard| shard_answering(shard, asked.clone(), answer.clone()));
-        let products = Products::new(ProductRules::open("rooms"), [], false);
+        let products = Products::new(Product::rooms(ProductRules::open("rooms")), [], false);
         let access = Access::Keys(BearerKeys::new([KEY]).unwrap());
         let api = Api::new(
             Shards(Arc::from(shards)),

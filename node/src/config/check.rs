@@ -5,12 +5,14 @@
 //! Invariants: a setting that could not be read is not complained about a second time; each
 //! complaint names both settings and both values.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::origin::{ConfigError, Origin};
+use super::product::{OF_PROXIES, OF_ROOMS, ProductConfig, UidSource, Upstreams, statuses};
 use super::setting::{Value, is_name};
-use super::{Config, Identity, secrets};
+use super::{Config, secrets};
 use crate::fd_limit;
 use crate::transport::proxies::TrustedProxies;
 use crate::transport::tls::{CertificateFiles, Certificates};
@@ -226,31 +228,163 @@ impl Checker<'_> {
     }
 
     fn products(&mut self) {
-        let client = self.config.client.listen;
-        for (name, product) in &self.config.products.0 {
-            let key = |field: &str| format!("products.{name}.{field}");
-            let (identity, file) = (key("identity"), key("jwt_key_file"));
-            match (product.identity(), product.jwt_key_file.is_some()) {
-                (Identity::Jwt, false) => {
-                    let problem = "\"jwt\" needs the key that signs the tokens: set jwt_key_file".into();
-                    self.fail(&identity, &[&file], problem, "jwt with jwt_key_file");
-                }
-                (Identity::Query, true) => {
-                    let problem =
-                        "\"query\" believes what clients say, so that jwt_key_file would protect nothing";
-                    self.fail(&identity, &[&file], problem.into(), "query without jwt_key_file, or jwt");
-                }
-                (Identity::Query, false) if !client.ip().is_loopback() => {
-                    let problem = format!(
-                        "product {name} has no identity, and client.listen = {client} can be reached from \
-                         other hosts: anyone could be anyone; set {file}"
-                    );
-                    self.fail(&identity, &["client.listen", &file], problem, "jwt with jwt_key_file");
-                }
-                _ => {}
+        let config = self.config;
+        let default = &config.client.default_product;
+        if !default.is_empty() && !config.products.0.contains_key(default) {
+            let names: Vec<&str> = config.products.0.keys().map(String::as_str).collect();
+            let allowed = format!("one of {}, or \"\"", names.join(", "));
+            let problem = format!("there is no product \"{}\"", default.escape_debug());
+            self.fail("client.default_product", &[], problem, &allowed);
+        }
+        for (name, product) in &config.products.0 {
+            self.kind_of(name, product);
+            self.identity(name, product);
+            if product.is_proxy() {
+                self.proxy(name, product);
+            }
+        }
+        self.chosen_once("hosts", |product| product.hosts.iter().map(|h| h.to_ascii_lowercase()).collect());
+        self.chosen_once("paths", |product| product.paths.clone());
+    }
+
+    /// Settings of the other kind would do nothing.
+    fn kind_of(&mut self, name: &str, product: &ProductConfig) {
+        let kind = format!("products.{name}.kind");
+        let foreign: &[&str] = if product.is_proxy() { &OF_ROOMS } else { &OF_PROXIES };
+        for field in foreign {
+            let key = format!("products.{name}.{field}");
+            if self.config.origins.of(&key) != Origin::Default {
+                let (is, other) = if product.is_proxy() { ("proxy", "rooms") } else { ("rooms", "proxy") };
+                let problem = format!("does nothing with kind = \"{is}\"");
+                self.fail(&key, &[&kind], problem, &format!("kind = \"{other}\", or without it"));
             }
         }
     }
+
+    fn identity(&mut self, name: &str, product: &ProductConfig) {
+        let client = &self.config.client;
+        let listeners = [("client.listen", Some(client.listen)), ("client.tls_listen", client.tls_listen)];
+        let mut open = listeners.into_iter().filter_map(|(key, address)| Some((key, address?)));
+        let open = open.find(|(_, address)| !address.ip().is_loopback());
+        let key = |field: &str| format!("products.{name}.{field}");
+        let (identity, file) = (key("identity"), key("jwt_key_file"));
+        let sources = product.uid_sources();
+        if sources.contains(&UidSource::Jwt) && !product.has_jwt_key() {
+            let problem = "\"jwt\" needs the key that signs the tokens: set jwt_key_file".into();
+            self.fail(&identity, &[&file], problem, "jwt with jwt_key_file");
+        }
+        let hearsay = sources.iter().any(UidSource::is_hearsay);
+        if hearsay && product.has_jwt_key() {
+            let problem =
+                "what clients say of themselves is believed, so that jwt_key_file would protect nothing";
+            self.fail(&identity, &[&file], problem.into(), "jwt, or what clients say without jwt_key_file");
+        } else if let Some((listener, address)) = open.filter(|_| hearsay && !product.insecure_identity) {
+            let problem = format!(
+                "product {name} has no identity but what clients say, and {listener} = {address} can be \
+                 reached from other hosts: anyone could be anyone; set {file}"
+            );
+            let allowed = "jwt with jwt_key_file; or insecure_identity = true";
+            self.fail(&identity, &[listener, &file], problem, allowed);
+        }
+        let last = sources.len().saturating_sub(1);
+        if let Some(at) = sources.iter().position(|s| *s == UidSource::Anonymous).filter(|at| *at < last) {
+            let problem = format!("nothing behind item {} is ever asked", at + 1);
+            self.fail(&identity, &[], problem, "anonymous as the last of the list");
+        }
+        if sources.iter().any(|source| matches!(source, UidSource::Header(_)))
+            && self.config.client.trusted_proxies.is_empty()
+        {
+            let problem = "\"header:\" is believed of trusted proxies only, and there are none".into();
+            self.fail(&identity, &["client.trusted_proxies"], problem, "header: with client.trusted_proxies");
+        }
+        if product.uid == "required" && sources.is_empty() {
+            let problem = "\"required\", and there is no identity to find one".into();
+            self.fail(&key("uid"), &[&identity], problem, "required with an identity");
+        }
+    }
+
+    fn proxy(&mut self, name: &str, product: &ProductConfig) {
+        let key = |field: &str| format!("products.{name}.{field}");
+        let upstreams = key("upstreams");
+        if product.upstreams.is_empty() {
+            let problem = "a proxy needs servers to pass requests on to".into();
+            self.fail(&upstreams, &[&key("kind")], problem, "HOST:PORT, …; or local:PORT");
+        }
+        let local = |upstream: &String| upstream.starts_with("local:");
+        if product.upstreams.len() > 1 && product.upstreams.iter().any(local) {
+            let problem = "the server beside each node stands alone".into();
+            self.fail(&upstreams, &[], problem, "HOST:PORT, …; or one local:PORT");
+        }
+        if let Some(twice) = repeated(&product.upstreams) {
+            self.fail(&upstreams, &[], format!("{twice} stands there twice"), "each once");
+        }
+        for pin in &product.pins {
+            let fits = pin.rsplit_once('=').is_some_and(|(uid, upstream)| {
+                let known = || product.upstreams.iter().any(|listed| listed == upstream);
+                let is_node = || matches!(product.upstreams(), Upstreams::Local(_)) && is_name(upstream);
+                !uid.is_empty() && (is_node() || known())
+            });
+            if !fits {
+                let problem = format!("\"{}\" pins nobody to an upstream there is", pin.escape_debug());
+                self.fail(&key("pins"), &[&upstreams], problem, "UID=HOST:PORT of upstreams");
+            }
+        }
+        let uids: Vec<String> = product.pinned().map(|(uid, _)| uid.to_owned()).collect();
+        if let Some(twice) = repeated(&uids) {
+            self.fail(
+                &key("pins"),
+                &[],
+                format!("\"{}\" is pinned twice", twice.escape_debug()),
+                "each once",
+            );
+        }
+        if product.balance == "uid" && product.uid_sources().is_empty() {
+            let problem = "\"uid\", and there is no identity to find one".into();
+            self.fail(&key("balance"), &[&key("identity")], problem, "uid with an identity, or sid");
+        }
+        let path = &product.check_path;
+        if !path.is_empty() && (!path.starts_with('/') || !path.bytes().all(|b| b.is_ascii_graphic())) {
+            let problem = format!("\"{}\" is no path", path.escape_debug());
+            self.fail(&key("check_path"), &[], problem, "a path as /health, or \"\"");
+        }
+        let bad = product.check_status.iter().find(|text| statuses(text).is_none());
+        if let Some(bad) = bad.cloned().or_else(|| product.check_status.is_empty().then(String::new)) {
+            let problem = format!("\"{}\" is no status", bad.escape_debug());
+            self.fail(&key("check_status"), &[], problem, "as 200 or 200-399");
+        }
+        if product.check_timeout > product.check_interval {
+            let (timeout, interval) = (key("check_timeout"), key("check_interval"));
+            let value =
+                |field| super::Section::value(product, field).map(|v| v.to_string()).unwrap_or_default();
+            let problem = format!(
+                "{} does not go with {interval} = {}",
+                value("check_timeout"),
+                value("check_interval")
+            );
+            self.fail(&timeout, &[&interval], problem, &format!("at most {interval}"));
+        }
+    }
+
+    /// A host or a path chooses one product.
+    fn chosen_once(&mut self, field: &str, of: fn(&ProductConfig) -> Vec<String>) {
+        let config = self.config;
+        let mut owners: BTreeMap<String, &str> = BTreeMap::new();
+        for (name, product) in &config.products.0 {
+            for item in of(product) {
+                if let Some(other) = owners.insert(item.clone(), name) {
+                    let problem = format!("{item} chooses {other} too");
+                    let (key, other) =
+                        (format!("products.{name}.{field}"), format!("products.{other}.{field}"));
+                    self.fail(&key, &[&other], problem, "each in one product");
+                }
+            }
+        }
+    }
+}
+
+/// One that stands in the list more than once.
+fn repeated(items: &[String]) -> Option<&String> {
+    items.iter().enumerate().find(|(at, item)| items[..*at].contains(item)).map(|(_, item)| item)
 }
 
 /// Whether two TCP listeners could not both be bound.

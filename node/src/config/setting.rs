@@ -13,6 +13,8 @@ use std::time::Duration;
 use mesh_proto::socketio::NAMESPACE_BYTES_MAX;
 use toml::de::DeValue;
 
+use super::product::{UidSource, is_host, is_path, is_token};
+
 /// One value, as the file, the environment or a flag gave it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
@@ -78,6 +80,16 @@ pub enum Kind {
     Namespaces,
     /// Several texts.
     List,
+    /// What handles a product.
+    ProductKind,
+    /// Host names, several; `*.` may stand before one.
+    Hosts,
+    /// Beginnings of paths, several.
+    Paths,
+    /// Where uids come from, in order; one may stand alone.
+    UidSources,
+    /// The name of a header, a cookie or a query parameter; empty when there is none.
+    TokenOrNone,
     /// A secret; taken from the environment only.
     Secret,
 }
@@ -106,6 +118,13 @@ impl Kind {
                 )
             }
             Self::List => "a list of texts".into(),
+            Self::ProductKind => "\"rooms\", \"proxy\"".into(),
+            Self::Hosts => "a list of names as app.example.com or *.example.com".into(),
+            Self::Paths => "a list of paths as /chat".into(),
+            Self::UidSources => {
+                "\"auto\", or a list of jwt, query:NAME, cookie:NAME, header:NAME, anonymous".into()
+            }
+            Self::TokenOrNone => "1 to 64 of a-z A-Z 0-9 - _ . and few others, or \"\" for none".into(),
             Self::Secret => "from the environment only".into(),
         }
     }
@@ -125,14 +144,15 @@ impl Kind {
             (Self::Time(_), DeValue::Integer(number)) => {
                 Err(format!("{number} has no unit: write \"{number}s\" or \"{number}ms\""))
             }
-            (Self::List | Self::Peers | Self::Namespaces, DeValue::Array(items)) => {
+            (Self::UidSources, DeValue::String(text)) => self.check_list(vec![text.to_string()]),
+            (list, DeValue::Array(items)) if list.is_list() => {
                 let texts = items.iter().map(|item| match item.get_ref() {
                     DeValue::String(text) => Ok(text.to_string()),
                     other => Err(format!("expected texts in the list, found {}", article(other))),
                 });
                 self.check_list(texts.collect::<Result<_, _>>()?)
             }
-            (Self::Bool | Self::Count(_) | Self::List | Self::Peers | Self::Namespaces, other) => {
+            (kind, other) if kind.is_list() || matches!(kind, Self::Bool | Self::Count(_)) => {
                 Err(format!("expected {}, found {}", self.noun(), article(other)))
             }
             (_, DeValue::String(text)) => self.parse_text(text),
@@ -182,7 +202,14 @@ impl Kind {
                 Ok(address) => Ok(Value::Text(address.to_string())),
                 Err(_) => Err(format!("\"{text}\" is not an address with a port")),
             },
-            Self::Peers | Self::List | Self::Namespaces => {
+            Self::ProductKind if matches!(text, "rooms" | "proxy") => Ok(Value::Text(text.to_owned())),
+            Self::ProductKind if text == "app" => Err("\"app\" is reserved for workers and webhooks, which \
+                 this version has not: write handlers in Rust and embed the node (docs/handlers.md)"
+                .into()),
+            Self::ProductKind => Err(format!("\"{text}\" is not one of the words")),
+            Self::TokenOrNone if text.is_empty() || is_token(text) => Ok(Value::Text(text.to_owned())),
+            Self::TokenOrNone => Err(format!("\"{}\" is not a name", text.escape_debug())),
+            Self::Peers | Self::List | Self::Namespaces | Self::Hosts | Self::Paths | Self::UidSources => {
                 let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
                 self.check_list(items.map(str::to_owned).collect())
             }
@@ -204,14 +231,33 @@ impl Kind {
                 return Err("a product without a namespace lets nobody in".into());
             }
         }
+        let noun = match self {
+            Self::Hosts => "host name",
+            Self::Paths => "path from its root, in whole segments",
+            _ => "source of uids",
+        };
+        let fits = |item: &String| match self {
+            Self::Hosts => is_host(item),
+            Self::Paths => is_path(item),
+            Self::UidSources => UidSource::parse(item).is_some() || items == ["auto"],
+            _ => true,
+        };
+        if let Some(bad) = items.iter().find(|item| !fits(item)) {
+            return Err(format!("\"{}\" is no {noun}", bad.escape_debug()));
+        }
         Ok(Value::List(items))
+    }
+
+    fn is_list(&self) -> bool {
+        use Kind::{Hosts, List, Namespaces, Paths, Peers, UidSources};
+        matches!(self, List | Peers | Namespaces | Hosts | Paths | UidSources)
     }
 
     fn noun(&self) -> &'static str {
         match self {
             Self::Bool => "true or false",
             Self::Count(_) => "a whole number",
-            Self::List | Self::Peers | Self::Namespaces => "a list",
+            list if list.is_list() => "a list",
             Self::Time(_) => "a time as \"25s\"",
             Self::Size(_) => "a size as \"64KiB\"",
             _ => "a text",

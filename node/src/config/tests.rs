@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use super::product::{UidSource, Upstreams};
 use super::*;
 
 /// A directory of this test's own, removed at its end.
@@ -51,7 +52,7 @@ fn without_any_source_everything_is_at_its_default() {
     assert_eq!(Config::load(&Sources::default()), Ok(Config::default()));
     let products = Config::default().products.0;
     assert_eq!(products.keys().collect::<Vec<_>>(), ["rooms"]);
-    assert_eq!(products["rooms"].identity(), Identity::Query);
+    assert_eq!(products["rooms"].uid_sources(), [UidSource::Query("uid".into())]);
 }
 
 #[test]
@@ -97,7 +98,7 @@ message_bytes_max = "2TB"
 json_depth_max = "deep"
 
 [products.chat]
-kind = "proxy"
+kind = "app"
 colour = "blue"
 "#;
     let expected = r#"meshd.toml:2: mesh.lisetn: unknown setting, did you mean mesh.listen?
@@ -109,7 +110,7 @@ meshd.toml:7: mesh.key: a secret does not belong in this file (allowed: from the
 meshd.toml:9: cliant: unknown setting, did you mean client.…?
 meshd.toml:13: limits.message_bytes_max: "2TB" is not a size as "64KiB" (allowed: 1KiB to 64MiB)
 meshd.toml:14: limits.json_depth_max: expected a whole number, found the text "deep" (allowed: 8 to 128)
-meshd.toml:17: products.chat.kind: "proxy" is not one of the words (allowed: "rooms")
+meshd.toml:17: products.chat.kind: "app" is reserved for workers and webhooks, which this version has not: write handlers in Rust and embed the node (docs/handlers.md) (allowed: "rooms", "proxy")
 meshd.toml:18: products.chat.colour: unknown setting, see docs/config.md"#;
     assert_eq!(complaints(&scratch, text), expected);
 }
@@ -167,7 +168,7 @@ fn a_listener_open_to_others_needs_its_secret() {
     let expected = "\
 env MESHD_ADMIN__LISTEN: admin.listen: 10.0.0.1:4082 can be reached from other hosts, and admin.token_file is not set (allowed: a loopback address without a token)
 env MESHD_API__LISTEN: api.listen: 10.0.0.1:4081 can be reached from other hosts, and api.key_file is not set (allowed: a loopback address without a key)
-env MESHD_CLIENT__LISTEN: products.rooms.identity: product rooms has no identity, and client.listen = 0.0.0.0:4080 can be reached from other hosts: anyone could be anyone; set products.rooms.jwt_key_file (allowed: jwt with jwt_key_file)
+env MESHD_CLIENT__LISTEN: products.rooms.identity: product rooms has no identity but what clients say, and client.listen = 0.0.0.0:4080 can be reached from other hosts: anyone could be anyone; set products.rooms.jwt_key_file (allowed: jwt with jwt_key_file; or insecure_identity = true)
 env MESHD_MESH__LISTEN: mesh.listen: 10.0.0.1:4083 can be reached from other hosts, and there is no cluster key: make one with `(umask 077; meshctl keygen > FILE)`, copy it to every node and set mesh.key_file (allowed: a loopback address without a key)";
     assert_eq!(errors, expected);
 }
@@ -233,12 +234,111 @@ fn named_products_replace_the_default_one() {
     );
     let config = Config::load(&file(&scratch.file("meshd.toml", 0o644, &text))).unwrap();
     assert_eq!(config.products.0.keys().collect::<Vec<_>>(), ["board", "chat"]);
-    assert_eq!(config.products.0["chat"].identity(), Identity::Jwt);
+    assert_eq!(config.products.0["chat"].uid_sources(), [UidSource::Jwt]);
     let rules = config.products.0["chat"].rules("chat");
     assert_eq!(rules.join, mesh_proto::shard::JoinRule::OwnTag);
     assert!(rules.durable && !config.products.0["board"].rules("board").durable);
     let secrets = secrets::read(&config, secrets::DevelopmentKey::Leave).unwrap();
     assert_eq!(secrets.jwt_keys["chat"].expose().len(), 32);
+}
+
+#[test]
+fn settings_of_products_that_do_not_fit_are_told_with_their_line() {
+    let scratch = Scratch::new("products-wrong");
+    let text = r#"[client]
+default_product = "shop"
+[products.a]
+kind = "proxy"
+join = "nobody"
+hosts = ["a.example", "bad host"]
+paths = ["/a/"]
+identity = ["jwt", "anonymous", "password"]
+sticky_cookie = "a b"
+[products.b]
+kind = "proxy"
+hosts = ["B.example"]
+uid = "required"
+balance = "uid"
+check_path = "health"
+check_status = ["600"]
+check_timeout = "10s"
+[products.c]
+hosts = ["b.EXAMPLE"]
+keep = "1m"
+identity = ["anonymous", "header:X-User"]
+[products.d]
+kind = "proxy"
+upstreams = ["local:3000", "b:1", "b:1"]
+pins = ["alice=c:1", "bob"]
+identity = ["cookie:user", "header:X-User"]
+jwt_key_file = "nowhere"
+"#;
+    let expected = r#"meshd.toml:2: client.default_product: there is no product "shop" (allowed: one of a, b, c, d, or "")
+meshd.toml:4: products.a.upstreams: a proxy needs servers to pass requests on to (allowed: HOST:PORT, …; or local:PORT)
+meshd.toml:5: products.a.join: does nothing with kind = "proxy" (allowed: kind = "rooms", or without it)
+meshd.toml:6: products.a.hosts: "bad host" is no host name (allowed: a list of names as app.example.com or *.example.com)
+meshd.toml:7: products.a.paths: "/a/" is no path from its root, in whole segments (allowed: a list of paths as /chat)
+meshd.toml:8: products.a.identity: "password" is no source of uids (allowed: "auto", or a list of jwt, query:NAME, cookie:NAME, header:NAME, anonymous)
+meshd.toml:9: products.a.sticky_cookie: "a b" is not a name (allowed: 1 to 64 of a-z A-Z 0-9 - _ . and few others, or "" for none)
+meshd.toml:11: products.b.upstreams: a proxy needs servers to pass requests on to (allowed: HOST:PORT, …; or local:PORT)
+meshd.toml:13: products.b.uid: "required", and there is no identity to find one (allowed: required with an identity)
+meshd.toml:14: products.b.balance: "uid", and there is no identity to find one (allowed: uid with an identity, or sid)
+meshd.toml:15: products.b.check_path: "health" is no path (allowed: a path as /health, or "")
+meshd.toml:16: products.b.check_status: "600" is no status (allowed: as 200 or 200-399)
+meshd.toml:17: products.b.check_timeout: 10s does not go with products.b.check_interval = 5s (allowed: at most products.b.check_interval)
+meshd.toml:19: products.c.hosts: b.example chooses b too (allowed: each in one product)
+meshd.toml:20: products.c.keep: does nothing with kind = "rooms" (allowed: kind = "proxy", or without it)
+meshd.toml:21: products.c.identity: nothing behind item 1 is ever asked (allowed: anonymous as the last of the list)
+meshd.toml:21: products.c.identity: "header:" is believed of trusted proxies only, and there are none (allowed: header: with client.trusted_proxies)
+meshd.toml:24: products.d.upstreams: the server beside each node stands alone (allowed: HOST:PORT, …; or one local:PORT)
+meshd.toml:24: products.d.upstreams: b:1 stands there twice (allowed: each once)
+meshd.toml:25: products.d.pins: "alice=c:1" pins nobody to an upstream there is (allowed: UID=HOST:PORT of upstreams)
+meshd.toml:25: products.d.pins: "bob" pins nobody to an upstream there is (allowed: UID=HOST:PORT of upstreams)
+meshd.toml:26: products.d.identity: what clients say of themselves is believed, so that jwt_key_file would protect nothing (allowed: jwt, or what clients say without jwt_key_file)
+meshd.toml:26: products.d.identity: "header:" is believed of trusted proxies only, and there are none (allowed: header: with client.trusted_proxies)
+meshd.toml:27: products.d.jwt_key_file: nowhere: No such file or directory (os error 2)"#;
+    let told = complaints(&scratch, text);
+    for (told, expected) in told.lines().zip(expected.lines()) {
+        assert_eq!(told, expected);
+    }
+    assert_eq!(told.lines().count(), expected.lines().count(), "{told}");
+}
+
+#[test]
+fn a_proxy_knows_its_users_its_upstreams_and_what_keeps_them_together() {
+    let scratch = Scratch::new("proxies");
+    let text = r#"[client]
+trusted_proxies = ["10.0.0.0/8"]
+default_product = "shop"
+[products.shop]
+kind = "proxy"
+upstreams = ["a:1", "b:2"]
+pins = ["a=b=a:1"]
+identity = ["header:X-User", "anonymous"]
+check_status = ["200", "300-399"]
+[products.old]
+kind = "proxy"
+upstreams = ["local:3000"]
+pins = ["alice=node-1"]
+[products.mixed]
+kind = "proxy"
+upstreams = ["a:1"]
+identity = "query:user"
+uid = "optional"
+balance = "sid"
+"#;
+    let config = Config::load(&file(&scratch.file("meshd.toml", 0o644, text))).unwrap();
+    let [mixed, old, shop] = ["mixed", "old", "shop"].map(|name| &config.products.0[name]);
+    assert_eq!(shop.uid_sources(), [UidSource::Header("X-User".into()), UidSource::Anonymous]);
+    assert!(shop.requires_uid() && shop.balances_by_uid());
+    assert_eq!(shop.upstreams(), Upstreams::Listed(&["a:1".into(), "b:2".into()]));
+    assert_eq!(shop.pinned().collect::<Vec<_>>(), [("a=b", "a:1")]);
+    assert_eq!(shop.good_statuses(), [200..=200, 300..=399]);
+    assert_eq!(old.uid_sources(), []);
+    assert!(!old.requires_uid() && !old.balances_by_uid());
+    assert_eq!(old.upstreams(), Upstreams::Local(3_000));
+    assert_eq!(mixed.uid_sources(), [UidSource::Query("user".into())]);
+    assert!(!mixed.requires_uid() && !mixed.balances_by_uid());
 }
 
 #[test]

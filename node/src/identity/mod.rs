@@ -1,26 +1,43 @@
 //! Who a client is: its product and its user.
 //!
-//! Belongs here: where a uid may come from, what a uid may look like, which products there are.
-//! Stays out: reading the handshake (`transport`), what a user may do (`mesh_proto::product`),
+//! Belongs here: which products there are, where a uid may come from, what a uid may look like.
+//! Stays out: reading request heads (`transport`), what a user may do (`mesh_proto::product`),
 //! reading config files and secrets (`config`).
-//! Invariants: nothing a client sends is believed unless it is signed, or came in by a loopback
-//! listener with `?uid=` allowed; a token is never logged, printed or put into a refusal.
+//! Invariants: nothing a client says of itself is believed unless it is signed, or the operator has said
+//! so; the first source that finds something decides; a token is never logged, printed or put into a refusal.
+//!
+//! | module | answers |
+//! |---|---|
+//! | [`products`] | which product a request is for |
+//! | [`sources`] | what a request says of its user |
+//! | [`jwt`] | whether a token is believed |
 
 mod jwt;
+mod products;
+mod sources;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use mesh_proto::id::ANONYMOUS;
-use mesh_proto::shard::{
-    Admission, ClientProtocol, NewClient, ProductRules, RecoveryRule, Refusal, Transport,
-};
+use mesh_proto::shard::{Admission, ClientProtocol, NewClient, RecoveryRule, Refusal, Transport};
 
 pub use jwt::{JWT_SECRET_BYTES_MIN, JwtPolicy, JwtSettings, WeakSecret};
+pub use products::{Chosen, Product, ProductKind, Products};
+pub(crate) use sources::bearer_token;
+pub use sources::{UidPolicy, UidSource};
 
-use crate::transport::{Doorkeeper, Handshake};
+use crate::transport::head::RequestHead;
+use crate::transport::{Response, percent_decoded, query_values};
+use sources::Claim;
 
 /// Refused for want of any credential this node takes.
 pub const UID_REQUIRED: &str = "uid_required";
@@ -29,76 +46,104 @@ pub const UID_INVALID: &str = "uid_invalid";
 /// Refused because there is no such product.
 pub const PRODUCT_UNKNOWN: &str = "product_unknown";
 
-/// Headers of a handshake that [`Identity`] reads; the client port keeps no others for it.
-pub const HEADERS_READ: [&str; 2] = ["authorization", "user-agent"];
+/// The status of a refusal for want of a uid. No standard has it, so that no client, cache or balancer
+/// takes it for something else.
+pub const UID_REQUIRED_STATUS: u16 = 430;
 
-/// The products of this node, by name.
-#[derive(Clone, Debug)]
-pub struct Products {
-    by_name: BTreeMap<Arc<str>, Arc<ProductRules>>,
-    default: Arc<ProductRules>,
-    unknown_is_default: bool,
+/// What is known of a request beside its head.
+#[derive(Clone, Copy)]
+pub struct RequestFacts<'r> {
+    /// Its head.
+    pub head: &'r RequestHead<'r>,
+    /// The client: the other end of the connection, or whom a trusted proxy names (then port 0).
+    pub remote: SocketAddr,
+    /// Whether the other end of the connection is a trusted proxy.
+    pub is_from_proxy: bool,
+    /// Whether it came by TLS, to this node or to a trusted proxy.
+    pub is_secure: bool,
+    /// Whether the port it came in by is bound to a loopback address.
+    pub loopback_listener: bool,
 }
 
-impl Products {
-    /// `default` serves clients that name no product; with `unknown_is_default` also those that
-    /// name one that is not in `others`, else they are refused.
+/// Who sent a request, as far as its product asks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identified {
+    /// Its user; `None` where the product does without.
+    pub uid: Option<Arc<str>>,
+    /// A `Set-Cookie` that goes with the answer.
+    pub set_cookie: Option<String>,
+}
+
+/// Why a request goes no further. Nothing of what it carried is in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Denied {
+    /// Of the HTTP answer. 503 and 429 are for the moment, others stand.
+    pub status: u16,
+    /// Stable word: `uid_required`, `uid_invalid`, `product_unknown`, …
+    pub code: Cow<'static, str>,
+    /// One sentence saying what to do.
+    pub message: String,
+    /// When to come back.
+    pub retry_after: Option<Duration>,
+}
+
+impl Denied {
+    /// For want of a uid that is believed.
     #[must_use]
-    pub fn new(
-        default: ProductRules,
-        others: impl IntoIterator<Item = ProductRules>,
-        unknown_is_default: bool,
-    ) -> Self {
-        let default = Arc::new(default);
-        let mut by_name: BTreeMap<_, _> =
-            others.into_iter().map(|rules| (rules.name.clone(), Arc::new(rules))).collect();
-        by_name.insert(default.name.clone(), default.clone());
-        Self { by_name, default, unknown_is_default }
+    pub fn uid(code: &'static str, message: &str) -> Self {
+        let (code, message) = (Cow::Borrowed(code), message.to_owned());
+        Self { status: UID_REQUIRED_STATUS, code, message, retry_after: None }
     }
 
-    /// Every product.
-    pub fn all(&self) -> impl Iterator<Item = &Arc<ProductRules>> {
-        self.by_name.values()
-    }
-
-    /// The product called `name`, exactly.
+    /// Whether another try may do.
     #[must_use]
-    pub fn named(&self, name: &str) -> Option<&Arc<ProductRules>> {
-        self.by_name.get(name)
+    pub fn is_for_the_moment(&self) -> bool {
+        matches!(self.status, 429 | 503)
     }
 
-    /// What a client that names no product gets.
+    /// As it is told over HTTP.
     #[must_use]
-    pub fn default_product(&self) -> &Arc<ProductRules> {
-        &self.default
-    }
-
-    /// Their names, sorted.
-    pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.by_name.keys()
-    }
-
-    fn chosen(&self, asked: Option<&str>) -> Result<Arc<ProductRules>, Refusal> {
-        match asked {
-            None | Some("") => Ok(self.default.clone()),
-            Some(name) => match self.by_name.get(name) {
-                Some(rules) => Ok(rules.clone()),
-                None if self.unknown_is_default => Ok(self.default.clone()),
-                None => Err(refusal(PRODUCT_UNKNOWN, "no such product here: check ?product= in the URL")),
-            },
+    pub fn response(&self) -> Response {
+        let body = serde_json::json!({"error": {"code": self.code, "message": self.message}});
+        let response = Response::json(self.status, body.to_string());
+        match self.retry_after {
+            Some(after) => response.with_header("Retry-After", after.as_secs().max(1).to_string()),
+            None => response,
         }
     }
 }
 
-/// Where the uid of a product's clients comes from.
-#[derive(Debug)]
-pub enum UidSource {
-    /// A signed token, as `Authorization: Bearer` or `?token=`. Nothing else speaks for a user.
-    Jwt(Box<JwtPolicy>),
-    /// `?uid=`, believed as it is: only on loopback listeners.
-    Query,
-    /// Nobody is asked: each connection is a user of its own.
-    Anonymous,
+impl From<Denied> for Refusal {
+    fn from(denied: Denied) -> Self {
+        Self { code: denied.code, message: denied.message }
+    }
+}
+
+/// A client of this node's machines that may come in.
+#[derive(Clone, Debug)]
+pub struct Admitted {
+    /// As the machines know it; its admission may be a refusal, told in its own protocol.
+    pub client: NewClient,
+    /// A `Set-Cookie` that goes with the answer to its handshake.
+    pub set_cookie: Option<String>,
+}
+
+/// The answer about one request, which borrows nothing of it.
+pub type Deciding<T> = Pin<Box<dyn Future<Output = Result<T, Denied>> + Send>>;
+
+/// Decides who sent a request. Called on the runtime of the client port, never in a shard's thread.
+pub trait Doorkeeper: Send + Sync {
+    /// Who sent a request of `product`.
+    fn identify(&self, product: &Product, facts: &RequestFacts<'_>) -> Deciding<Identified>;
+
+    /// A client of this node's machines; `product` is what it chose. What stands is a refusal within
+    /// [`Admitted`], which the client is told in its own protocol; what is for the moment an error.
+    fn admit(
+        &self,
+        product: Result<&Product, Denied>,
+        protocol: ClientProtocol,
+        facts: &RequestFacts<'_>,
+    ) -> Deciding<Admitted>;
 }
 
 /// Decides who each client is.
@@ -107,128 +152,121 @@ pub enum UidSource {
 /// yet: browsers, which cannot set headers on a WebSocket, send `?token=`.
 #[derive(Debug)]
 pub struct Identity {
-    products: Arc<Products>,
-    sources: BTreeMap<Arc<str>, UidSource>,
+    policies: BTreeMap<Arc<str>, Arc<UidPolicy>>,
     uid_bytes_max: usize,
 }
 
 impl Identity {
-    /// `sources` by product; clients of a product without one are refused.
+    /// `policies` by product; clients of a product without one are refused.
     #[must_use]
-    pub fn new(
-        products: Arc<Products>,
-        sources: impl IntoIterator<Item = (Arc<str>, UidSource)>,
-        uid_bytes_max: usize,
-    ) -> Self {
-        Self { products, sources: sources.into_iter().collect(), uid_bytes_max }
+    pub fn new(policies: impl IntoIterator<Item = (Arc<str>, UidPolicy)>, uid_bytes_max: usize) -> Self {
+        let policies = policies.into_iter().map(|(name, policy)| (name, Arc::new(policy))).collect();
+        Self { policies, uid_bytes_max }
     }
 
-    fn admission(&self, handshake: &Handshake) -> Result<Admission, Refusal> {
-        let product = match handshake.query_value("product") {
-            None if has_param(&handshake.query, "product") => self.products.chosen(Some("\u{fffd}"))?,
-            asked => self.products.chosen(asked.as_deref())?,
-        };
-        let uid = match self.sources.get(&product.name) {
-            Some(UidSource::Jwt(policy)) => uid_of_token(policy, handshake)?,
-            Some(UidSource::Query) if handshake.loopback_listener => uid_of_query(handshake)?,
-            Some(UidSource::Anonymous) => return Ok(Admission { product, uid: anonymous_uid() }),
-            _ => {
-                let message = "this listener has no identity configured: ask its operator to set one";
-                return Err(refusal(UID_REQUIRED, message));
-            }
-        };
-        check_uid(&uid, self.uid_bytes_max)?;
-        Ok(Admission { product, uid: uid.into() })
-    }
-}
-
-/// A uid that nobody else has and nobody can ask for.
-fn anonymous_uid() -> Arc<str> {
-    let random: [u8; 16] = rand::random();
-    format!("{ANONYMOUS}{}", URL_SAFE_NO_PAD.encode(random)).into()
-}
-
-fn uid_of_token(policy: &JwtPolicy, handshake: &Handshake) -> Result<String, Refusal> {
-    let bearer = handshake.header("authorization").and_then(bearer_token);
-    let param = handshake.query_value("token");
-    match bearer.or(param.as_deref()) {
-        None | Some("") => {
-            Err(refusal(UID_REQUIRED, "send a JWT as 'Authorization: Bearer' or as ?token= in the URL"))
+    /// Who sent a request of `product`. What has to be read of the request is read at once.
+    pub fn of_request(
+        &self,
+        product: &Product,
+        facts: &RequestFacts<'_>,
+    ) -> impl Future<Output = Result<Identified, Denied>> + Send + use<> {
+        let policy = self.policies.get(&product.name).cloned();
+        let claim = policy.as_ref().map(|policy| policy.claim(facts));
+        let bytes_max = self.uid_bytes_max;
+        async move {
+            let (Some(policy), Some(claim)) = (policy, claim) else {
+                let message = "this product has no identity configured: ask its operator to set one";
+                return Err(Denied::uid(UID_REQUIRED, message));
+            };
+            let uid = match claim? {
+                Claim::Nothing if policy.required => {
+                    return Err(Denied::uid(UID_REQUIRED, &policy.advice()));
+                }
+                Claim::Nothing => return Ok(Identified::default()),
+                Claim::Anonymous { uid, set_cookie } => {
+                    return Ok(Identified { uid: Some(uid), set_cookie });
+                }
+                Claim::Uid(uid) => uid,
+                Claim::Token(policy, token) => {
+                    policy.uid(&token).map_err(|why| Denied::uid(UID_INVALID, why.advice()))?
+                }
+            };
+            check_uid(&uid, bytes_max)?;
+            Ok(Identified { uid: Some(uid.into()), set_cookie: None })
         }
-        Some(token) => policy.uid(token).map_err(|why| refusal(UID_INVALID, why.advice())),
-    }
-}
-
-fn uid_of_query(handshake: &Handshake) -> Result<String, Refusal> {
-    match handshake.query_value("uid") {
-        Some(uid) => Ok(uid.into_owned()),
-        None if has_param(&handshake.query, "uid") => {
-            Err(refusal(UID_INVALID, "?uid= is not UTF-8: percent-encode it"))
-        }
-        None => Err(refusal(UID_REQUIRED, "add ?uid=NAME to the URL")),
     }
 }
 
 impl Doorkeeper for Identity {
-    fn admit(&self, handshake: &Handshake) -> NewClient {
-        let admission = self.admission(handshake);
-        let offsets = admission.as_ref().is_ok_and(|a| carries_offsets(a.product.recovery, handshake));
-        let transport = Transport::WebSocket;
-        NewClient { protocol: handshake.protocol, admission, offsets, transport }
+    fn identify(&self, product: &Product, facts: &RequestFacts<'_>) -> Deciding<Identified> {
+        Box::pin(self.of_request(product, facts))
+    }
+
+    fn admit(
+        &self,
+        product: Result<&Product, Denied>,
+        protocol: ClientProtocol,
+        facts: &RequestFacts<'_>,
+    ) -> Deciding<Admitted> {
+        let chosen = product.and_then(|product| match product.rules() {
+            Some(rules) => Ok((rules.clone(), self.of_request(product, facts))),
+            None => Err(Denied::uid(UID_INVALID, "this product has no clients of its own here")),
+        });
+        let offsets =
+            chosen.as_ref().is_ok_and(|(rules, _)| carries_offsets(rules.recovery, protocol, facts.head));
+        Box::pin(async move {
+            let decided = match chosen {
+                Ok((product, identifying)) => identifying.await.map(|identified| (product, identified)),
+                Err(denied) => Err(denied),
+            };
+            let (admission, set_cookie) = match decided {
+                Ok((product, Identified { uid: Some(uid), set_cookie })) => {
+                    (Ok(Admission { product, uid }), set_cookie)
+                }
+                Ok(_) => (Err(Denied::uid(UID_REQUIRED, "rooms are for users: say who you are")), None),
+                Err(denied) if denied.is_for_the_moment() => return Err(denied),
+                Err(denied) => (Err(denied), None),
+            };
+            let offsets = offsets && admission.is_ok();
+            let admission = admission.map_err(Refusal::from);
+            let client = NewClient { protocol, admission, offsets, transport: Transport::WebSocket };
+            Ok(Admitted { client, set_cookie })
+        })
     }
 }
 
 /// Whether this client's events are to carry how far it has got.
-fn carries_offsets(rule: RecoveryRule, handshake: &Handshake) -> bool {
-    let asked = handshake.query_value("recovery");
+fn carries_offsets(rule: RecoveryRule, protocol: ClientProtocol, head: &RequestHead<'_>) -> bool {
+    let asked = query_values(head.query, "recovery").next().and_then(percent_decoded);
     let allowed = match (rule, asked.as_deref()) {
         (RecoveryRule::Off, _) | (_, Some("0")) => false,
         (RecoveryRule::On, _) | (RecoveryRule::Browser, Some("1")) => true,
         // Every browser calls itself that, in every handshake. An `Origin` says nothing: Python's WebSocket client
         // sends one, and the handlers behind it take no argument more.
         (RecoveryRule::Browser, _) => {
-            handshake.header("user-agent").is_some_and(|agent| agent.starts_with("Mozilla/"))
+            head.header_text("user-agent").is_some_and(|agent| agent.starts_with("Mozilla/"))
         }
     };
-    allowed && handshake.protocol == ClientProtocol::SocketIo
+    allowed && protocol == ClientProtocol::SocketIo
 }
 
 /// Whether a uid may name a user: 1 to `bytes_max` bytes, no control characters.
 ///
 /// # Errors
 /// `uid_required` for an empty one, `uid_invalid` else.
-pub fn check_uid(uid: &str, bytes_max: usize) -> Result<(), Refusal> {
+pub fn check_uid(uid: &str, bytes_max: usize) -> Result<(), Denied> {
     if uid.is_empty() {
-        return Err(refusal(UID_REQUIRED, "the uid is empty: send one"));
+        return Err(Denied::uid(UID_REQUIRED, "the uid is empty: send one"));
     }
     if uid.len() > bytes_max {
-        return Err(Refusal {
-            code: UID_INVALID.into(),
-            message: format!("the uid is over {bytes_max} bytes: send a shorter one"),
-        });
+        let message = format!("the uid is over {bytes_max} bytes: send a shorter one");
+        return Err(Denied::uid(UID_INVALID, &message));
     }
     if uid.starts_with(ANONYMOUS) {
-        return Err(refusal(UID_INVALID, "uids that begin with ~ are for anonymous clients"));
+        return Err(Denied::uid(UID_INVALID, "uids that begin with ~ are for anonymous clients"));
     }
     if uid.chars().any(char::is_control) {
-        return Err(refusal(UID_INVALID, "the uid has control characters: send one without"));
+        return Err(Denied::uid(UID_INVALID, "the uid has control characters: send one without"));
     }
     Ok(())
 }
-
-/// The token of an `Authorization: Bearer …` value; the scheme's case does not matter (RFC 9110 §11.1).
-pub(crate) fn bearer_token(value: &str) -> Option<&str> {
-    let (scheme, token) = value.trim().split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-}
-
-fn has_param(query: &str, name: &str) -> bool {
-    query.split('&').any(|pair| pair.split('=').next() == Some(name))
-}
-
-fn refusal(code: &'static str, message: &str) -> Refusal {
-    Refusal { code: code.into(), message: message.to_owned() }
-}
-
-#[cfg(test)]
-mod tests;

@@ -3,9 +3,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
-use mesh_proto::shard::ClientProtocol;
+use mesh_proto::shard::ProductRules;
 use serde_json::{Value, json};
 
+use super::testing::{Asking, identified};
 use super::*;
 
 const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
@@ -22,46 +23,63 @@ fn good_claims() -> Value {
     json!({"sub": "alice", "exp": now() + 600})
 }
 
-fn products(unknown_is_default: bool) -> Arc<Products> {
-    Arc::new(Products::new(ProductRules::open("rooms"), [ProductRules::open("chat")], unknown_is_default))
+/// `rooms` is the default, `chat` is a second one, `site` a proxy.
+struct Door {
+    products: Products,
+    identity: Identity,
 }
 
-fn with_jwt(settings: JwtSettings) -> Identity {
-    let policy = JwtPolicy::hs256(SECRET, settings).unwrap();
-    Identity::new(products(false), [("rooms".into(), UidSource::Jwt(Box::new(policy)))], 128)
+/// The same sources for all three.
+fn door(required: bool, sources: impl Fn() -> Vec<UidSource>) -> Door {
+    let rooms = Product::rooms(ProductRules::open("rooms"));
+    let others = [Product::rooms(ProductRules::open("chat")), Product::proxy("site")];
+    let products = Products::new(rooms, others, false);
+    let policy = |name: &str| (Arc::from(name), UidPolicy { sources: sources(), required, insecure: false });
+    let identity = Identity::new(["rooms", "chat", "site"].map(policy), 128);
+    Door { products, identity }
 }
 
-fn handshake(query: &str, authorization: Option<&str>) -> Handshake {
-    Handshake {
-        remote: ([127, 0, 0, 1], 1).into(),
-        loopback_listener: true,
-        path: "/ws".into(),
-        query: query.into(),
-        headers: authorization.map(|v| ("authorization".into(), v.into())).into_iter().collect(),
-        protocol: ClientProtocol::Plain,
+fn with_jwt(settings: JwtSettings) -> Door {
+    let policy = Arc::new(JwtPolicy::hs256(SECRET, settings).unwrap());
+    door(true, || vec![UidSource::Jwt(policy.clone())])
+}
+
+/// `?uid=` for all.
+fn with_query() -> Door {
+    door(true, || vec![UidSource::Query("uid".into())])
+}
+
+impl Door {
+    /// `product/uid`, or the refusal's code.
+    fn admitted(&self, asking: &Asking) -> Result<String, &'static str> {
+        match testing::admitted(&self.products, &self.identity, asking).client.admission {
+            Ok(admission) => Ok(format!("{}/{}", admission.product.name, admission.uid)),
+            Err(refusal) => {
+                let codes = [UID_REQUIRED, UID_INVALID, PRODUCT_UNKNOWN];
+                Err(codes.into_iter().find(|code| *code == refusal.code).expect("a code there is"))
+            }
+        }
     }
-}
 
-/// `?uid=` for both products.
-fn with_query(unknown_is_default: bool) -> Identity {
-    let sources = ["rooms", "chat"].map(|name| (name.into(), UidSource::Query));
-    Identity::new(products(unknown_is_default), sources, 128)
-}
+    /// The refusal of a token.
+    fn refused(&self, token: &str) -> Refusal {
+        let asking = Asking::by_query(&format!("token={token}"));
+        testing::admitted(&self.products, &self.identity, &asking).client.admission.unwrap_err()
+    }
 
-/// `product/uid`, or the refusal's code.
-fn admitted(identity: &Identity, handshake: &Handshake) -> Result<String, &'static str> {
-    match identity.admit(handshake).admission {
-        Ok(admission) => Ok(format!("{}/{}", admission.product.name, admission.uid)),
-        Err(refusal) => {
-            let codes = [UID_REQUIRED, UID_INVALID, PRODUCT_UNKNOWN];
-            Err(codes.into_iter().find(|code| *code == refusal.code).expect("a code there is"))
+    /// The uid of a proxied request, or the refusal's status and code.
+    fn identified(&self, asking: &Asking) -> Result<Option<String>, (u16, String)> {
+        let asked = Asking { target: format!("{}&product=site", asking.target), ..asking.clone() };
+        match identified(&self.products, &self.identity, &asked) {
+            Ok(identified) => Ok(identified.uid.map(|uid| uid.to_string())),
+            Err(denied) => Err((denied.status, denied.code.into_owned())),
         }
     }
 }
 
 #[test]
 fn on_loopback_the_uid_parameter_is_believed() {
-    let identity = with_query(false);
+    let door = with_query();
     let long = format!("uid={}", "x".repeat(129));
     for (query, expected) in [
         ("uid=alice", Ok("rooms/alice")),
@@ -76,51 +94,128 @@ fn on_loopback_the_uid_parameter_is_believed() {
         ("uid=%ff", Err(UID_INVALID)),
         (&long, Err(UID_INVALID)),
     ] {
-        let got = admitted(&identity, &handshake(query, None));
+        let got = door.admitted(&Asking::by_query(query));
         assert_eq!(got.as_deref().map_err(|code| *code), expected, "{query}");
     }
 }
 
 #[test]
 fn elsewhere_the_uid_parameter_is_not() {
-    let mut foreign = handshake("uid=alice", None);
-    foreign.loopback_listener = false;
-    let identity = with_query(false);
-    assert_eq!(admitted(&identity, &foreign), Err(UID_REQUIRED));
-    let no_source = with_jwt(JwtSettings::default());
-    assert_eq!(admitted(&no_source, &handshake("product=chat&uid=alice", None)), Err(UID_REQUIRED));
-    assert_eq!(admitted(&with_jwt(JwtSettings::default()), &handshake("uid=alice", None)), Err(UID_REQUIRED));
+    let foreign = Asking { loopback_listener: false, ..Asking::by_query("uid=alice") };
+    assert_eq!(with_query().admitted(&foreign), Err(UID_REQUIRED));
+    let signed = with_jwt(JwtSettings::default());
+    assert_eq!(signed.admitted(&Asking::by_query("uid=alice")), Err(UID_REQUIRED));
+    let none = Door { identity: Identity::new([], 128), ..signed };
+    assert_eq!(none.admitted(&Asking::by_query("uid=alice")), Err(UID_REQUIRED));
 }
 
 #[test]
-fn an_unknown_product_may_be_the_default_one() {
-    let identity = with_query(true);
-    assert_eq!(admitted(&identity, &handshake("product=x&uid=a", None)).as_deref(), Ok("rooms/a"));
+fn the_first_source_that_finds_something_decides() {
+    let policy = Arc::new(JwtPolicy::hs256(SECRET, JwtSettings::default()).unwrap());
+    let door = door(true, || {
+        vec![
+            UidSource::Jwt(policy.clone()),
+            UidSource::Header("X-User".into()),
+            UidSource::Cookie("user".into()),
+            UidSource::Query("user".into()),
+        ]
+    });
+    let token = token(&good_claims());
+    for (query, headers, expected) in [
+        (format!("token={token}&user=d"), "X-User: b\r\nCookie: user=c\r\n", Ok("rooms/alice")),
+        ("user=d".into(), "X-User: b\r\nCookie: user=c\r\n", Ok("rooms/b")),
+        ("user=d".into(), "Cookie: a=b; user=c\r\n", Ok("rooms/c")),
+        ("user=d".into(), "Cookie: xuser=c; a=user=b\r\n", Ok("rooms/d")),
+        (String::new(), "", Err(UID_REQUIRED)),
+        // What is found and bad is not passed over.
+        ("token=x&user=d".into(), "", Err(UID_INVALID)),
+        ("user=d".into(), "X-User: b\r\nX-User: c\r\n", Err(UID_INVALID)),
+        ("user=d".into(), "Cookie: user=b; user=b\r\n", Err(UID_INVALID)),
+        ("user=d".into(), "Cookie: user=b\r\nCookie: user=c\r\n", Err(UID_INVALID)),
+        ("user=d&user=e".into(), "", Err(UID_INVALID)),
+        ("user=d".into(), "Cookie: user=\r\n", Err(UID_REQUIRED)),
+        ("user=d".into(), "Cookie: user=%00\r\n", Err(UID_INVALID)),
+        ("user=d".into(), "Cookie: user=%ff\r\n", Err(UID_INVALID)),
+        (String::new(), "Cookie: user=\"a%20b+c\"\r\n", Ok("rooms/a b+c")),
+    ] {
+        let asking = Asking { headers: headers.into(), is_from_proxy: true, ..Asking::by_query(&query) };
+        let got = door.admitted(&asking);
+        assert_eq!(got.as_deref().map_err(|code| *code), expected, "{query} {headers:?}");
+    }
+    let forged = Asking::by_header("X-User: b");
+    assert_eq!(door.admitted(&forged), Err(UID_REQUIRED), "from nobody that is trusted");
+}
+
+#[test]
+fn a_proxied_request_without_a_uid_is_refused_by_a_status_of_its_own_or_goes_on() {
+    let sources = || vec![UidSource::Query("uid".into())];
+    let needs = door(true, sources);
+    assert_eq!(needs.identified(&Asking::by_query("uid=a")), Ok(Some("a".into())));
+    assert_eq!(needs.identified(&Asking::by_query("a=b")), Err((430, UID_REQUIRED.into())));
+    assert_eq!(needs.identified(&Asking::by_query("uid=%00")), Err((430, UID_INVALID.into())));
+    let does_without = door(false, sources);
+    assert_eq!(does_without.identified(&Asking::by_query("a=b")), Ok(None));
+    assert_eq!(does_without.identified(&Asking::by_query("uid=a")), Ok(Some("a".into())));
+    assert_eq!(does_without.identified(&Asking::by_query("uid=%00")), Err((430, UID_INVALID.into())));
+    // The machines of this node know nobody without a uid.
+    assert_eq!(does_without.admitted(&Asking::by_query("a=b")), Err(UID_REQUIRED));
+    assert_eq!(does_without.admitted(&Asking::by_query("product=site")), Err(UID_INVALID));
+}
+
+#[test]
+fn an_anonymous_user_is_the_same_again_by_its_cookie_and_never_by_its_uid() {
+    let door = door(true, || vec![UidSource::Anonymous(Some("mesh_uid".into()))]);
+    let came = |headers: &str| {
+        let asking = Asking { headers: headers.into(), ..Asking::by_query("uid=mallory") };
+        let Admitted { client, set_cookie } = testing::admitted(&door.products, &door.identity, &asking);
+        (client.admission.unwrap().uid.to_string(), set_cookie)
+    };
+    let (uid, set_cookie) = came("");
+    let set_cookie = set_cookie.expect("a cookie");
+    let (pair, attributes) = set_cookie.split_once("; ").unwrap();
+    assert_eq!(attributes, "Path=/; Max-Age=31536000; HttpOnly; SameSite=Lax");
+    assert!(uid.starts_with('~') && !uid.contains(pair.split_once('=').unwrap().1), "{uid} {pair}");
+    let secure = Asking { is_secure: true, ..Asking::by_query("") };
+    let secure = testing::admitted(&door.products, &door.identity, &secure).set_cookie;
+    assert!(secure.is_some_and(|cookie| cookie.ends_with("; SameSite=Lax; Secure")));
+    assert_eq!(came(&format!("Cookie: a=b; {pair}\r\n")), (uid.clone(), None));
+    // Everybody may see the uid: it opens nothing. Nor does what we have not made.
+    for forged in [&uid, &uid[1..], "x", ""] {
+        let (other, set_cookie) = came(&format!("Cookie: mesh_uid={forged}\r\n"));
+        assert!(other != uid && other.starts_with('~'), "{forged}");
+        assert_eq!(set_cookie.is_none(), forged == &uid[1..], "{forged}");
+    }
+}
+
+#[test]
+fn without_a_cookie_each_connection_is_a_user_of_its_own() {
+    let door = door(true, || vec![UidSource::Anonymous(None)]);
+    let came = || testing::admitted(&door.products, &door.identity, &Asking::by_query(""));
+    let (first, second) = (came(), came());
+    assert!(first.set_cookie.is_none());
+    assert_ne!(first.client.admission.unwrap().uid, second.client.admission.unwrap().uid);
 }
 
 #[test]
 fn a_token_speaks_for_its_user_from_header_or_query() {
-    let identity = with_jwt(JwtSettings::default());
+    let door = with_jwt(JwtSettings::default());
     let token = token(&good_claims());
-    for handshake in [
-        handshake("", Some(&format!("Bearer {token}"))),
-        handshake("", Some(&format!("bearer {token}"))),
-        handshake(&format!("token={token}"), None),
-        handshake(&format!("token={token}&uid=mallory"), None),
+    for asking in [
+        Asking::by_header(&format!("Authorization: Bearer {token}")),
+        Asking::by_header(&format!("authorization: bearer {token}")),
+        Asking::by_query(&format!("token={token}")),
+        Asking::by_query(&format!("token={token}&uid=mallory")),
     ] {
-        assert_eq!(admitted(&identity, &handshake).as_deref(), Ok("rooms/alice"), "{handshake:?}");
+        assert_eq!(door.admitted(&asking).as_deref(), Ok("rooms/alice"), "{asking:?}");
     }
-    let basic = handshake("", Some("Basic YTpi"));
-    assert_eq!(admitted(&identity, &basic), Err(UID_REQUIRED));
-}
-
-fn refused(identity: &Identity, token: &str) -> Refusal {
-    identity.admit(&handshake(&format!("token={token}"), None)).admission.unwrap_err()
+    assert_eq!(door.admitted(&Asking::by_header("Authorization: Basic YTpi")), Err(UID_REQUIRED));
+    let twice = format!("Authorization: Bearer {token}\r\nAuthorization: Bearer {token}");
+    assert_eq!(door.admitted(&Asking::by_header(&twice)), Err(UID_INVALID));
 }
 
 #[test]
 fn tokens_that_lie_are_refused_and_not_repeated() {
-    let identity = with_jwt(JwtSettings::default());
+    let door = with_jwt(JwtSettings::default());
     let unsigned = |alg: &str| {
         let header = URL_SAFE_NO_PAD.encode(format!(r#"{{"alg":"{alg}","typ":"JWT"}}"#));
         format!("{header}.{}.", URL_SAFE_NO_PAD.encode(good_claims().to_string()))
@@ -162,16 +257,16 @@ fn tokens_that_lie_are_refused_and_not_repeated() {
         token(&json!({"sub": "a\u{7}", "exp": now() + 600})),
         token(&json!({"sub": "x".repeat(129), "exp": now() + 600})),
     ] {
-        let refusal = refused(&identity, &token);
+        let refusal = door.refused(&token);
         assert_eq!(refusal.code, UID_INVALID, "{token}");
         assert!(!refusal.message.contains(&token), "{refusal:?}");
     }
-    assert_eq!(refused(&identity, &token(&json!({"sub": "", "exp": now() + 600}))).code, UID_REQUIRED);
+    assert_eq!(door.refused(&token(&json!({"sub": "", "exp": now() + 600}))).code, UID_REQUIRED);
 }
 
 #[test]
 fn issuer_and_audience_are_required_once_configured() {
-    let identity = with_jwt(JwtSettings {
+    let door = with_jwt(JwtSettings {
         uid_claim: "user_id".into(),
         issuers: vec!["https://app.example".into()],
         audiences: vec!["rooms".into()],
@@ -179,7 +274,7 @@ fn issuer_and_audience_are_required_once_configured() {
     let claims = |iss: Value, aud: Value| {
         let mut claims = json!({"user_id": 42, "exp": now() + 600, "iss": iss, "aud": aud});
         claims.as_object_mut().unwrap().retain(|_, value| !value.is_null());
-        admitted(&identity, &handshake(&format!("token={}", token(&claims)), None))
+        door.admitted(&Asking::by_query(&format!("token={}", token(&claims))))
     };
     let ours = json!("https://app.example");
     assert_eq!(claims(ours.clone(), json!("rooms")).as_deref(), Ok("rooms/42"));
@@ -220,10 +315,12 @@ fn offsets_go_to_browsers_and_to_whom_asks() {
         (On, "recovery=0", Some(chrome), false),
         (Off, "recovery=1", Some(chrome), false),
     ] {
-        let mut client = handshake(query, None);
-        client.headers = header.map(|(name, value)| (name.into(), value.into())).into_iter().collect();
-        assert!(!carries_offsets(rule, &client), "the plain protocol has places of its own");
-        client.protocol = ClientProtocol::SocketIo;
-        assert_eq!(carries_offsets(rule, &client), expected, "{rule:?} {query:?} {header:?}");
+        let header = header.map(|(name, value)| format!("{name}: {value}\r\n")).unwrap_or_default();
+        let text = format!("GET /?{query} HTTP/1.1\r\nHost: x\r\n{header}\r\n");
+        let head = RequestHead::parse(text.as_bytes()).unwrap();
+        let plain = carries_offsets(rule, ClientProtocol::Plain, &head);
+        assert!(!plain, "the plain protocol has places of its own");
+        let got = carries_offsets(rule, ClientProtocol::SocketIo, &head);
+        assert_eq!(got, expected, "{rule:?} {query:?} {header:?}");
     }
 }

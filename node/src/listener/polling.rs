@@ -5,6 +5,7 @@
 //! What filling up means: a full shard queue is a 503; a body over its bound a 413 that ends the session.
 //! Invariants: a request that is named to a shard is answered, or taken back when its connection breaks.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -18,11 +19,12 @@ use tokio::time::timeout;
 use super::{Door, ReadError, read_some};
 use crate::admission::Reason;
 use crate::handles::{EngineAsked, OpenedPolling, ToShard};
+use crate::identity::{Admitted, Deciding, Denied};
+use crate::transport::Response;
 use crate::transport::body::{BodyError, BodyReader};
 use crate::transport::head::RequestHead;
 use crate::transport::route::{EngineError, PollingRequest};
 use crate::transport::stream::ClientStream;
-use crate::transport::{Handshake, Response};
 
 /// A body may take this long, and longer only while it comes at [`BODY_BYTES_PER_SECOND`].
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,7 +42,9 @@ const READ_AHEAD_MAX: usize = 16 << 10;
 pub(super) struct Asked {
     request: PollingRequest,
     cors: Vec<(&'static str, String)>,
-    handshake: Handshake,
+    remote: SocketAddr,
+    /// Who it is, for the handshake.
+    admitting: Option<Deciding<Admitted>>,
     /// Whether the connection stays open after the answer.
     keeps: bool,
     /// The client waits for a word before it sends the body.
@@ -60,6 +64,8 @@ pub(super) enum Answered {
     With(EngineResponse),
     /// Not now.
     Busy(Reason),
+    /// Not this one.
+    Denied(Denied),
     /// The client is gone.
     Nobody,
 }
@@ -69,13 +75,15 @@ impl Asked {
         head: &RequestHead<'_>,
         request: PollingRequest,
         cors: Vec<(&'static str, String)>,
-        handshake: Handshake,
+        remote: SocketAddr,
+        admitting: Option<Deciding<Admitted>>,
         body_bytes_max: usize,
     ) -> Self {
         Self {
             request,
             cors,
-            handshake,
+            remote,
+            admitting,
             keeps: head.http11 && !head.has_token("connection", "close"),
             expects: head.http11 && head.has_token("expect", "100-continue"),
             body: BodyReader::new(head, body_bytes_max),
@@ -120,8 +128,8 @@ impl Drop for Named<'_> {
 impl Door {
     /// One request of a polling client, from its body to its answer.
     pub(super) async fn polling(&self, stream: &mut ClientStream, rest: &mut Vec<u8>, asked: Asked) -> Next {
-        let Asked { request, cors, handshake, keeps, expects, body } = asked;
-        let ip = handshake.remote.ip();
+        let Asked { request, cors: mut headers, remote, admitting, keeps, expects, body } = asked;
+        let ip = remote.ip();
         if expects && rest.is_empty() && stream.write_answer(b"HTTP/1.1 100 Continue\r\n\r\n").await.is_err()
         {
             return Next::Nothing;
@@ -140,7 +148,10 @@ impl Door {
             Err(BodyFailed::Body(BodyError::Malformed)) => Some(EngineError::BadRequest.response()),
         };
         let answered = match request {
-            PollingRequest::Open if refused.is_none() => self.open_polling(stream, rest, &handshake).await,
+            PollingRequest::Open if refused.is_none() => match admitting {
+                Some(admitting) => self.open_polling(stream, rest, ip, admitting, &mut headers).await,
+                None => Answered::Nobody,
+            },
             PollingRequest::Open => Answered::With(EngineResponse::Refused(EngineRefusal::BadRequest)),
             PollingRequest::Poll(sid) => self.ask(stream, rest, sid, EngineRequest::Poll).await,
             PollingRequest::Post(sid) => {
@@ -161,11 +172,15 @@ impl Door {
             (Some(refused), _) => (refused, false),
             (None, Answered::With(response)) => (response_of(response), keeps),
             (None, Answered::Busy(reason)) => (busy(reason), false),
+            (None, Answered::Denied(denied)) => {
+                self.count(Reason::Denied, ip);
+                (denied.response(), false)
+            }
         };
         if response.status >= 400 && response.status < 500 {
             self.count(Reason::BadHandshake, ip);
         }
-        response.headers.extend(cors);
+        response.headers.extend(headers);
         let bytes = if keeps { response.to_kept_bytes() } else { response.to_bytes(false) };
         match timeout(ANSWER_TIMEOUT, stream.write_answer(&bytes)).await {
             Ok(Ok(())) if keeps => Next::Request,
@@ -179,17 +194,23 @@ impl Door {
         &self,
         stream: &mut ClientStream,
         rest: &mut Vec<u8>,
-        handshake: &Handshake,
+        ip: IpAddr,
+        admitting: Deciding<Admitted>,
+        headers: &mut Vec<(&'static str, String)>,
     ) -> Answered {
         let admission = &self.port.admission;
         if admission.is_draining() {
             return Answered::Busy(Reason::Draining);
         }
-        let mut place = match admission.admit(handshake.remote.ip(), self.port.clock.now()) {
+        let mut place = match admission.admit(ip, self.port.clock.now()) {
             Ok(place) => place,
             Err(reason) => return Answered::Busy(reason),
         };
-        let mut client = self.port.doorkeeper.admit(handshake);
+        let Admitted { mut client, set_cookie } = match admitting.await {
+            Ok(admitted) => admitted,
+            Err(denied) => return Answered::Denied(denied),
+        };
+        headers.extend(set_cookie.map(|cookie| ("Set-Cookie", cookie)));
         let ix = self.name();
         client.transport = Transport::Polling(ix);
         let shard = admission.emptiest_shard();

@@ -1,8 +1,11 @@
 //! The client port against real sockets; the shard's queue is read by the test.
 
+use std::future::ready;
+use std::pin::Pin;
+
 use bytes::Bytes;
 use mesh_proto::id::ShardIx;
-use mesh_proto::shard::{NewClient, Refusal};
+use mesh_proto::shard::{ClientProtocol, NewClient, ProductRules, Refusal};
 use mesh_proto::wire::EngineRefusal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -11,20 +14,50 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::admission::AdmissionLimits;
 use crate::handles::{EngineAsked, ShardHandle};
+use crate::identity::{Identified, Product};
 use crate::transport::proxies::TrustedProxies;
+use crate::transport::query_values;
 
 const UPGRADE: &str = "Host: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
                        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
-/// Knows nobody.
+/// Knows nobody, and all users of products that are not rooms.
 struct Stranger;
 
 impl Doorkeeper for Stranger {
-    fn admit(&self, handshake: &Handshake) -> NewClient {
-        let refusal = Refusal { code: "uid_required".into(), message: handshake.query.clone() };
-        let transport = Transport::WebSocket;
-        NewClient { protocol: handshake.protocol, admission: Err(refusal), offsets: false, transport }
+    fn identify(&self, _: &Product, facts: &RequestFacts<'_>) -> Deciding<Identified> {
+        let uid = query_values(facts.head.query, "uid").next().map(Arc::from);
+        let known = uid.map(|uid| Identified { uid: Some(uid), ..Identified::default() });
+        Box::pin(ready(known.ok_or_else(|| Denied::uid("uid_required", "who are you"))))
     }
+
+    fn admit(
+        &self,
+        product: Result<&Product, Denied>,
+        protocol: ClientProtocol,
+        facts: &RequestFacts<'_>,
+    ) -> Deciding<Admitted> {
+        if facts.head.query.contains("busy") {
+            let retry_after = Some(Duration::from_secs(3));
+            let denied = Denied { status: 503, retry_after, ..Denied::uid("hook_failed", "not now") };
+            return Box::pin(ready(Err(denied)));
+        }
+        let message = format!("{} {}", facts.head.path, facts.head.query);
+        let refusal = match product {
+            Ok(_) => Refusal { code: "uid_required".into(), message },
+            Err(denied) => denied.into(),
+        };
+        let transport = Transport::WebSocket;
+        let client = NewClient { protocol, admission: Err(refusal), offsets: false, transport };
+        Box::pin(ready(Ok(Admitted { client, set_cookie: Some("a=b".into()) })))
+    }
+}
+
+/// `rooms`, also at `/chat`, and a proxy at `/site`.
+fn products() -> Products {
+    let with_path = |product: Product, path: &str| Product { paths: vec![path.into()], ..product };
+    let site = with_path(Product::proxy("site"), "/site");
+    Products::new(with_path(Product::rooms(ProductRules::open("rooms")), "/chat"), [site], false)
 }
 
 struct Bench {
@@ -44,6 +77,16 @@ fn bench_behind(
     head_timeout: Duration,
     queue_len: usize,
 ) -> Bench {
+    bench_with(None, proxies, limits, head_timeout, queue_len)
+}
+
+fn bench_with(
+    proxy: Option<Arc<dyn Forward>>,
+    proxies: TrustedProxies,
+    limits: AdmissionLimits,
+    head_timeout: Duration,
+    queue_len: usize,
+) -> Bench {
     let (tx, inbox) = mpsc::channel(queue_len);
     let listener = ClientListener::bind(([127, 0, 0, 1], 0).into()).unwrap();
     let addr = listener.local_addr();
@@ -51,13 +94,11 @@ fn bench_behind(
     let site: Site = Arc::new(|head| (head.path == "/").then(|| Response::json(200, r#""home""#)));
     let port = ClientPort {
         shards: Shards(Arc::new([ShardHandle { shard: ShardIx(0), tx }])),
+        products: Arc::new(products()),
         doorkeeper: Arc::new(Stranger),
+        proxy,
         site: Some(site),
-        policy: Arc::new(RoutePolicy {
-            kept_headers: vec!["authorization".into()],
-            proxies,
-            ..RoutePolicy::default()
-        }),
+        policy: Arc::new(RoutePolicy { proxies, ..RoutePolicy::default() }),
         admission: admission.clone(),
         head_timeout,
         message_bytes_max: 1_000,
@@ -217,9 +258,9 @@ async fn an_upgrade_reaches_the_shard_with_its_first_frames() {
     }
     let client = opened(&mut bench).await;
     assert!(client.greeting.starts_with(b"HTTP/1.1 101 "));
-    assert!(client.greeting.ends_with(b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"));
+    assert!(client.greeting.ends_with(b"Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSet-Cookie: a=b\r\n\r\n"));
     assert_eq!(client.client.protocol, ClientProtocol::Plain);
-    assert_eq!(client.client.admission.unwrap_err().message, "token=t");
+    assert_eq!(client.client.admission.unwrap_err().message, "/ws token=t");
     let came = client.read_ahead.len();
     assert!(b"\x01frames".starts_with(&client.read_ahead[..]) && came <= 7);
     assert_eq!(bench.admission.open(), 1);
@@ -367,4 +408,88 @@ async fn a_port_in_use_is_named() {
     let bench = plain_bench();
     let error = ClientListener::bind(bench.addr).unwrap_err();
     assert!(error.to_string().contains(&bench.addr.to_string()));
+}
+
+#[tokio::test]
+async fn a_beginning_of_paths_chooses_the_product_and_is_taken_off() {
+    let mut bench = plain_bench();
+    for (target, code, message) in [
+        ("/chat/ws?a=b", "uid_required", "/ws a=b"),
+        ("/ws?a=b", "uid_required", "/ws a=b"),
+        ("/ws?product=nope", "product_unknown", "no such product"),
+        ("/socket.io/?EIO=4&transport=websocket&product=nope", "product_unknown", "no such product"),
+    ] {
+        let mut stream = TcpStream::connect(bench.addr).await.unwrap();
+        stream.write_all(format!("GET {target} HTTP/1.1\r\n{UPGRADE}").as_bytes()).await.unwrap();
+        let opened = opened(&mut bench).await;
+        let refusal = opened.client.admission.unwrap_err();
+        assert_eq!(refusal.code, code, "{target}");
+        assert!(refusal.message.starts_with(message), "{target}: {refusal:?}");
+        let greeting = String::from_utf8(opened.greeting.to_vec()).unwrap();
+        assert!(greeting.ends_with("Set-Cookie: a=b\r\n\r\n"), "{greeting}");
+    }
+    let told = answer(bench.addr, b"GET /other?product=nope HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert!(told.starts_with("HTTP/1.1 404 ") && told.contains("product_unknown"), "{told}");
+    let told = answer(bench.addr, b"GET /chat/../site HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert!(told.starts_with("HTTP/1.1 400 "), "{told}");
+}
+
+#[tokio::test]
+async fn who_cannot_be_known_just_now_is_told_to_come_back() {
+    let bench = plain_bench();
+    let polling = "GET /socket.io/?EIO=4&transport=polling&busy HTTP/1.1\r\nHost: x\r\n\r\n";
+    let websocket = format!("GET /ws?busy HTTP/1.1\r\n{UPGRADE}");
+    for request in [polling, &websocket] {
+        let told = answer(bench.addr, request.as_bytes()).await;
+        assert!(told.starts_with("HTTP/1.1 503 ") && told.contains("hook_failed"), "{told}");
+        assert!(told.contains("Retry-After: 3\r\n"), "{told}");
+    }
+}
+
+/// Answers with what it was given, and keeps the connection.
+struct Echo;
+
+impl Forward for Echo {
+    fn forward(&self, request: Proxied) -> Pin<Box<dyn Future<Output = Option<Forwarded>> + Send>> {
+        Box::pin(async move {
+            let Proxied { product, identified, head, rest, mut stream, place, .. } = request;
+            let line = String::from_utf8(head).unwrap().lines().next().unwrap().to_owned();
+            let body = format!("{} {} {line}", product.name, identified.uid.unwrap());
+            stream.write_all(&Response::json(200, body).to_kept_bytes()).await.ok()?;
+            Some(Forwarded { stream, rest, place })
+        })
+    }
+}
+
+#[tokio::test]
+async fn requests_of_a_proxy_are_handed_over_with_their_user_and_their_connection_comes_back() {
+    let limits = AdmissionLimits::default();
+    let within = Duration::from_secs(5);
+    let mut bench = bench_with(Some(Arc::new(Echo)), TrustedProxies::default(), limits, within, 16);
+    let mut stream = TcpStream::connect(bench.addr).await.unwrap();
+    let site = "GET /site/a?uid=alice HTTP/1.1\r\nHost: x\r\n\r\n";
+    let sid = EngineSid::new(mesh_proto::id::NodeId(1), ShardIx(0), [1; 16]).expose_text();
+    let poll = format!("GET /socket.io/?EIO=4&transport=polling&sid={sid} HTTP/1.1\r\nHost: x\r\n\r\n");
+    // Half of the second is read with the first, the third is for this node's own machines.
+    let (half, other_half) = site.split_at(20);
+    for part in [format!("{site}{half}"), other_half.into()] {
+        stream.write_all(part.as_bytes()).await.unwrap();
+        let told = kept_answer(&mut stream).await;
+        assert!(told.ends_with("site alice GET /site/a?uid=alice HTTP/1.1"), "{told}");
+    }
+    stream.write_all(poll.as_bytes()).await.unwrap();
+    asked(&mut bench).await.answer.send(EngineResponse::Taken).unwrap();
+    assert!(kept_answer(&mut stream).await.ends_with("ok"));
+    let told = answer(bench.addr, b"GET /site/a HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert!(told.starts_with("HTTP/1.1 430 ") && told.contains("uid_required"), "{told}");
+    let upgrade = format!("GET /site/ws HTTP/1.1\r\n{UPGRADE}");
+    assert!(answer(bench.addr, upgrade.as_bytes()).await.starts_with("HTTP/1.1 430 "));
+}
+
+#[tokio::test]
+async fn a_proxy_that_is_not_there_is_told_at_once() {
+    let bench = plain_bench();
+    let told = answer(bench.addr, b"GET /site?uid=a HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert!(told.starts_with("HTTP/1.1 503 ") && told.contains("no_upstream"), "{told}");
+    assert!(told.contains("Retry-After: 1\r\n"), "{told}");
 }

@@ -9,9 +9,12 @@ use std::sync::Arc;
 use mesh_proto::shard::{Namespaces, ProductRules};
 
 use crate::app::App;
+use crate::config::product::{ProductConfig, UidSource as Wanted};
 use crate::config::secrets::Secrets;
-use crate::config::{self, Config, DEFAULT_PRODUCT, ProductConfig};
-use crate::identity::{Identity, JwtPolicy, JwtSettings, Products, UidSource, WeakSecret};
+use crate::config::{Config, DEFAULT_PRODUCT};
+use crate::identity::{
+    Identity, JwtPolicy, JwtSettings, Product, ProductKind, Products, UidPolicy, UidSource, WeakSecret,
+};
 
 /// The products of the settings.
 pub(super) fn products(config: &Config, apps: &BTreeMap<String, App>) -> Products {
@@ -19,38 +22,67 @@ pub(super) fn products(config: &Config, apps: &BTreeMap<String, App>) -> Product
         Some(app) => ProductRules { is_app: true, namespaces: Namespaces::new(app.names()), ..rules },
         None => rules,
     };
-    let rules = |name: &String| config.products.0.get(name).map(|product| with_code(product.rules(name)));
+    let product = |(name, product): (&String, &ProductConfig)| Product {
+        name: name.as_str().into(),
+        kind: match product.is_proxy() {
+            true => ProductKind::Proxy,
+            false => ProductKind::Rooms(Arc::new(with_code(product.rules(name)))),
+        },
+        hosts: product.hosts.clone(),
+        paths: product.paths.clone(),
+    };
     let names = || config.products.0.keys();
+    let chosen = || names().find(|name| **name == config.client.default_product);
     // A program that embeds a node for one product of its own means that one.
-    let only = apps.keys().next().filter(|_| apps.len() == 1);
-    let default = only.or_else(|| names().find(|name| *name == DEFAULT_PRODUCT)).or_else(|| names().next());
-    let default = default.and_then(rules).unwrap_or_else(|| ProductConfig::default().rules(DEFAULT_PRODUCT));
-    Products::new(default, names().filter_map(rules), false)
+    let only = || apps.keys().next().filter(|_| apps.len() == 1);
+    let rooms = || names().find(|name| *name == DEFAULT_PRODUCT);
+    let default = chosen().or_else(only).or_else(rooms).or_else(|| names().next());
+    let default = default.and_then(|name| config.products.0.get_key_value(name)).map(product);
+    let default = default.unwrap_or_else(|| Product::rooms(ProductConfig::default().rules(DEFAULT_PRODUCT)));
+    let unknown_is_default = config.client.unknown_product == "default";
+    Products::new(default, config.products.0.iter().map(product), unknown_is_default)
 }
 
 /// Who decides on the clients of each product.
 ///
 /// # Errors
 /// [`WeakSecret`] for a key that the settings' own check would have refused.
-pub(super) fn identity(
-    config: &Config,
-    secrets: &Secrets,
-    products: &Arc<Products>,
-) -> Result<Identity, WeakSecret> {
-    let mut sources = Vec::new();
+pub(super) fn identity(config: &Config, secrets: &Secrets) -> Result<Identity, WeakSecret> {
+    let mut policies = Vec::new();
     for (name, product) in &config.products.0 {
-        let source = match (product.identity(), secrets.jwt_keys.get(name)) {
-            (config::Identity::Query, _) => UidSource::Query,
-            (config::Identity::Anonymous, _) => UidSource::Anonymous,
-            (config::Identity::Jwt, Some(key)) => {
-                UidSource::Jwt(Box::new(JwtPolicy::hs256(key.expose(), jwt_settings(product))?))
-            }
-            // Without its key nobody can be told apart: its clients are refused.
-            (config::Identity::Jwt, None) => continue,
+        let jwt = match secrets.jwt_keys.get(name) {
+            Some(key) => Some(Arc::new(JwtPolicy::hs256(key.expose(), jwt_settings(product))?)),
+            None => None,
         };
-        sources.push((Arc::from(name.as_str()), source));
+        let cookie = Some(&product.anonymous_cookie).filter(|name| !name.is_empty());
+        let sources = product.uid_sources().into_iter().filter_map(|source| {
+            Some(match source {
+                // Without its key nobody can be told apart: its clients are refused.
+                Wanted::Jwt => UidSource::Jwt(jwt.clone()?),
+                Wanted::Query(name) => UidSource::Query(name),
+                Wanted::Cookie(name) => UidSource::Cookie(name),
+                Wanted::Header(name) => UidSource::Header(name),
+                Wanted::Anonymous => UidSource::Anonymous(cookie.cloned()),
+            })
+        });
+        let policy = UidPolicy {
+            sources: sources.collect(),
+            required: product.requires_uid(),
+            insecure: product.insecure_identity,
+        };
+        policies.push((Arc::from(name.as_str()), policy));
     }
-    Ok(Identity::new(products.clone(), sources, config.limits.uid_bytes_max))
+    Ok(Identity::new(policies, config.limits.uid_bytes_max))
+}
+
+/// Headers by which trusted proxies say who a user is, of all products, in lower case.
+pub(super) fn identity_headers(config: &Config) -> Vec<String> {
+    let sources = config.products.0.values().flat_map(ProductConfig::uid_sources);
+    let names = sources.filter_map(|source| match source {
+        Wanted::Header(name) => Some(name.to_ascii_lowercase()),
+        _ => None,
+    });
+    names.collect()
 }
 
 fn jwt_settings(product: &ProductConfig) -> JwtSettings {
@@ -66,11 +98,9 @@ fn jwt_settings(product: &ProductConfig) -> JwtSettings {
 mod tests {
     use std::collections::BTreeMap;
 
-    use mesh_proto::shard::ClientProtocol;
-
     use super::*;
     use crate::config::secrets::JwtKey;
-    use crate::transport::{Doorkeeper as _, Handshake};
+    use crate::identity::testing::{Asking, admitted};
 
     #[test]
     fn a_token_s_product_does_not_take_uids_by_query_though_another_does() {
@@ -79,22 +109,35 @@ mod tests {
         config.products.0.insert("chat".into(), signed);
         let jwt_keys = BTreeMap::from([("chat".to_owned(), JwtKey::new([7; 32]))]);
         let secrets = Secrets { cluster: None, api_key: None, admin_token: None, jwt_keys };
-        let identity = identity(&config, &secrets, &Arc::new(products(&config, &BTreeMap::new()))).unwrap();
+        let identity = identity(&config, &secrets).unwrap();
+        let products = products(&config, &BTreeMap::new());
         let refused = |query: &str| {
-            let handshake = Handshake {
-                remote: ([127, 0, 0, 1], 1).into(),
-                loopback_listener: true,
-                path: "/ws".into(),
-                query: query.into(),
-                headers: Vec::new(),
-                protocol: ClientProtocol::Plain,
-            };
-            identity.admit(&handshake).admission.err().map(|refusal| refusal.code)
+            let admitted = admitted(&products, &identity, &Asking::by_query(query));
+            admitted.client.admission.err().map(|refusal| refusal.code)
         };
         assert_eq!(refused("uid=alice"), None);
         assert_eq!(refused("uid=alice&product=rooms"), None);
         assert_eq!(refused("uid=alice&product=chat").as_deref(), Some("uid_required"));
         assert_eq!(refused("uid=alice&product=%63hat").as_deref(), Some("uid_required"));
         assert_eq!(refused("uid=alice&product=nope").as_deref(), Some("product_unknown"));
+    }
+
+    #[test]
+    fn the_default_product_is_the_one_of_the_settings_then_the_only_one_with_code_then_rooms() {
+        let mut config = Config::default();
+        for name in ["a", "b"] {
+            config.products.0.insert(name.into(), ProductConfig::default());
+        }
+        let default = |config: &Config, apps: &[&str]| {
+            let apps = apps.iter().map(|name| ((*name).to_owned(), App::new())).collect();
+            products(config, &apps).default_product().name.to_string()
+        };
+        assert_eq!(default(&config, &[]), "rooms");
+        assert_eq!(default(&config, &["b"]), "b");
+        config.client.default_product = "a".into();
+        assert_eq!(default(&config, &["b"]), "a");
+        config.client.default_product = String::new();
+        config.products.0.remove("rooms");
+        assert_eq!(default(&config, &[]), "a");
     }
 }

@@ -17,7 +17,7 @@ use mesh_proto::time::Instant;
 use mesh_proto::wire::CommandFailed;
 use tokio::sync::mpsc;
 
-use super::doorkeeper::{identity, products};
+use super::doorkeeper::{identity, identity_headers, products};
 use super::serve::Serving;
 use super::{Addresses, Ended, Options, StartError};
 use crate::admin::{Board, OwnAnswers};
@@ -29,7 +29,6 @@ use crate::config::Config;
 use crate::config::secrets::Secrets;
 use crate::drain::DrainControl;
 use crate::handles::{SHARD_QUEUE_LEN, ShardHandle, Shards, ToShard, ViewWatch};
-use crate::identity::HEADERS_READ;
 use crate::listener::{ClientListener, ClientPort};
 use crate::mesh::{EndpointConfig, Mesh, MeshConfig, NodeStatusSource};
 use crate::shard::ShardParts;
@@ -150,7 +149,7 @@ impl Parts {
                     me: Address { node: me, shard: handle.shard },
                     shards: u16::try_from(shards.0.len()).unwrap_or(u16::MAX),
                     node_name: addresses.name.as_str().into(),
-                    products: products.all().cloned().collect(),
+                    products: products.rooms().cloned().collect(),
                     limits: config.limits.clone(),
                     ids: ids.clone(),
                     seed: rand::random(),
@@ -181,11 +180,13 @@ impl Parts {
         serving.admin(listeners.admin, secrets.admin_token.as_ref(), api)?;
         let port = ClientPort {
             shards: shards.clone(),
-            doorkeeper: Arc::new(identity(&config, secrets, &products)?),
+            products: products.clone(),
+            doorkeeper: Arc::new(identity(&config, secrets)?),
+            proxy: None,
             site: options.demo_control.as_ref().map(|url| serving.demo_site(url)),
             policy: Arc::new(RoutePolicy {
                 origins: Origins::from_list(&config.client.allowed_origins),
-                kept_headers: HEADERS_READ.map(str::to_owned).into(),
+                identity_headers: identity_headers(&config),
                 engine_io: options.apps.values().any(App::is_engine_io),
                 // Checked with the rest of the configuration.
                 proxies: TrustedProxies::from_list(&config.client.trusted_proxies).unwrap_or_default(),

@@ -1,8 +1,8 @@
 //! How a client gets in: from the first byte of its request to a stream that carries frames.
 //!
-//! Belongs here: what is kept of a handshake, and the seams to whoever decides on it.
-//! Stays out: who the client is (`identity` implements [`Doorkeeper`]), pages ([`Site`]), what its
-//! messages mean (`mesh_proto::shard`).
+//! Belongs here: reading requests, short answers, frames.
+//! Stays out: who the client is (`identity`), pages ([`Site`]), what its messages mean
+//! (`mesh_proto::shard`).
 //!
 //! | module | answers |
 //! |---|---|
@@ -23,58 +23,9 @@ pub mod tls;
 pub mod websocket;
 
 use std::borrow::Cow;
-use std::fmt;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
-use mesh_proto::shard::{ClientProtocol, NewClient};
-
 use head::RequestHead;
-
-/// Bytes of headers kept of a handshake; a header that would pass it is left out.
-pub const KEPT_HEADER_BYTES_MAX: usize = 1 << 10;
-
-/// What is kept of a client's handshake. Path, query and headers may hold credentials, so that
-/// `Debug` shows neither query nor values.
-#[derive(Clone)]
-pub struct Handshake {
-    /// The client: the other end of the TCP connection, or whom a trusted proxy names (then port 0).
-    pub remote: SocketAddr,
-    /// Whether the port it came in by is bound to a loopback address.
-    pub loopback_listener: bool,
-    /// The path asked for, without query.
-    pub path: String,
-    /// The raw query, without `?`; empty when there is none.
-    pub query: String,
-    /// Headers named by [`route::RoutePolicy::kept_headers`], names in lower case, in order of arrival.
-    pub headers: Vec<(String, String)>,
-    /// What the client will speak.
-    pub protocol: ClientProtocol,
-}
-
-impl Handshake {
-    /// The first value of a kept header; `name` in lower case.
-    #[must_use]
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(kept, _)| kept == name).map(|(_, value)| value.as_str())
-    }
-
-    /// The first value of a query parameter, percent-decoded; `None` too when it is not UTF-8.
-    #[must_use]
-    pub fn query_value(&self, name: &str) -> Option<Cow<'_, str>> {
-        query_values(&self.query, name).next().and_then(percent_decoded)
-    }
-}
-
-impl fmt::Debug for Handshake {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Handshake")
-            .field("remote", &self.remote)
-            .field("path", &self.path)
-            .field("protocol", &self.protocol)
-            .finish_non_exhaustive()
-    }
-}
 
 /// Every raw value that `name` has in a query, in order.
 pub(crate) fn query_values<'q>(query: &'q str, name: &str) -> impl Iterator<Item = &'q str> {
@@ -112,13 +63,6 @@ pub fn percent_decoded(text: &str) -> Option<Cow<'_, str>> {
 
 fn hex_digit(byte: u8) -> Option<u8> {
     char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
-}
-
-/// Decides which product and user a handshake is for. Called on the runtime of the client port,
-/// never in a shard's thread; must not block (JWT checks are fine, network calls are not).
-pub trait Doorkeeper: Send + Sync {
-    /// Who this is, or why it is refused; the refusal is told in the client's own protocol.
-    fn admit(&self, handshake: &Handshake) -> NewClient;
 }
 
 /// A whole HTTP answer with a short body.
@@ -196,6 +140,7 @@ fn reason_phrase(status: u16) -> &'static str {
         414 => "URI Too Long",
         426 => "Upgrade Required",
         429 => "Too Many Requests",
+        430 => "Uid Required",
         431 => "Request Header Fields Too Large",
         503 => "Service Unavailable",
         _ => "Error",
@@ -216,20 +161,6 @@ mod tests {
             assert_eq!(percent_decoded(text).as_deref(), Some(decoded), "{text}");
         }
         assert_eq!(percent_decoded("%ff"), None);
-    }
-
-    #[test]
-    fn a_handshake_prints_no_credentials() {
-        let handshake = Handshake {
-            remote: ([127, 0, 0, 1], 1).into(),
-            loopback_listener: true,
-            path: "/ws".into(),
-            query: "token=canary-query".into(),
-            headers: vec![("authorization".into(), "canary-header".into())],
-            protocol: ClientProtocol::Plain,
-        };
-        assert!(!format!("{handshake:?}").contains("canary"));
-        assert_eq!(handshake.query_value("token").as_deref(), Some("canary-query"));
     }
 
     #[test]

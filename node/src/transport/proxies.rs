@@ -13,8 +13,8 @@ use super::head::RequestHead;
 /// Hops that a request may have passed.
 pub const HOPS_MAX: usize = 10;
 
-/// Headers by which proxies speak of whom they stand for.
-const FORWARDED: [&str; 2] = ["forwarded", "x-real-ip"];
+/// Headers by which proxies speak of whom they stand for, beside `X-Forwarded-…` and those of the settings.
+const FORWARDED: [&str; 5] = ["forwarded", "x-real-ip", "x-mesh-uid", "x-product", "x-uid"];
 
 /// Networks of proxies that are believed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -83,15 +83,21 @@ impl TrustedProxies {
         self.0.iter().any(|network| bits(ip) & network.mask() == network.bits)
     }
 
-    /// The address that a request comes from: the rightmost hop that is not trusted itself.
+    /// The address that a request comes from: the rightmost hop that is not trusted itself. `more` names
+    /// further headers, in lower case, that only proxies may send.
     ///
     /// # Errors
     /// [`TooManyHops`], from a trusted proxy only.
-    pub fn origin(&self, peer: IpAddr, head: &RequestHead<'_>) -> Result<Origin, TooManyHops> {
+    pub fn origin(
+        &self,
+        peer: IpAddr,
+        head: &RequestHead<'_>,
+        more: &[String],
+    ) -> Result<Origin, TooManyHops> {
         if !self.contain(peer) {
             let speaks = |(name, _): (&str, _)| {
                 let name = name.to_ascii_lowercase();
-                name.starts_with("x-forwarded-") || FORWARDED.contains(&name.as_str())
+                name.starts_with("x-forwarded-") || FORWARDED.contains(&name.as_str()) || more.contains(&name)
             };
             return Ok(Origin { ip: peer, ignored: head.headers().any(speaks) });
         }
@@ -133,7 +139,9 @@ mod tests {
         let text = format!("GET / HTTP/1.1\r\nHost: x\r\n{headers}\r\n");
         let head = RequestHead::parse(text.as_bytes()).unwrap();
         let proxies = trusted(&["10.0.0.0/8", "192.0.2.7", "2001:db8::/32"]);
-        proxies.origin(peer.parse().unwrap(), &head).map(|origin| (origin.ip.to_string(), origin.ignored))
+        proxies
+            .origin(peer.parse().unwrap(), &head, &["x-user".into()])
+            .map(|origin| (origin.ip.to_string(), origin.ignored))
     }
 
     #[test]
@@ -162,9 +170,14 @@ mod tests {
 
     #[test]
     fn what_others_say_is_ignored_and_noted() {
-        for said in
-            ["X-Forwarded-For: 1.1.1.1", "x-forwarded-proto: https", "Forwarded: for=1.1.1.1", "X-Real-IP: 1"]
-        {
+        for said in [
+            "X-Forwarded-For: 1.1.1.1",
+            "x-forwarded-proto: https",
+            "Forwarded: for=1.1.1.1",
+            "X-Real-IP: 1",
+            "X-Mesh-Uid: a",
+            "X-User: a",
+        ] {
             assert_eq!(
                 origin("203.0.113.9", &format!("{said}\r\n")),
                 Ok(("203.0.113.9".into(), true)),

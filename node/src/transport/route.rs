@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::head::RequestHead;
 use super::proxies::TrustedProxies;
-use super::{KEPT_HEADER_BYTES_MAX, Response, query_values};
+use super::{Response, query_values};
 
 /// Where Socket.IO clients connect.
 pub const SOCKET_IO_PATH: &str = "/socket.io/";
@@ -29,8 +29,8 @@ pub const PLAIN_PATH: &str = "/ws";
 pub struct RoutePolicy {
     /// Who may connect from a browser.
     pub origins: Origins,
-    /// Headers kept for `identity`, in lower case.
-    pub kept_headers: Vec<String>,
+    /// Headers in lower case by which a proxy says who a user is: whoever else sends one is not believed.
+    pub identity_headers: Vec<String>,
     /// Whether [`ENGINE_IO_PATH`] is served.
     pub engine_io: bool,
     /// Who may say for whom a request is.
@@ -275,28 +275,14 @@ fn accept_key(head: &RequestHead<'_>) -> Result<String, Response> {
     }
 }
 
-/// The `101` that opens a WebSocket.
+/// The `101` that opens a WebSocket, with a cookie that it sets, if any.
 #[must_use]
-pub fn switching_protocols(accept_key: &str) -> String {
+pub fn switching_protocols(accept_key: &str, set_cookie: Option<&str>) -> String {
+    let cookie = set_cookie.map(|cookie| format!("Set-Cookie: {cookie}\r\n")).unwrap_or_default();
     format!(
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-         Sec-WebSocket-Accept: {accept_key}\r\n\r\n"
+         Sec-WebSocket-Accept: {accept_key}\r\n{cookie}\r\n"
     )
-}
-
-/// The headers worth keeping, within [`KEPT_HEADER_BYTES_MAX`].
-#[must_use]
-pub fn kept_headers(head: &RequestHead<'_>, policy: &RoutePolicy) -> Vec<(String, String)> {
-    let mut left = KEPT_HEADER_BYTES_MAX;
-    let mut kept = Vec::new();
-    for (name, value) in head.headers() {
-        let wanted = policy.kept_headers.iter().find(|wanted| wanted.eq_ignore_ascii_case(name));
-        let (Some(wanted), Ok(value)) = (wanted, std::str::from_utf8(value)) else { continue };
-        let Some(rest) = left.checked_sub(wanted.len() + value.len()) else { continue };
-        left = rest;
-        kept.push((wanted.to_ascii_lowercase(), value.to_owned()));
-    }
-    kept
 }
 
 #[cfg(test)]
@@ -415,18 +401,5 @@ mod tests {
         }
         assert!(!passes("Origin: https://app.example\r\nOrigin: https://evil.example\r\n"));
         assert_eq!(Origins::from_list(&["a".into(), "*".into()]), Origins::Any);
-    }
-
-    #[test]
-    fn kept_headers_stay_within_their_bound() {
-        let policy = RoutePolicy {
-            kept_headers: vec!["authorization".into(), "x-small".into()],
-            ..RoutePolicy::default()
-        };
-        let big = "a".repeat(KEPT_HEADER_BYTES_MAX);
-        let text =
-            format!("GET / HTTP/1.1\r\nHost: x\r\nAuthorization: {big}\r\nX-Small: 1\r\nOther: 2\r\n\r\n");
-        let head = RequestHead::parse(text.as_bytes()).unwrap();
-        assert_eq!(kept_headers(&head, &policy), vec![("x-small".to_owned(), "1".to_owned())]);
     }
 }

@@ -1,0 +1,213 @@
+//! What a request says of its user, source by source.
+//!
+//! Belongs here: finding tokens, cookies, headers and parameters in a request head; anonymous users.
+//! Stays out: whether a token is believed (`jwt`), what a uid may look like (`identity`).
+//! Invariants: what stands twice in one place is refused, because somebody behind us might read the
+//! other one; a header speaks only for a trusted proxy.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use mesh_proto::id::ANONYMOUS;
+use ring::digest::{Context, SHA256};
+
+use super::{Denied, JwtPolicy, RequestFacts, UID_INVALID};
+use crate::transport::head::RequestHead;
+use crate::transport::{percent_decoded, query_values};
+
+/// Random bytes in the cookie of an anonymous user, and bytes of the hash that is its uid.
+const ANONYMOUS_BYTES: usize = 16;
+
+/// How long a browser keeps that cookie, in seconds: a year.
+const ANONYMOUS_COOKIE_SECS: u32 = 365 * 24 * 3_600;
+
+/// How the clients of a product say who they are.
+#[derive(Debug, Default)]
+pub struct UidPolicy {
+    /// In order: the first that finds something decides.
+    pub sources: Vec<UidSource>,
+    /// Whether a request without a uid is refused.
+    pub required: bool,
+    /// Believe what clients say of themselves also where other hosts reach the client port.
+    pub insecure: bool,
+}
+
+/// Where the uid of a product's clients comes from.
+#[derive(Debug)]
+pub enum UidSource {
+    /// A signed token, as `Authorization: Bearer` or `?token=`.
+    Jwt(Arc<JwtPolicy>),
+    /// This query parameter, believed as it is.
+    Query(String),
+    /// This cookie, believed as it is.
+    Cookie(String),
+    /// This header of a trusted proxy.
+    Header(String),
+    /// A user of its own; the cookie by which it is the same again, if any.
+    Anonymous(Option<String>),
+}
+
+/// What was found.
+#[derive(Debug)]
+pub(super) enum Claim {
+    /// Nothing, in any source.
+    Nothing,
+    /// A uid, still to be checked for its form.
+    Uid(String),
+    /// A token, still to be checked.
+    Token(Arc<JwtPolicy>, String),
+    /// Nobody in particular.
+    Anonymous { uid: Arc<str>, set_cookie: Option<String> },
+}
+
+impl UidPolicy {
+    /// What the first source that has something has.
+    pub(super) fn claim(&self, facts: &RequestFacts<'_>) -> Result<Claim, Denied> {
+        let head = facts.head;
+        let believes = self.insecure || facts.loopback_listener;
+        for source in &self.sources {
+            let found = match source {
+                UidSource::Jwt(policy) => {
+                    token(head)?.map(|token| Claim::Token(policy.clone(), token.into_owned()))
+                }
+                UidSource::Query(name) if believes => {
+                    query(head, name)?.map(|uid| Claim::Uid(uid.into_owned()))
+                }
+                UidSource::Cookie(name) if believes => {
+                    cookie(head, name)?.map(|uid| Claim::Uid(uid.into_owned()))
+                }
+                UidSource::Header(name) if facts.is_from_proxy => {
+                    header(head, name)?.map(|uid| Claim::Uid(uid.to_owned()))
+                }
+                UidSource::Query(_) | UidSource::Cookie(_) | UidSource::Header(_) => None,
+                UidSource::Anonymous(cookie) => Some(anonymous(facts, cookie.as_deref())?),
+            };
+            if let Some(found) = found {
+                return Ok(found);
+            }
+        }
+        Ok(Claim::Nothing)
+    }
+
+    /// What a client without a uid can do.
+    pub(super) fn advice(&self) -> String {
+        let ways = self.sources.iter().map(|source| match source {
+            UidSource::Jwt(_) => "a JWT as 'Authorization: Bearer' or as ?token= in the URL".to_owned(),
+            UidSource::Query(name) => format!("?{name}=NAME in the URL"),
+            UidSource::Cookie(name) => format!("the cookie {name}"),
+            UidSource::Header(name) => format!("the header {name}, by a proxy that is trusted here"),
+            UidSource::Anonymous(_) => "nothing".to_owned(),
+        });
+        let ways: Vec<String> = ways.collect();
+        match ways.is_empty() {
+            true => "this listener has no identity configured: ask its operator to set one".into(),
+            false => format!("send {}", ways.join(", or ")),
+        }
+    }
+}
+
+fn invalid(what: &str) -> Denied {
+    Denied::uid(UID_INVALID, what)
+}
+
+/// A parameter of the query, once; an empty one is there too.
+fn query<'h>(head: &RequestHead<'h>, name: &str) -> Result<Option<Cow<'h, str>>, Denied> {
+    let mut values = query_values(head.query, name);
+    match (values.next(), values.next()) {
+        (None, _) => Ok(None),
+        (Some(value), None) => {
+            let decoded = percent_decoded(value);
+            decoded.map(Some).ok_or_else(|| invalid(&format!("?{name}= is not UTF-8: percent-encode it")))
+        }
+        (Some(_), Some(_)) => Err(invalid(&format!("?{name}= is there twice: send it once"))),
+    }
+}
+
+/// A cookie, percent-decoded, once (RFC 6265 §5.4).
+fn cookie<'h>(head: &'h RequestHead<'_>, name: &str) -> Result<Option<Cow<'h, str>>, Denied> {
+    let mut found = None;
+    for line in head.values("cookie") {
+        for pair in line.split(|&b| b == b';') {
+            let pair = pair.trim_ascii();
+            let Some(value) = pair.strip_prefix(name.as_bytes()).and_then(|rest| rest.strip_prefix(b"="))
+            else {
+                continue;
+            };
+            let value = value.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\"")).unwrap_or(value);
+            if found.replace(value).is_some() {
+                return Err(invalid(&format!("the cookie {name} is there twice: send it once")));
+            }
+        }
+    }
+    let Some(value) = found else { return Ok(None) };
+    let decoded = std::str::from_utf8(value).ok().and_then(cookie_decoded);
+    decoded.map(Some).ok_or_else(|| invalid(&format!("the cookie {name} is not UTF-8: percent-encode it")))
+}
+
+/// `+` is itself in a cookie.
+fn cookie_decoded(text: &str) -> Option<Cow<'_, str>> {
+    match text.contains('+') {
+        false => percent_decoded(text),
+        true => percent_decoded(&text.replace('+', "%2B")).map(|decoded| Cow::Owned(decoded.into_owned())),
+    }
+}
+
+/// A header, once.
+fn header<'h>(head: &'h RequestHead<'_>, name: &str) -> Result<Option<&'h str>, Denied> {
+    let mut values = head.values(name);
+    match (values.next(), values.next()) {
+        (None, _) => Ok(None),
+        (Some(value), None) => {
+            let text = std::str::from_utf8(value);
+            text.map(Some).map_err(|_| invalid(&format!("the header {name} is not UTF-8")))
+        }
+        (Some(_), Some(_)) => Err(invalid(&format!("the header {name} is there twice: send it once"))),
+    }
+}
+
+/// A token of the `Authorization` header, else of `?token=`.
+fn token<'h>(head: &'h RequestHead<'_>) -> Result<Option<Cow<'h, str>>, Denied> {
+    let bearer = header(head, "authorization")?.and_then(bearer_token);
+    let found = match bearer {
+        Some(token) => Some(Cow::Borrowed(token)),
+        None => query(head, "token")?,
+    };
+    Ok(found.filter(|token| !token.is_empty()))
+}
+
+/// The token of an `Authorization: Bearer …` value; the scheme's case does not matter (RFC 9110 §11.1).
+pub(crate) fn bearer_token(value: &str) -> Option<&str> {
+    let (scheme, token) = value.trim().split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// The user of the cookie's secret, or a new one. A cookie that we did not make is as none.
+fn anonymous(facts: &RequestFacts<'_>, name: Option<&str>) -> Result<Claim, Denied> {
+    let known = match name {
+        Some(name) => cookie(facts.head, name)?,
+        None => None,
+    };
+    let known = known.and_then(|text| URL_SAFE_NO_PAD.decode(text.as_bytes()).ok());
+    if let Some(secret) = known.and_then(|bytes| <[u8; ANONYMOUS_BYTES]>::try_from(bytes).ok()) {
+        return Ok(Claim::Anonymous { uid: anonymous_uid(&secret), set_cookie: None });
+    }
+    let secret: [u8; ANONYMOUS_BYTES] = rand::random();
+    // `Lax` keeps it from requests and WebSockets that pages of other sites open.
+    let set_cookie = name.map(|name| {
+        let value = URL_SAFE_NO_PAD.encode(secret);
+        let secure = if facts.is_secure { "; Secure" } else { "" };
+        format!("{name}={value}; Path=/; Max-Age={ANONYMOUS_COOKIE_SECS}; HttpOnly; SameSite=Lax{secure}")
+    });
+    Ok(Claim::Anonymous { uid: anonymous_uid(&secret), set_cookie })
+}
+
+/// A uid that others may see: the secret does not follow from it.
+fn anonymous_uid(secret: &[u8]) -> Arc<str> {
+    let mut hash = Context::new(&SHA256);
+    hash.update(b"meshd anonymous user");
+    hash.update(secret);
+    let hash = hash.finish();
+    format!("{ANONYMOUS}{}", URL_SAFE_NO_PAD.encode(&hash.as_ref()[..ANONYMOUS_BYTES])).into()
+}
