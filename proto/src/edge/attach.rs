@@ -173,6 +173,7 @@ impl Edge {
             verified: true,
             history: 0,
             in_force_in: 0,
+            has_hole: false,
             tag: 0,
         });
         if self.tails[tail as usize].live {

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use super::Edge;
+use super::session::Membership;
 use crate::mutant::{Mutant, is_planted};
 use crate::recovery::{self, RoomAt};
 use crate::shard::Packet;
@@ -19,10 +20,7 @@ impl Edge {
         let Some(key) = session.offset_key else { return };
         let behind = self.clients[session.client.0 as usize].as_ref().is_some_and(|client| client.behind);
         let tails = &self.tails;
-        let is_whole = session.rooms.iter().all(|m| {
-            let known = if m.history == 0 { m.in_force_in } else { m.history };
-            m.slot.is_none() || !m.verified || known == tails[m.tail as usize].history()
-        });
+        let is_whole = !session.rooms.iter().any(|m| self.has_hole(m));
         let rooms = session.rooms.iter().map(|m| {
             if m.slot.is_none() && m.verified {
                 return None;
@@ -36,6 +34,13 @@ impl Edge {
             recovery::encode_lost(out, &mut self.scratch, key, session.own_done);
         }
         out.extend_from_slice(b"\"]");
+    }
+
+    /// Whether something has not been served in a room: its history has been lost since the client's join.
+    pub(super) fn has_hole(&self, m: &Membership) -> bool {
+        let known = if m.history == 0 { m.in_force_in } else { m.history };
+        let in_force = m.slot.is_some() && m.verified;
+        m.has_hole || (in_force && known != self.tails[m.tail as usize].history())
     }
 
     /// An event for one client, whole.

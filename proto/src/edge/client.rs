@@ -39,10 +39,11 @@ pub(super) struct Client {
     pub(super) behind: bool,
     /// Nothing can be served to it now: what it is to get next is fetched, or its tail is not there yet.
     pub(super) waits: bool,
-    /// When anything came from it last.
-    last_heard: Instant,
     queue: Queue,
     next_ping: Instant,
+    /// How often it was pinged, and how often it has answered.
+    pings: u64,
+    pongs: u64,
     pong_due: Option<Instant>,
     /// The present `pong_due` has been put off because the ping may have waited in the queue.
     pong_put_off: bool,
@@ -116,9 +117,10 @@ impl Client {
             closing: false,
             behind: false,
             waits: false,
-            last_heard: now,
             queue: Queue::default(),
             next_ping: now + first_ping,
+            pings: 0,
+            pongs: 0,
             pong_due: None,
             pong_put_off: false,
             connect_due: Some(now + connect_timeout),
@@ -151,15 +153,31 @@ impl Client {
     }
 
     /// Anything from the client: it lives.
-    pub(super) fn heard(&mut self, now: Instant) {
-        self.last_heard = now;
+    pub(super) fn heard(&mut self) {
         self.pong_due = None;
         self.pong_put_off = false;
     }
 
-    /// Whether it has shown within `span` that it is there.
-    pub(super) fn was_heard_within(&self, now: Instant, span: Duration) -> bool {
-        now.since(self.last_heard) <= span
+    /// A ping leaves. Its number.
+    pub(super) fn pinged(&mut self, now: Instant, limits: &Limits) -> u64 {
+        self.pong_due.get_or_insert(now + limits.ping_timeout);
+        self.pings += 1;
+        self.pings
+    }
+
+    /// An answer to a ping: to the first that has none.
+    pub(super) fn ponged(&mut self) {
+        self.pongs = self.pings.min(self.pongs + 1);
+    }
+
+    /// Whether it was there after ping `number` had left: it has answered that one.
+    pub(super) fn has_answered(&self, number: u64) -> bool {
+        self.pongs >= number
+    }
+
+    /// Whether it has what was written before the last ping.
+    pub(super) fn has_answered_all(&self) -> bool {
+        self.pongs == self.pings
     }
 
     pub(super) fn connected(&mut self) {

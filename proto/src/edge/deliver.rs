@@ -251,7 +251,9 @@ impl Edge {
     pub(crate) fn take_from_session(&mut self, ctx: &mut Ctx<'_>, from: Address, message: SessionToEdge) {
         let Some(message) = self.take_resume_answer(ctx, from, message) else { return };
         let sid = match &message {
-            SessionToEdge::Resumed(_) | SessionToEdge::NotResumed { .. } => return,
+            SessionToEdge::Resumed(_)
+            | SessionToEdge::NotResumed { .. }
+            | SessionToEdge::StillThere { .. } => return,
             SessionToEdge::Attached { sid, .. }
             | SessionToEdge::Done { sid, .. }
             | SessionToEdge::Own { sid, .. }
@@ -270,7 +272,9 @@ impl Edge {
             return;
         }
         match message {
-            SessionToEdge::Resumed(_) | SessionToEdge::NotResumed { .. } => {}
+            SessionToEdge::Resumed(_)
+            | SessionToEdge::NotResumed { .. }
+            | SessionToEdge::StillThere { .. } => {}
             SessionToEdge::Attached { term, inbound_confirmed, .. } => {
                 if term < session.term {
                     return;

@@ -21,7 +21,7 @@ impl Edge {
     pub(crate) fn packet(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, packet: Packet) {
         ctx.stats.packets_received_total += 1;
         let Some(client) = self.client(ix) else { return };
-        client.heard(ctx.now);
+        client.heard();
         let is_asked_for = !client.resuming.is_empty();
         if matches!(client.carrier, Carrier::Upgrading(_)) {
             return self.upgrade_packet(ctx, ix, packet);
@@ -173,7 +173,9 @@ impl Edge {
     /// The client has answered a ping: it has what was written before. Of a polling client each GET says
     /// so, and its answer may be late.
     fn ponged(&mut self, ix: ClientIx) {
-        if self.client(ix).is_some_and(|client| client.polling().is_none()) {
+        let Some(client) = self.client(ix) else { return };
+        client.ponged();
+        if client.polling().is_none() && client.has_answered_all() {
             self.shown(ix);
         }
     }

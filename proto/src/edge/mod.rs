@@ -345,14 +345,7 @@ impl Edge {
         while let Some(due) = self.client(ix).and_then(|c| c.due(ctx.now, &limits)) {
             match due {
                 Due::Ping => {
-                    let ping = match self.clients[ix.0 as usize].as_ref().map(|c| c.protocol) {
-                        Some(ClientProtocol::Plain) => plain::PING,
-                        _ => engineio::PING,
-                    };
-                    if self.client(ix).is_some_and(|client| client.polling().is_none()) {
-                        self.pinged(ix);
-                    }
-                    self.write(ctx, ix, ping);
+                    self.ping(ctx, ix);
                 }
                 Due::Resume => self.resume_reading(ctx, ix),
                 Due::ResumeIsLate => self.resume_is_late(ctx, ix),
@@ -492,6 +485,23 @@ impl Edge {
     fn session_in(&self, ix: ClientIx, namespace: &str) -> Option<u32> {
         let is_here = |index: &u32| *self.sessions[*index as usize].identity.namespace == *namespace;
         self.sessions_of(ix).iter().copied().find(is_here)
+    }
+
+    /// Pings a client. The number of the ping, for [`client::Client::has_answered`].
+    fn ping(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx) -> Option<u64> {
+        let limits = self.limits.clone();
+        let client = self.client(ix)?;
+        let number = client.pinged(ctx.now, &limits);
+        let ping = match client.protocol {
+            ClientProtocol::Plain => plain::PING,
+            ClientProtocol::SocketIo | ClientProtocol::EngineIo => engineio::PING,
+        };
+        // What is written to a polling client leaves with an answer to a GET.
+        if client.polling().is_none() {
+            self.pinged(ix);
+        }
+        self.write(ctx, ix, ping);
+        Some(number)
     }
 
     /// A ping goes out behind everything written so far.

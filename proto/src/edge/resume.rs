@@ -3,16 +3,17 @@
 //! Belongs here: the question to the owner, what its answer leads to, falling back to a new session.
 //! Stays out: what an offset means (`session::resume`), serving a cursor (`readers`).
 //! Invariants: the client is told that it goes on only when the owner of every room has found its cursor;
-//! before that anything that fails gives it a new session; it is told before it gets any event.
-//! When it breaks: the question is repeated to whoever owns the session then, if the client shows that it is
-//! still there; after `RESUME_MAX` it begins anew.
+//! before that anything that fails gives it a new session; it is told before it gets any event. A transport
+//! gives way only to one that its client has shown to be the next: by an offset that was written over it, or
+//! by the answer to a ping that left after the owner had named it.
+//! When it breaks: the question is repeated to whoever owns the session then; after `RESUME_MAX` the client
+//! begins anew. A question that comes late, or for a client that is gone, takes nothing away from anybody.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Edge;
 use super::session::EdgeSession;
-use crate::engineio;
 use crate::id::{Address, ClientIx, Cursor, NodeRef, Pid, Placement, RoomKey, SocketSid};
 use crate::json;
 use crate::mutant::{Mutant, is_planted};
@@ -25,10 +26,6 @@ use crate::wire::{
 /// A client that comes back waits this long at most.
 pub(super) const RESUME_MAX: Duration = Duration::from_secs(10);
 
-/// A question is asked again only for a client that has shown within this time that it is there: one that
-/// has lost this transport may have its session elsewhere by now, and would lose it.
-const HEARD_WITHIN: Duration = Duration::from_millis(300);
-
 /// A question under way.
 #[derive(Debug)]
 pub(super) struct Resuming {
@@ -36,8 +33,8 @@ pub(super) struct Resuming {
     placement: Placement,
     /// Who was asked; `None`: to be asked again.
     owner: Option<NodeRef>,
-    /// The client has been pinged, so that it shows that it is there.
-    pinged: bool,
+    /// It is not asked again before the client has answered this ping.
+    ping: Option<u64>,
     question: Resume,
 }
 
@@ -85,9 +82,10 @@ impl Edge {
         // An older transport of the same client: it does not ask any more.
         let older = self.resuming.iter().find(|(_, resuming)| resuming.sid == sid);
         let older = older.map(|(id, resuming)| (*id, resuming.client(), resuming.question.namespace.clone()));
-        let question = Resume { id, pid, product: product.name.clone(), uid, namespace, client: ix, offset };
+        let product = product.name.clone();
+        let question = Resume { id, pid, product, uid, namespace, client: ix, offset, instead_of: None };
         let placement = self.ids.placement_of(sid);
-        self.resuming.insert(id, Resuming { sid, placement, owner: None, pinged: false, question });
+        self.resuming.insert(id, Resuming { sid, placement, owner: None, ping: None, question });
         if let Some((older, at, namespace)) = older {
             self.resuming.remove(&older);
             if let Some(client) = self.client(at) {
@@ -101,27 +99,34 @@ impl Edge {
 
     /// Asks for whatever is not being asked for.
     pub(super) fn send_resumes(&mut self, ctx: &mut Ctx<'_>) {
-        let mut to_ping = Vec::new();
         for resuming in self.resuming.values_mut().filter(|resuming| resuming.owner.is_none()) {
-            let ix = resuming.question.client;
-            let client = self.clients[ix.0 as usize].as_deref_mut().expect("a question has its client");
-            let is_there = client.was_heard_within(ctx.now, HEARD_WITHIN);
-            if !is_there && !is_planted(Mutant::AskedForTheGone) {
-                if !std::mem::replace(&mut resuming.pinged, true) {
-                    to_ping.push(ix);
-                }
+            let client = self.clients[resuming.client().0 as usize].as_deref();
+            let client = client.expect("a question has its client");
+            if resuming.ping.is_some_and(|ping| !client.has_answered(ping)) {
                 continue;
             }
-            resuming.pinged = false;
             resuming.owner = ctx.view.owner(resuming.placement);
             if let Some(owner) = resuming.owner {
                 let resume = ToSession::Resume(Box::new(resuming.question.clone()));
                 ctx.out.send_to_host(owner, resuming.placement, Body::ToSession(resume));
             }
         }
-        for ix in to_ping {
-            self.write(ctx, ix, engineio::PING);
+    }
+
+    /// The session has had transport `attachment`, of which the client's offset does not know: if the client
+    /// is there now, that is not its transport any more.
+    fn still_there(&mut self, ctx: &mut Ctx<'_>, from: Address, id: u64, attachment: u64) {
+        let Some(ix) = self.resuming.get(&id).filter(|r| r.owner == Some(from.node)).map(Resuming::client)
+        else {
+            return;
+        };
+        let ping = self.ping(ctx, ix).filter(|_| !is_planted(Mutant::AskedForTheGone));
+        if let Some(resuming) = self.resuming.get_mut(&id) {
+            resuming.question.instead_of = Some(attachment);
+            (resuming.owner, resuming.ping) = (None, ping);
         }
+        self.send_resumes(ctx);
+        self.arm(ctx, ix);
     }
 
     /// Asks again wherever `which` holds for the node asked.
@@ -301,6 +306,7 @@ impl Edge {
         match message {
             SessionToEdge::Resumed(resumed) => self.resumed(ctx, from, *resumed),
             SessionToEdge::NotResumed { id, why, .. } => self.not_resumed(ctx, from, id, why),
+            SessionToEdge::StillThere { id, attachment, .. } => self.still_there(ctx, from, id, attachment),
             other => return Some(other),
         }
         None

@@ -96,6 +96,8 @@ pub(super) struct Membership {
     pub(super) history: u32,
     /// The tail's history in which any other member's join took effect.
     pub(super) in_force_in: u32,
+    /// Its former edge knew of something that it has not been served.
+    pub(super) has_hole: bool,
     /// Stands for room and `joined` in offsets.
     pub(super) tag: u64,
 }

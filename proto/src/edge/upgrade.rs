@@ -299,6 +299,7 @@ impl Edge {
             own_seq: m.own_seq,
             tell: m.tell,
             place: m.slot.map(|_| (m.joined, m.at)),
+            has_hole: self.has_hole(m),
         });
         let rooms: Vec<MovedRoom> = rooms.collect();
         let session = self.take_session(ctx, index);
@@ -396,9 +397,16 @@ impl Edge {
         let key = moved.identity.resumable.then(|| self.ids.offset_key(&moved.identity.pid));
         let session = EdgeSession::from_moved(ctx.now, moved, placement, protocol, ix, key);
         let index = self.keep_session(session);
-        for MovedRoom { room, own_seq, tell, place } in rooms {
+        for MovedRoom { room, own_seq, tell, place, has_hole } in rooms {
             match place {
-                Some((joined, at)) => self.go_on_in(ctx, index, &room, own_seq, joined, at),
+                Some((joined, at)) => {
+                    self.go_on_in(ctx, index, &room, own_seq, joined, at);
+                    if let Some(&tail) = self.by_room.get(&room)
+                        && let Some(m) = self.sessions[index as usize].membership(tail)
+                    {
+                        m.has_hole = has_hole;
+                    }
+                }
                 None if tell => self.join_tail(ctx, index, &room, own_seq, AskedBy::Backend),
                 None => self.join_tail(ctx, index, &room, own_seq, AskedBy::Client),
             }

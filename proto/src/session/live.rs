@@ -89,6 +89,8 @@ impl Wait {
 pub(super) enum Effect {
     /// The edge is told that its session is owned.
     Attached { inbound_confirmed: u64 },
+    /// The former edge is told that its client has given it up, whether it has noticed or not.
+    GivenUp(EdgeRef),
     /// The edge is told that its client goes on.
     Resumed(Box<Resumed>),
     /// Own-log entries up to this one may go to the edge.
@@ -164,6 +166,7 @@ impl Session<'_> {
     /// Another edge goes on with the session: `point` is what its client has shown. What the former one
     /// has sent and is under way is carried out; nobody waits for its answers.
     pub(super) fn resume(&mut self, edge: EdgeRef, id: u64, point: &ResumePoint) {
+        let given_up = self.state.edge;
         self.op(SessionOp::Resume { edge, own_seq: point.own_seq });
         let confirmed = before_first_packet(edge.attachment);
         let resumed = Resumed {
@@ -175,11 +178,11 @@ impl Session<'_> {
             rooms: point.rooms(self.state),
         };
         let mut former = std::mem::take(self.live);
-        // What was for the former edge is void; backends are answered all the same.
-        let mut told = Vec::new();
+        // What was for the former edge is void; backends are answered all the same, and edges given up told.
+        let mut kept = Vec::new();
         former.effects.drain(|effect| {
-            if matches!(effect, Effect::Told(_)) {
-                told.push(effect);
+            if matches!(effect, Effect::Told(_) | Effect::GivenUp(_)) {
+                kept.push(effect);
             }
         });
         former.open.retain(|open| !open.waits_for.is_of_edge());
@@ -194,7 +197,8 @@ impl Session<'_> {
             ..SessionLive::default()
         };
         let (applied, own) = (self.applied(), self.state.own.last());
-        told.into_iter().for_each(|effect| self.live.effects.push(applied, effect));
+        kept.extend(given_up.map(Effect::GivenUp));
+        kept.into_iter().for_each(|effect| self.live.effects.push(applied, effect));
         self.live.effects.push(applied, Effect::Resumed(Box::new(resumed)));
         self.live.effects.push(applied, Effect::Own(own));
     }
@@ -247,6 +251,10 @@ impl Session<'_> {
         while let Some(effect) = self.live.effects.release().map(Committed::into_inner) {
             match effect {
                 Effect::Told(answer) => told.push(answer),
+                Effect::GivenUp(EdgeRef { edge, attachment, .. }) => {
+                    let unknown = SessionToEdge::Unknown { sid: self.state.identity.sid, attachment };
+                    out.send_to_address(edge, placement, Body::SessionToEdge(unknown));
+                }
                 // The next edge to attach gets all of it, or repeats what asked for it.
                 _ if !self.live.attached => {}
                 Effect::Done(done) => packets.push(done),

@@ -413,7 +413,7 @@ impl Sessions {
             }
             Open::Absent => return self.not_resumed(ctx, from, sid, resume.id, NotResumed::Gone),
         }
-        let Resume { id, pid, product, uid, namespace, client, offset } = resume;
+        let Resume { id, pid, product, uid, namespace, client, offset, instead_of } = resume;
         let key = self.ids.offset_key(&pid);
         let carried = offset.map_or(Carried::Nothing, |text| recovery::decode(&text, key));
         let Some(mut session) = self.host.owned(&sid) else { return };
@@ -427,17 +427,17 @@ impl Sessions {
             Ok(_) => return self.not_resumed(ctx, from, sid, id, NotResumed::NotTheirs),
             Err(why) => return self.not_resumed(ctx, from, sid, id, why),
         };
-        let Some(attachment) = next_transport(session.state.attachment) else {
+        let last = session.state.attachment;
+        // The question may have been long under way, and its client back by another transport since.
+        if !session.state.own.is_of_present(point.own_seq) && instead_of != Some(last) {
+            let still_there = SessionToEdge::StillThere { sid, id, attachment: last };
+            let placement = self.ids.placement_of(sid);
+            return ctx.out.send_to_address(from, placement, Body::SessionToEdge(still_there));
+        }
+        let Some(attachment) = next_transport(last) else {
             return self.not_resumed(ctx, from, sid, id, NotResumed::Gone);
         };
-        let former = session.state.edge;
         session.resume(EdgeRef { attachment, edge: from, client }, id, &point);
-        if let Some(former) = former {
-            // The client has given it up, whether that edge has noticed or not.
-            let unknown = SessionToEdge::Unknown { sid, attachment: former.attachment };
-            let placement = self.ids.placement_of(sid);
-            ctx.out.send_to_address(former.edge, placement, Body::SessionToEdge(unknown));
-        }
         self.tell_app(ctx, &sid, AppEvent::Attach);
         self.dirty.insert(sid);
         self.run(ctx, sid);

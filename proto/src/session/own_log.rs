@@ -31,15 +31,18 @@ pub(super) struct OwnLog {
     waiting_bytes: usize,
     /// The last event that is not kept any more: whoever has not seen it cannot go on.
     dropped: u64,
+    /// Whoever has seen less has not seen anything over the present transport.
+    begins: u64,
 }
 
-/// How it travels: what it is before, what is handed over, what is dropped, and the entries.
-type Entries = (u64, u64, u64, VecDeque<OwnEntry>);
+/// How it travels: what it is before, what is handed over, what is dropped, where the present transport
+/// begins, and the entries.
+type Entries = (u64, u64, u64, u64, VecDeque<OwnEntry>);
 
 impl From<Entries> for OwnLog {
-    fn from((before, handed, dropped, entries): Entries) -> Self {
+    fn from((before, handed, dropped, begins, entries): Entries) -> Self {
         let bytes = entries.iter().map(entry_bytes).sum();
-        let mut log = Self { before, entries, bytes, handed, waiting_bytes: 0, dropped };
+        let mut log = Self { before, entries, bytes, handed, waiting_bytes: 0, dropped, begins };
         log.count_waiting();
         log
     }
@@ -47,7 +50,7 @@ impl From<Entries> for OwnLog {
 
 impl From<OwnLog> for Entries {
     fn from(log: OwnLog) -> Self {
-        (log.before, log.handed, log.dropped, log.entries)
+        (log.before, log.handed, log.dropped, log.begins, log.entries)
     }
 }
 
@@ -132,6 +135,8 @@ impl OwnLog {
         if seq > self.last() {
             self.drop_upto(self.last());
             (self.before, self.handed, self.dropped) = (seq, seq, seq);
+            // Transports may have come and gone in what is not known here.
+            self.begins = seq;
         }
     }
 
@@ -148,6 +153,11 @@ impl OwnLog {
         (self.dropped..=self.last()).contains(&seq)
     }
 
+    /// Whether an offset that says `seq` is of the present transport: nobody has come back since it was written.
+    pub(super) fn is_of_present(&self, seq: u64) -> bool {
+        seq >= self.begins
+    }
+
     /// A client that has been shown everything up to `seq` goes on: its joins and leaves are known by other
     /// means, and the events it has not seen get numbers above all that were used, so that an offset says
     /// on which side of this moment it was written; `spare` numbers before them name something else. Returns
@@ -157,7 +167,7 @@ impl OwnLog {
         let spare = if is_planted(Mutant::OwnNumbersReused) { 0 } else { spare };
         let base = self.last() + spare as u64;
         self.entries.retain(|entry| matches!(entry, OwnEntry::Emit { asks: false, .. }));
-        (self.before, self.handed) = (base, base);
+        (self.before, self.handed, self.begins) = (base, base, base);
         self.bytes = self.entries.iter().map(entry_bytes).sum();
         self.count_waiting();
         base
@@ -182,7 +192,7 @@ impl OwnLog {
         assert!(waiting <= limits.own_log_entries_max + slack, "own log of {waiting} entries");
         assert!(kept <= KEPT_ENTRIES_MAX.max(waiting), "own log keeps {kept} entries");
         assert!(self.before <= self.handed && self.handed <= self.last(), "own log is miscounted");
-        assert!(self.dropped <= self.before);
+        assert!(self.dropped <= self.before && self.begins <= self.last());
         assert_eq!(self.bytes, self.entries.iter().map(entry_bytes).sum::<usize>());
     }
 }

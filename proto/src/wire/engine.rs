@@ -197,4 +197,6 @@ pub struct MovedRoom {
     pub tell: bool,
     /// Where the join took effect, and how far the client has been served; `None`: it is not in force.
     pub place: Option<(Cursor, Cursor)>,
+    /// Something before that place has not been served: the room's history was lost.
+    pub has_hole: bool,
 }

@@ -182,7 +182,8 @@ pub enum ToSession {
         packets: Vec<Inbound>,
     },
     /// The client of this edge says that it had a session: it is to go on over this transport, whatever
-    /// other there was. Answered by [`SessionToEdge::Resumed`] or [`SessionToEdge::NotResumed`].
+    /// other there was. Answered by [`SessionToEdge::Resumed`] or [`SessionToEdge::NotResumed`]; or first by
+    /// [`SessionToEdge::StillThere`], where the question may be an old one.
     Resume(Box<Resume>),
     /// The own log has reached the edge up to here.
     OwnReceived {
@@ -232,6 +233,9 @@ pub struct Resume {
     pub client: ClientIx,
     /// What it has carried ([`crate::recovery`]), as it came.
     pub offset: Option<Arc<str>>,
+    /// The number of the session's last transport, as [`SessionToEdge::StillThere`] named it: the client has
+    /// been heard since.
+    pub instead_of: Option<u64>,
 }
 
 /// A session that goes on.
@@ -362,6 +366,17 @@ pub enum SessionToEdge {
     /// The session goes on at this edge (answer to `Resume`); its rooms are to be found before the client
     /// is told.
     Resumed(Box<Resumed>),
+    /// The session has had a transport that the client's offset does not know of, so that the question may
+    /// be an old one (answer to `Resume`): it is to be asked again, naming that transport, if the client
+    /// answers a ping from now on.
+    StillThere {
+        /// Whose.
+        sid: SocketSid,
+        /// Which question this answers.
+        id: u64,
+        /// The number of that transport.
+        attachment: u64,
+    },
     /// It does not, or not without a hole (answer to `Resume`): the client begins anew.
     NotResumed {
         /// Whose.

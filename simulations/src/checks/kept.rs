@@ -82,19 +82,20 @@ impl Kept {
         self.gaps.get(&(room, edge)).max(self.gaps_within.get(&edge)).copied()
     }
 
-    /// Everything acknowledged that a member never got. `edge_of` tells where a session that is in a room
-    /// until now has its transport.
+    /// Everything acknowledged that a member never got. `edges_of` tells where a session that is in a room
+    /// until now has its transport, and where it had it before that went over to a WebSocket.
     pub fn lost<'a>(
         &'a self,
         gaps_excuse: bool,
         has: impl Fn(Room, SessionId, EventId) -> bool + 'a,
-        edge_of: impl Fn(Room, SessionId) -> Option<NodeId> + 'a,
+        edges_of: impl Fn(Room, SessionId) -> Option<[NodeId; 2]> + 'a,
     ) -> impl Iterator<Item = Lost> + 'a {
         let here = move |((room, member), since): (&(Room, SessionId), &'a Instant)| {
-            edge_of(*room, *member).map(|edge| (*room, *member, since, edge))
+            edges_of(*room, *member).map(|edges| (*room, *member, since, edges))
         };
-        self.members.iter().filter_map(here).flat_map(move |(room, member, since, edge)| {
-            let gap = self.last_gap(room, edge).filter(|_| gaps_excuse);
+        self.members.iter().filter_map(here).flat_map(move |(room, member, since, edges)| {
+            let gap =
+                edges.iter().filter_map(|edge| self.last_gap(room, *edge)).max().filter(|_| gaps_excuse);
             let owed = self.acked.iter().filter(move |acked| {
                 let excused = gap.is_some_and(|gap| gap >= acked.asked);
                 acked.room == room && acked.asked > *since && acked.except != Some(member) && !excused
@@ -113,6 +114,7 @@ mod tests {
     use super::*;
 
     const EDGE: NodeId = NodeId(1);
+    const FORMER: NodeId = NodeId(2);
 
     fn session(client: u32) -> SessionId {
         SessionId { client, session: 1 }
@@ -130,7 +132,7 @@ mod tests {
 
     /// Members 3 and above have left since.
     fn lost(kept: &Kept, gaps_excuse: bool) -> Vec<u32> {
-        let here = |_, member: SessionId| (member.client < 3).then_some(EDGE);
+        let here = |_, member: SessionId| (member.client < 3).then_some([EDGE, FORMER]);
         kept.lost(gaps_excuse, |_, _, _| false, here).map(|lost| lost.member.client).collect()
     }
 
@@ -144,7 +146,7 @@ mod tests {
         let event = publish(&mut kept, 2, Some(session(0)));
         assert_eq!(lost(&kept, false), [1]);
         let has = |room, _, e| room == (0, 1) && e == event;
-        assert_eq!(kept.lost(false, has, |_, _| Some(EDGE)).count(), 0);
+        assert_eq!(kept.lost(false, has, |_, _| Some([EDGE; 2])).count(), 0);
         kept.joined(at(3), (0, 1), session(1));
         assert!(lost(&kept, false).is_empty(), "joined anew after it");
     }
@@ -159,5 +161,7 @@ mod tests {
         assert_eq!(lost(&kept, false), [1], "where no gap may be told");
         publish(&mut kept, 4, None);
         assert_eq!(lost(&kept, true), [1]);
+        kept.gap(at(5), (0, 1), FORMER);
+        assert!(lost(&kept, true).is_empty(), "told before its transport went over");
     }
 }

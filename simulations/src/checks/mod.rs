@@ -324,8 +324,8 @@ impl Checks {
         }
     }
 
-    /// Whether everything acknowledged has reached whom it is owed (I3). `edge_of` tells where a session
-    /// that is in a room now has its transport.
+    /// Whether everything acknowledged has reached whom it is owed (I3). `edges_of` tells where a session
+    /// that is in a room now has its transport, and where it had it before its transport went over.
     ///
     /// With `excuses`, which names the nodes that live, a gap told there is one, and so is the death of the
     /// owner that took the publish: it may have been alone on its side of a partition.
@@ -333,7 +333,7 @@ impl Checks {
         &mut self,
         now: Instant,
         excuses: Option<&BTreeSet<NodeRef>>,
-        edge_of: impl Fn(Room, SessionId) -> Option<NodeId>,
+        edges_of: impl Fn(Room, SessionId) -> Option<[NodeId; 2]>,
     ) {
         let taken_by_living: Option<BTreeSet<EventId>> = excuses.map(|living| {
             let taken = self.terms.iter().filter(|(_, term)| living.contains(&term.owner));
@@ -343,7 +343,7 @@ impl Checks {
             taken_by_living.as_ref().is_some_and(|living| !living.contains(&event))
                 || self.has(product, room, member, event)
         };
-        let lost: Vec<_> = self.kept.lost(excuses.is_some(), has, edge_of).take(3).collect();
+        let lost: Vec<_> = self.kept.lost(excuses.is_some(), has, edges_of).take(3).collect();
         for lost in lost {
             let SessionId { client, session } = lost.member;
             let (event, room) = (lost.event, lost.room.1);

@@ -570,16 +570,20 @@ impl Cluster {
             let places: BTreeMap<u64, usize> = (self.transports.iter().map(|(id, at)| (*id, at.slot)))
                 .chain(self.polls.iter().map(|(id, polls)| (*id, polls.slot)))
                 .collect();
-            let edge_of = |(product, room): Room, session: SessionId| {
+            let transports = &self.transports;
+            let edges_of = |(product, room): Room, session: SessionId| {
                 let client = clients.iter().find(|client| client.session_id() == session)?;
                 let transport =
                     client.transport().filter(|_| client.product == product && client.is_in(room))?;
-                slots[*places.get(&transport)?].life.as_ref().map(|life| life.view.me.id)
+                let edge = slots[*places.get(&transport)?].life.as_ref()?.view.me.id;
+                // What its edge was told before it went over to a WebSocket.
+                let moved = transports.get(&transport).and_then(|at| at.upgrades);
+                Some([edge, moved.map_or(edge, |(_, sid)| sid.edge())])
             };
             let living: BTreeSet<NodeRef> =
                 slots.iter().filter_map(|slot| slot.life.as_ref()).map(|life| life.view.me).collect();
             let excuses = (self.regime == Regime::AnythingGoes).then_some(&living);
-            self.checks.check_kept(now, excuses, edge_of);
+            self.checks.check_kept(now, excuses, edges_of);
         }
     }
 

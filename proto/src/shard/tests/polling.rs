@@ -443,9 +443,36 @@ fn a_client_that_comes_back_may_move_while_its_session_is_asked_for() {
     mesh.take(socket);
     mesh.wait(second());
     mesh.views();
-    mesh.take(socket).iter().filter(|text| *text == "2").for_each(|_| mesh.say(socket, "3"));
     mesh.wait(second());
     assert!(mesh.take(socket).contains(&told), "the same session goes on");
+}
+
+#[test]
+fn a_hole_is_known_to_the_next_edge_too() {
+    for to in 0..2 {
+        let mut mesh = Mesh::new(4, 1);
+        mesh.offsets = true;
+        let (uid, room) = (mesh.user_at(to), mesh.room_at(2));
+        let first = mesh.open_polling((0, 0), &uid);
+        mesh.post((0, 0), first, &format!("40\u{1e}420[\"join\",\"{room}\"]"));
+        let told = mesh.poll((0, 0), first).remove(0);
+        // Owner and backup of the room at once.
+        mesh.alive[2] = false;
+        mesh.alive[3] = false;
+        mesh.views();
+        mesh.query(to, api_publish(&room, "[\"e\",1]", None)).unwrap();
+        mesh.poll((0, 0), first);
+        let socket = mesh.upgrade((to, 0), first);
+        mesh.take(socket);
+        mesh.query(to, api_publish(&room, "[\"e\",2]", None)).unwrap();
+        let offset = mesh.take(socket).remove(0).split('"').nth(3).unwrap().to_owned();
+        mesh.gone(socket);
+        let pid = told.split("\"pid\":\"").nth(1).unwrap().split('"').next().unwrap();
+        let again = mesh.open((0, 0), ClientProtocol::SocketIo, Ok(&uid));
+        let got = mesh.ask(again, &format!("40{{\"pid\":\"{pid}\",\"offset\":\"{offset}\"}}"));
+        assert!(got.len() == 2 && got[1].starts_with("40"), "{got:?}");
+        assert_ne!(got[1], told, "there may have been a hole");
+    }
 }
 
 #[test]

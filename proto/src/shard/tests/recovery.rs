@@ -53,9 +53,20 @@ impl Carrier {
         assert!(!self.sid.is_empty(), "not connected");
     }
 
-    /// Takes what has come.
+    /// Takes what has come, and answers pings.
     fn read(&mut self, mesh: &mut Mesh) {
+        let mut pinged = self.take(mesh);
+        while pinged {
+            mesh.say(self.client, "3");
+            pinged = self.take(mesh);
+        }
+    }
+
+    /// Takes what has come. Whether a ping was among it.
+    fn take(&mut self, mesh: &mut Mesh) -> bool {
+        let mut pinged = false;
         for text in mesh.take(self.client) {
+            pinged |= text == "2";
             if let Some(connect) = text.strip_prefix("40") {
                 let connect: serde_json::Value = serde_json::from_str(connect).unwrap();
                 let of = |key: &str| connect[key].as_str().unwrap_or_default().to_owned();
@@ -71,6 +82,7 @@ impl Carrier {
                 self.seen.push(args[1].as_i64().expect("a number"));
             }
         }
+        pinged
     }
 
     pub(super) fn join(&self, mesh: &mut Mesh, room: &str) {
@@ -538,4 +550,124 @@ fn what_was_fetched_for_a_client_does_not_come_again_with_another_history() {
     publish(&mut mesh, 2, 4);
     assert_eq!(carrier.seen(&mut mesh), [3, 4]);
     assert_eq!(backups::history(&mut mesh, 0, &room).len(), 4, "what it had has been taken over");
+}
+
+/// The client of `carrier` comes back by node 2 and gets an event; then arrives what node 3 has said for it.
+fn late_words_change_nothing(mesh: &mut Mesh, carrier: &mut Carrier) {
+    assert!(!mesh.kept_back.is_empty());
+    mesh.wait(second());
+    carrier.come_back(mesh, (2, 0));
+    assert!(carrier.recovered);
+    emit_to(mesh, &carrier.uid.clone(), 101);
+    assert_eq!(carrier.seen(mesh), [101]);
+    mesh.heal();
+    mesh.wait(second());
+    assert_eq!(mesh.closed(carrier.client), None);
+    emit_to(mesh, &carrier.uid.clone(), 102);
+    assert_eq!(carrier.seen(mesh), [102]);
+    // What a former transport was taken for is not what the client has seen.
+    mesh.gone(carrier.client);
+    carrier.come_back(mesh, (0, 0));
+    assert!(carrier.recovered);
+    assert_eq!(carrier.seen(mesh), [0; 0]);
+}
+
+#[test]
+fn a_question_long_under_way_does_not_take_the_session_from_a_newer_transport() {
+    for is_noticed in [false, true] {
+        let (mut mesh, mut carrier, _, _) = story();
+        emit_to(&mut mesh, &carrier.uid.clone(), 100);
+        assert_eq!(carrier.seen(&mut mesh), [100]);
+        mesh.gone(carrier.client);
+        mesh.cut = Some((3, 1));
+        carrier.ask(&mut mesh, (3, 0));
+        mesh.settle();
+        if is_noticed {
+            mesh.gone(carrier.client);
+        }
+        late_words_change_nothing(&mut mesh, &mut carrier);
+    }
+}
+
+#[test]
+fn a_question_asked_again_long_ago_does_not_take_the_session_either() {
+    let (mut mesh, mut carrier, _, _) = story();
+    // It has had no event since it came back: its owner asks whether it is there, and it is.
+    mesh.gone(carrier.client);
+    carrier.come_back(&mut mesh, (0, 0));
+    mesh.gone(carrier.client);
+    mesh.cut = Some((3, 1));
+    carrier.ask(&mut mesh, (3, 0));
+    mesh.settle();
+    let asked = std::mem::take(&mut mesh.kept_back);
+    mesh.cut = None;
+    mesh.queue.extend(asked);
+    mesh.settle();
+    mesh.cut = Some((3, 1));
+    carrier.read(&mut mesh);
+    late_words_change_nothing(&mut mesh, &mut carrier);
+}
+
+#[test]
+fn a_connect_that_comes_late_takes_nothing_away() {
+    let (mut mesh, mut carrier, _, _) = story();
+    mesh.gone(carrier.client);
+    // A POST is long under way to its edge, or what a socket has sent is.
+    let uid = carrier.uid.clone();
+    mesh.offsets = true;
+    let late = mesh.open((3, 0), ClientProtocol::SocketIo, Ok(&uid));
+    mesh.offsets = false;
+    let connect = format!("40{{\"pid\":\"{}\"}}", carrier.pid);
+    carrier.come_back(&mut mesh, (2, 0));
+    emit_to(&mut mesh, &uid, 100);
+    assert_eq!(carrier.seen(&mut mesh), [100]);
+    mesh.say(late, &connect);
+    mesh.wait(second());
+    assert_eq!(mesh.closed(carrier.client), None);
+    emit_to(&mut mesh, &uid, 101);
+    assert_eq!(carrier.seen(&mut mesh), [101]);
+    mesh.gone(carrier.client);
+    mesh.gone(late);
+    carrier.come_back(&mut mesh, (0, 0));
+    assert!(carrier.recovered);
+    assert_eq!(carrier.seen(&mut mesh), [0; 0]);
+}
+
+#[test]
+fn who_has_seen_nothing_over_its_last_transport_goes_on_once_it_answers() {
+    let (mut mesh, mut carrier, one, _) = story();
+    mesh.gone(carrier.client);
+    carrier.come_back(&mut mesh, (0, 0));
+    let former = carrier.client;
+    carrier.recovered = false;
+    carrier.ask(&mut mesh, (3, 0));
+    mesh.wait(second());
+    assert_eq!(mesh.closed(former), None, "nobody has shown to be at the other");
+    assert!(mesh.take(carrier.client).contains(&"2".to_owned()));
+    mesh.say(carrier.client, "3");
+    carrier.read(&mut mesh);
+    assert!(carrier.recovered);
+    assert_eq!(mesh.closed(former), Some(CloseCode::Ended));
+    publish(&mut mesh, &one, 0..1);
+    assert_eq!(carrier.seen(&mut mesh), [0]);
+}
+
+#[test]
+fn a_transport_is_given_up_once_the_backup_knows_of_the_next() {
+    let mut mesh = Mesh::new(4, 1);
+    let is_backed_up_at_2 = |uid: &String| {
+        let replicas = mesh.view(0).ring.replicas(Placement::of_user("chat", uid), 2);
+        replicas[..] == [mesh.nodes[1], mesh.nodes[2]]
+    };
+    let uid = (0..).map(|i| format!("user{i}")).find(is_backed_up_at_2).unwrap();
+    let mut carrier = Carrier::new(&mut mesh, (0, 0), &uid);
+    let former = carrier.client;
+    mesh.cut = Some((1, 2));
+    carrier.ask(&mut mesh, (3, 0));
+    mesh.settle();
+    assert_eq!(mesh.closed(former), None);
+    mesh.heal();
+    assert_eq!(mesh.closed(former), Some(CloseCode::Ended));
+    carrier.read(&mut mesh);
+    assert!(carrier.recovered);
 }
