@@ -140,6 +140,19 @@ fn an_answer_does_not_wait_for_what_is_in_a_hole() {
     strictly_clean(&[20109]);
 }
 
+/// A question for a session came when its client was elsewhere by then: on a link that was broken, in a POST
+/// through a node that had stood still.
+#[test]
+fn a_question_that_comes_late_takes_the_session_from_nobody() {
+    strictly_clean(&[8270, 9200, 11708, 16109, 16386]);
+}
+
+/// A polling client had been told of a hole through its edge, and went over to a WebSocket elsewhere.
+#[test]
+fn a_hole_moves_along_with_its_session() {
+    strictly_clean(&[316, 8935]);
+}
+
 /// Which planted bugs are hunted, and on which seeds, changes with the commit. All of them:
 /// `cargo run --release -p mesh-simulations --features mutants -- mutants`.
 #[test]
