@@ -23,7 +23,6 @@ use crate::app::{App, Io};
 use crate::config::secrets::{self, DevelopmentKey};
 use crate::config::{Config, ConfigErrors};
 use crate::handles::ViewWatch;
-use crate::identity::WeakSecret;
 use crate::listener::ListenError;
 use crate::mesh::MeshError;
 use crate::tasks::OnPanic;
@@ -73,9 +72,6 @@ pub enum StartError {
     /// No cluster key: settings that were not checked.
     #[error("no cluster key: set mesh.key_file")]
     NoKey,
-    /// A key that signs tokens is too short.
-    #[error("a product's jwt_key_file does not do")]
-    WeakSecret(#[from] WeakSecret),
     /// The key of the API or the token of the admin listener is too short.
     #[error("api.key_file or admin.token_file does not do")]
     WeakKey(#[from] WeakKey),

@@ -255,9 +255,9 @@ fn explain_key(limits: &Limits, query: Option<&str>) -> Result<Key, Failure> {
     let product = product.ok_or_else(|| Failure::bad_request("product", "name the product"))?;
     match (uid, room) {
         (Some(uid), None) if namespace.is_none() => {
-            crate::identity::check_uid(&uid, limits.uid_bytes_max)
+            let uid = crate::identity::normal_uid(&uid, limits.uid_bytes_max)
                 .map_err(|refusal| Failure::bad_request(refusal.code, refusal.message))?;
-            Ok(Key::User { product, uid })
+            Ok(Key::User { product, uid: uid.to_string() })
         }
         (None, Some(room)) if room.len() <= limits.room_name_bytes_max => {
             Ok(Key::Room { product, namespace: namespace.unwrap_or_else(|| "/".into()), room })

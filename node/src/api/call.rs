@@ -87,10 +87,7 @@ pub(super) fn to_sessions(
 ) -> Result<Query, Failure> {
     let product = product.name.clone();
     match (&who.uid, &who.sid) {
-        (Some(uid), None) => {
-            api.check_uid(uid)?;
-            Ok(Query::User { product, uid: (&**uid).into(), command })
-        }
+        (Some(uid), None) => Ok(Query::User { product, uid: api.uid(uid)?, command }),
         (None, Some(text)) => Ok(Query::Session { product, sid: sid(text)?, command }),
         _ => Err(Failure::bad_request("target", "name either uid or sid")),
     }

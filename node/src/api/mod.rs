@@ -35,7 +35,7 @@ use tokio::net::TcpListener;
 pub use counters::Counters;
 
 use crate::handles::{Shards, ViewWatch};
-use crate::identity::{Products, check_uid};
+use crate::identity::{Products, normal_uid};
 use crate::tasks::Tasks;
 use crate::web::{self, Access, Failure, Guard, Handler, Reply};
 
@@ -175,8 +175,8 @@ impl Api {
                 call::history(self.ask(Query::History { room: room_key(&room), count }).await)
             }
             What::User(uid) => {
-                self.check_uid(&uid)?;
-                let query = Query::ExplainUser { product: product.name.clone(), uid: uid.as_str().into() };
+                let uid = self.uid(&uid)?;
+                let query = Query::ExplainUser { product: product.name.clone(), uid: uid.clone() };
                 call::user(&uid, self.ask(query).await)
             }
             _ => Err(Failure::no_such_path()),
@@ -276,8 +276,8 @@ impl Api {
         PublishId::Api { via, number: self.next_number.fetch_add(1, Ordering::Relaxed) }
     }
 
-    fn check_uid(&self, uid: &str) -> Result<(), Failure> {
-        check_uid(uid, self.limits.uid_bytes_max)
+    fn uid(&self, uid: &str) -> Result<Arc<str>, Failure> {
+        normal_uid(uid, self.limits.uid_bytes_max)
             .map_err(|refusal| Failure::bad_request(refusal.code, refusal.message))
     }
 

@@ -14,6 +14,7 @@ use super::product::{OF_PROXIES, OF_ROOMS, ProductConfig, UidSource, Upstreams, 
 use super::setting::{Value, is_name};
 use super::{Config, secrets};
 use crate::fd_limit;
+use crate::identity::TokenPlace;
 use crate::transport::proxies::TrustedProxies;
 use crate::transport::tls::{CertificateFiles, Certificates};
 
@@ -270,14 +271,33 @@ impl Checker<'_> {
         let (identity, file) = (key("identity"), key("jwt_key_file"));
         let sources = product.uid_sources();
         if sources.contains(&UidSource::Jwt) && !product.has_jwt_key() {
-            let problem = "\"jwt\" needs the key that signs the tokens: set jwt_key_file".into();
-            self.fail(&identity, &[&file], problem, "jwt with jwt_key_file");
+            let problem = "\"jwt\" needs the key that signs the tokens: set jwt_key_file, jwt_public_key_file or \
+                           jwt_jwks_file";
+            self.fail(&identity, &[&file], problem.into(), "jwt with a key");
+        }
+        let from_cookie =
+            || product.token_places().iter().any(|place| matches!(place, TokenPlace::Cookie(_)));
+        if sources.contains(&UidSource::Jwt)
+            && from_cookie()
+            && !product.is_proxy()
+            && open.is_some()
+            && self.config.client.allowed_origins.iter().any(|origin| origin == "*")
+        {
+            let problem = "a browser sends cookies along with what any page asks for, and \
+                           client.allowed_origins = * lets any page ask";
+            let allowed = "cookie: with the pages listed in client.allowed_origins";
+            self.fail(&key("jwt_from"), &["client.allowed_origins"], problem.into(), allowed);
         }
         let hearsay = sources.iter().any(UidSource::is_hearsay);
         if hearsay && product.has_jwt_key() {
             let problem =
-                "what clients say of themselves is believed, so that jwt_key_file would protect nothing";
-            self.fail(&identity, &[&file], problem.into(), "jwt, or what clients say without jwt_key_file");
+                "what clients say of themselves is believed, so that keys for tokens protect nothing";
+            self.fail(
+                &identity,
+                &[&file],
+                problem.into(),
+                "jwt, or what clients say without a key for tokens",
+            );
         } else if let Some((listener, address)) = open.filter(|_| hearsay && !product.insecure_identity) {
             let problem = format!(
                 "product {name} has no identity but what clients say, and {listener} = {address} can be \

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::setting::Kind;
 use super::table::section;
+use crate::identity::TokenPlace;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -67,9 +68,19 @@ section! {
         /// which the uid is a hash. Default `mesh_uid`; `""`: none is set or read, and each connection is a
         /// user of its own.
         anonymous_cookie: String = "mesh_uid".into(), Kind::TokenOrNone;
-        /// File with the key that signs the tokens (HS256): at least 32 bytes, readable by its owner
+        /// Where a token may stand: `header` is `Authorization: Bearer TOKEN`; `query:NAME`, `cookie:NAME`. The
+        /// first place that has one decides. Default `header,query:token`. Browsers cannot set headers on a
+        /// WebSocket; what stands in a URL may stand in somebody's log.
+        jwt_from: Vec<String> = vec!["header".into(), "query:token".into()], Kind::TokenPlaces;
+        /// File with a shared key that signs the tokens (HS256): at least 32 bytes, readable by its owner
         /// only. Default `""`.
         jwt_key_file: Option<PathBuf> = None, Kind::Path;
+        /// File with a public key in PEM (`BEGIN PUBLIC KEY`): tokens are signed by RS256 (RSA of 2,048 bits or
+        /// more), ES256 (P-256) or EdDSA (Ed25519), as the key is. Default `""`.
+        jwt_public_key_file: Option<PathBuf> = None, Kind::Path;
+        /// File with a JWK set (RFC 7517), as identity providers publish it: the key of a token is the one of its
+        /// `kid`. Keys for other algorithms are passed over. Default `""`.
+        jwt_jwks_file: Option<PathBuf> = None, Kind::Path;
         /// The claim that holds the uid. Default `sub`, the standard one.
         jwt_claim: String = "sub".into(), Kind::Name;
         /// Tokens must name this issuer (`iss`). Default `""`: any.
@@ -234,7 +245,13 @@ impl ProductConfig {
     /// Whether there is a key for tokens.
     #[must_use]
     pub fn has_jwt_key(&self) -> bool {
-        self.jwt_key_file.is_some()
+        [&self.jwt_key_file, &self.jwt_public_key_file, &self.jwt_jwks_file].into_iter().any(Option::is_some)
+    }
+
+    /// Where a token may stand, in order.
+    #[must_use]
+    pub fn token_places(&self) -> Vec<TokenPlace> {
+        self.jwt_from.iter().filter_map(|item| token_place(item)).collect()
     }
 
     /// Whether who has no uid is refused.
@@ -305,6 +322,16 @@ impl ProductConfig {
             namespaces: Namespaces::new(&self.namespaces),
             is_app: false,
         }
+    }
+}
+
+/// An item of `jwt_from`.
+pub(super) fn token_place(text: &str) -> Option<TokenPlace> {
+    match text.split_once(':') {
+        None if text == "header" => Some(TokenPlace::Bearer),
+        Some(("query", name)) if is_token(name) => Some(TokenPlace::Query(name.into())),
+        Some(("cookie", name)) if is_token(name) => Some(TokenPlace::Cookie(name.into())),
+        _ => None,
     }
 }
 

@@ -16,13 +16,14 @@ use mesh_proto::keys::ClusterKey;
 
 use super::origin::ConfigError;
 use super::{Config, SecretText};
+use crate::identity::TokenKeys;
 
 /// The shortest key of the API and token of the admin listener, in characters.
 const TOKEN_CHARS_MIN: usize = 32;
-/// The shortest key for HS256, in bytes: RFC 7518 §3.2.
-const JWT_KEY_BYTES_MIN: usize = 32;
 /// Files of secrets are short: a longer one is another file by mistake.
 const SECRET_BYTES_MAX: u64 = 16 << 10;
+/// Sets of keys are longer.
+const JWKS_BYTES_MAX: u64 = 1 << 20;
 
 /// Every secret of one node, read once at start. `Debug` shows none.
 #[derive(Clone, Debug)]
@@ -33,32 +34,8 @@ pub struct Secrets {
     pub api_key: Option<SecretText>,
     /// Token of the admin listener; `None`: none is asked for.
     pub admin_token: Option<SecretText>,
-    /// Keys that sign tokens, by product.
-    pub jwt_keys: BTreeMap<String, JwtKey>,
-}
-
-/// A key that signs tokens. `Debug` does not show it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct JwtKey(Vec<u8>);
-
-impl JwtKey {
-    /// Takes the key in.
-    #[must_use]
-    pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
-        Self(bytes.into())
-    }
-
-    /// The key itself: for the code that checks signatures, never for logs.
-    #[must_use]
-    pub fn expose(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for JwtKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("JwtKey(***)")
-    }
+    /// Keys that sign tokens, by product; products without one are not there.
+    pub jwt_keys: BTreeMap<String, TokenKeys>,
 }
 
 /// What to do about the development key of a node on loopback.
@@ -90,10 +67,19 @@ pub fn read(config: &Config, development: DevelopmentKey) -> Result<Secrets, Vec
         cluster_key(config, development).map_err(|(key, problem)| fail(key, problem)).ok().flatten();
     let mut jwt_keys = BTreeMap::new();
     for (name, product) in &config.products.0 {
-        let Some(path) = &product.jwt_key_file else { continue };
-        match read_jwt_key(path) {
-            Ok(key) => drop(jwt_keys.insert(name.clone(), key)),
-            Err(problem) => fail(&format!("products.{name}.jwt_key_file"), problem),
+        let mut keys = TokenKeys::default();
+        for (field, path, add) in [
+            ("jwt_key_file", &product.jwt_key_file, add_secret as AddKeys),
+            ("jwt_public_key_file", &product.jwt_public_key_file, add_pem),
+            ("jwt_jwks_file", &product.jwt_jwks_file, add_jwks),
+        ] {
+            let added = path.as_ref().map(|path| add(&mut keys, path));
+            if let Some(Err(problem)) = added {
+                fail(&format!("products.{name}.{field}"), problem);
+            }
+        }
+        if !keys.is_empty() {
+            jwt_keys.insert(name.clone(), keys);
         }
     }
     if errors.is_empty() { Ok(Secrets { cluster, api_key, admin_token, jwt_keys }) } else { Err(errors) }
@@ -181,37 +167,59 @@ fn read_token(path: &Path) -> Result<SecretText, String> {
     Ok(SecretText::new(text))
 }
 
-fn read_jwt_key(path: &Path) -> Result<JwtKey, String> {
+/// Adds what is in a file to the keys of a product.
+type AddKeys = fn(&mut TokenKeys, &Path) -> Result<(), String>;
+
+fn add_secret(keys: &mut TokenKeys, path: &Path) -> Result<(), String> {
     let mut bytes = read_private(path)?;
     while bytes.last().is_some_and(|byte| matches!(byte, b'\n' | b'\r')) {
         bytes.pop();
     }
-    if bytes.len() < JWT_KEY_BYTES_MIN {
-        return Err(format!("{} must hold {JWT_KEY_BYTES_MIN} bytes or more", path.display()));
+    keys.add_secret(&bytes).map_err(|why| format!("{}: {why}", path.display()))
+}
+
+fn add_pem(keys: &mut TokenKeys, path: &Path) -> Result<(), String> {
+    let bytes = read_whole(path, SECRET_BYTES_MAX)?;
+    keys.add_pem(&bytes).map_err(|why| format!("{}: {why}", path.display()))
+}
+
+fn add_jwks(keys: &mut TokenKeys, path: &Path) -> Result<(), String> {
+    let bytes = read_whole(path, JWKS_BYTES_MAX)?;
+    match keys.add_jwks(&bytes) {
+        // A set of public keys is nobody's secret; one shared key makes it one.
+        Ok(true) => check_private(path),
+        Ok(false) => Ok(()),
+        Err(why) => Err(format!("{}: {why}", path.display())),
     }
-    Ok(JwtKey(bytes))
 }
 
 /// The content of a file that only its owner (and perhaps its group) can read.
 fn read_private(path: &Path) -> Result<Vec<u8>, String> {
+    check_private(path)?;
+    read_whole(path, SECRET_BYTES_MAX)
+}
+
+/// Whether a secret may be kept in this file: only its owner and perhaps its group can read it.
+pub(crate) fn check_private(path: &Path) -> Result<(), String> {
     let name = path.display();
-    if check_private(path)? > SECRET_BYTES_MAX {
-        return Err(format!("{name} is too long for a secret"));
+    if about_file(path)?.mode() & 0o007 != 0 {
+        return Err(format!("{name} is open to every user of this host: chmod 600 {name}"));
+    }
+    Ok(())
+}
+
+fn read_whole(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
+    let name = path.display();
+    if about_file(path)?.len() > bytes_max {
+        return Err(format!("{name} is too long for a key"));
     }
     fs::read(path).map_err(|cause| format!("{name}: {cause}"))
 }
 
-/// Whether a secret may be kept in this file: only its owner and perhaps its group can read it. Its length.
-pub(crate) fn check_private(path: &Path) -> Result<u64, String> {
+fn about_file(path: &Path) -> Result<fs::Metadata, String> {
     let name = path.display();
     let about = fs::metadata(path).map_err(|cause| format!("{name}: {cause}"))?;
-    if !about.is_file() {
-        return Err(format!("{name} is not a file"));
-    }
-    if about.mode() & 0o007 != 0 {
-        return Err(format!("{name} is open to every user of this host: chmod 600 {name}"));
-    }
-    Ok(about.len())
+    if about.is_file() { Ok(about) } else { Err(format!("{name} is not a file")) }
 }
 
 /// Where the development key of this user is kept.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use mesh_proto::socketio::NAMESPACE_BYTES_MAX;
 use toml::de::DeValue;
 
-use super::product::{UidSource, is_host, is_path, is_token};
+use super::product::{UidSource, is_host, is_path, is_token, token_place};
 
 /// One value, as the file, the environment or a flag gave it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +88,8 @@ pub enum Kind {
     Paths,
     /// Where uids come from, in order; one may stand alone.
     UidSources,
+    /// Where tokens may stand, in order; one may stand alone.
+    TokenPlaces,
     /// The name of a header, a cookie or a query parameter; empty when there is none.
     TokenOrNone,
     /// A secret; taken from the environment only.
@@ -124,6 +126,7 @@ impl Kind {
             Self::UidSources => {
                 "\"auto\", or a list of jwt, query:NAME, cookie:NAME, header:NAME, anonymous".into()
             }
+            Self::TokenPlaces => "a list of header, query:NAME, cookie:NAME".into(),
             Self::TokenOrNone => "1 to 64 of a-z A-Z 0-9 - _ . and few others, or \"\" for none".into(),
             Self::Secret => "from the environment only".into(),
         }
@@ -144,7 +147,9 @@ impl Kind {
             (Self::Time(_), DeValue::Integer(number)) => {
                 Err(format!("{number} has no unit: write \"{number}s\" or \"{number}ms\""))
             }
-            (Self::UidSources, DeValue::String(text)) => self.check_list(vec![text.to_string()]),
+            (Self::UidSources | Self::TokenPlaces, DeValue::String(text)) => {
+                self.check_list(vec![text.to_string()])
+            }
             (list, DeValue::Array(items)) if list.is_list() => {
                 let texts = items.iter().map(|item| match item.get_ref() {
                     DeValue::String(text) => Ok(text.to_string()),
@@ -209,11 +214,12 @@ impl Kind {
             Self::ProductKind => Err(format!("\"{text}\" is not one of the words")),
             Self::TokenOrNone if text.is_empty() || is_token(text) => Ok(Value::Text(text.to_owned())),
             Self::TokenOrNone => Err(format!("\"{}\" is not a name", text.escape_debug())),
-            Self::Peers | Self::List | Self::Namespaces | Self::Hosts | Self::Paths | Self::UidSources => {
+            Self::Secret => Ok(Value::Secret(text.trim().to_owned())),
+            // Lists.
+            _ => {
                 let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
                 self.check_list(items.map(str::to_owned).collect())
             }
-            Self::Secret => Ok(Value::Secret(text.trim().to_owned())),
         }
     }
 
@@ -234,11 +240,13 @@ impl Kind {
         let noun = match self {
             Self::Hosts => "host name",
             Self::Paths => "path from its root, in whole segments",
+            Self::TokenPlaces => "place of a token",
             _ => "source of uids",
         };
         let fits = |item: &String| match self {
             Self::Hosts => is_host(item),
             Self::Paths => is_path(item),
+            Self::TokenPlaces => token_place(item).is_some(),
             Self::UidSources => UidSource::parse(item).is_some() || items == ["auto"],
             _ => true,
         };
@@ -249,8 +257,8 @@ impl Kind {
     }
 
     fn is_list(&self) -> bool {
-        use Kind::{Hosts, List, Namespaces, Paths, Peers, UidSources};
-        matches!(self, List | Peers | Namespaces | Hosts | Paths | UidSources)
+        use Kind::{Hosts, List, Namespaces, Paths, Peers, TokenPlaces, UidSources};
+        matches!(self, List | Peers | Namespaces | Hosts | Paths | UidSources | TokenPlaces)
     }
 
     fn noun(&self) -> &'static str {

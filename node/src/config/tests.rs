@@ -239,7 +239,7 @@ fn named_products_replace_the_default_one() {
     assert_eq!(rules.join, mesh_proto::shard::JoinRule::OwnTag);
     assert!(rules.durable && !config.products.0["board"].rules("board").durable);
     let secrets = secrets::read(&config, secrets::DevelopmentKey::Leave).unwrap();
-    assert_eq!(secrets.jwt_keys["chat"].expose().len(), 32);
+    assert_eq!(format!("{:?}", secrets.jwt_keys["chat"]), "[HS256]");
 }
 
 #[test]
@@ -294,7 +294,7 @@ meshd.toml:24: products.d.upstreams: the server beside each node stands alone (a
 meshd.toml:24: products.d.upstreams: b:1 stands there twice (allowed: each once)
 meshd.toml:25: products.d.pins: "alice=c:1" pins nobody to an upstream there is (allowed: UID=HOST:PORT of upstreams)
 meshd.toml:25: products.d.pins: "bob" pins nobody to an upstream there is (allowed: UID=HOST:PORT of upstreams)
-meshd.toml:26: products.d.identity: what clients say of themselves is believed, so that jwt_key_file would protect nothing (allowed: jwt, or what clients say without jwt_key_file)
+meshd.toml:26: products.d.identity: what clients say of themselves is believed, so that keys for tokens protect nothing (allowed: jwt, or what clients say without a key for tokens)
 meshd.toml:26: products.d.identity: "header:" is believed of trusted proxies only, and there are none (allowed: header: with client.trusted_proxies)
 meshd.toml:27: products.d.jwt_key_file: nowhere: No such file or directory (os error 2)"#;
     let told = complaints(&scratch, text);
@@ -302,6 +302,34 @@ meshd.toml:27: products.d.jwt_key_file: nowhere: No such file or directory (os e
         assert_eq!(told, expected);
     }
     assert_eq!(told.lines().count(), expected.lines().count(), "{told}");
+}
+
+#[test]
+fn a_token_in_a_cookie_needs_to_know_the_pages_that_may_connect() {
+    let scratch = Scratch::new("cookie-token");
+    let jwks =
+        r#"{"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+    let jwks = scratch.file("jwks.json", 0o644, jwks);
+    let text = |origins: &str| {
+        format!(
+            "[client]\nlisten = \"0.0.0.0:4080\"\n{origins}[products.chat]\njwt_from = \"cookie:token\"\n\
+             jwt_jwks_file = \"{}\"\n",
+            jwks.display()
+        )
+    };
+    let expected = "meshd.toml:4: products.chat.jwt_from: a browser sends cookies along with what any page asks \
+                    for, and client.allowed_origins = * lets any page ask (allowed: cookie: with the pages \
+                    listed in client.allowed_origins)";
+    assert_eq!(complaints(&scratch, &text("")), expected);
+    let listed = text("allowed_origins = [\"https://app.example\"]\n");
+    let config = Config::load(&file(&scratch.file("meshd.toml", 0o644, &listed))).unwrap();
+    assert_eq!(config.products.0["chat"].uid_sources(), [UidSource::Jwt]);
+    // A set with a shared key in it is a secret.
+    let shared = r#"{"keys": [{"kty": "oct", "k": "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY"}]}"#;
+    fs::write(&jwks, shared).unwrap();
+    let told = complaints(&scratch, &listed);
+    assert!(told.starts_with("meshd.toml:6: products.chat.jwt_jwks_file: "), "{told}");
+    assert!(told.contains("is open to every user of this host") && !told.contains("MDEy"), "{told}");
 }
 
 #[test]

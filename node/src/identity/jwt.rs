@@ -1,18 +1,20 @@
 //! Tokens that a web application signs for its users.
 //!
 //! Belongs here: which tokens are believed, and which claim of them is the uid.
-//! Stays out: where in the handshake a token stands (`identity`).
-//! Invariants: the algorithm is pinned to HS256, whatever a token's header says; `exp` is required.
+//! Stays out: where in a request a token stands (`sources`), reading keys (`keys`).
+//! Invariants: a token is checked under one key, by that key's algorithm; `exp` is required.
 //! Source: RFC 7519 §4.1, RFC 8725 §3 (JWT best practice).
 
 use std::fmt;
 
 use jsonwebtoken::errors::ErrorKind;
-use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
+use jsonwebtoken::{Algorithm, Validation, decode, decode_header};
 use serde_json::{Map, Value};
 
-/// RFC 7518 §3.2: a key at least as long as the hash.
-pub const JWT_SECRET_BYTES_MIN: usize = 32;
+use super::TokenKeys;
+
+/// The algorithms that keys may be for.
+const ALGORITHMS: [Algorithm; 4] = [Algorithm::HS256, Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA];
 
 /// Clocks of application and node may differ by so many seconds.
 const LEEWAY_SECS: u64 = 10;
@@ -35,44 +37,35 @@ impl Default for JwtSettings {
     }
 }
 
-/// The shared secret is shorter than the hash: it could be found by trying. Refuse to start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the JWT secret has {len} bytes, at least {JWT_SECRET_BYTES_MIN} random ones are needed")]
-pub struct WeakSecret {
-    /// Its length.
-    pub len: usize,
-}
-
 /// Checks tokens and finds the uid in them.
 pub struct JwtPolicy {
-    key: DecodingKey,
-    validation: Validation,
+    keys: TokenKeys,
+    /// One for each algorithm: what a token says of its own is compared with the key it is checked under.
+    validations: [Validation; 4],
     uid_claim: String,
 }
 
 impl JwtPolicy {
-    /// Believes tokens signed with HS256 under `secret`.
-    ///
-    /// # Errors
-    /// [`WeakSecret`] below [`JWT_SECRET_BYTES_MIN`].
-    pub fn hs256(secret: &[u8], settings: JwtSettings) -> Result<Self, WeakSecret> {
-        if secret.len() < JWT_SECRET_BYTES_MIN {
-            return Err(WeakSecret { len: secret.len() });
-        }
-        let mut validation = Validation::new(Algorithm::HS256);
-        validation.leeway = LEEWAY_SECS;
-        validation.validate_nbf = true;
-        let mut required = vec!["exp"];
-        if !settings.issuers.is_empty() {
-            validation.set_issuer(&settings.issuers);
-            required.push("iss");
-        }
-        if !settings.audiences.is_empty() {
-            validation.set_audience(&settings.audiences);
-            required.push("aud");
-        }
-        validation.set_required_spec_claims(&required);
-        Ok(Self { key: DecodingKey::from_secret(secret), validation, uid_claim: settings.uid_claim })
+    /// Believes tokens signed under one of `keys`.
+    #[must_use]
+    pub fn new(keys: TokenKeys, settings: JwtSettings) -> Self {
+        let validations = ALGORITHMS.map(|algorithm| {
+            let mut validation = Validation::new(algorithm);
+            validation.leeway = LEEWAY_SECS;
+            validation.validate_nbf = true;
+            let mut required = vec!["exp"];
+            if !settings.issuers.is_empty() {
+                validation.set_issuer(&settings.issuers);
+                required.push("iss");
+            }
+            if !settings.audiences.is_empty() {
+                validation.set_audience(&settings.audiences);
+                required.push("aud");
+            }
+            validation.set_required_spec_claims(&required);
+            validation
+        });
+        Self { keys, validations, uid_claim: settings.uid_claim }
     }
 
     /// The uid a token speaks for.
@@ -80,7 +73,15 @@ impl JwtPolicy {
     /// # Errors
     /// Why the token is not believed. It carries nothing of the token.
     pub(super) fn uid(&self, token: &str) -> Result<String, TokenRefused> {
-        let claims = decode::<Map<String, Value>>(token, &self.key, &self.validation)
+        let header = decode_header(token).map_err(|_| TokenRefused::NotSigned)?;
+        // RFC 7515 §4.1.11: what must be understood is not understood here.
+        if header.crit.is_some() {
+            return Err(TokenRefused::NotSigned);
+        }
+        let validation = self.validations.iter().find(|v| v.algorithms == [header.alg]);
+        let key = self.keys.of_token(header.alg, header.kid.as_deref());
+        let (Some(validation), Some(key)) = (validation, key) else { return Err(TokenRefused::NotSigned) };
+        let claims = decode::<Map<String, Value>>(token, key, validation)
             .map_err(|error| TokenRefused::from(error.kind()))?
             .claims;
         match claims.get(&self.uid_claim) {
@@ -100,8 +101,8 @@ impl fmt::Debug for JwtPolicy {
 /// Why a token is not believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TokenRefused {
-    /// Not a JWT, another algorithm, or signed by someone else: these are not told apart, so that
-    /// nobody learns what would have passed.
+    /// Not a JWT, another algorithm, an unknown key, or signed by someone else: these are not told apart,
+    /// so that nobody learns what would have passed.
     NotSigned,
     /// Past its `exp`, or before its `nbf`.
     Time,
@@ -117,7 +118,7 @@ impl TokenRefused {
     /// One sentence saying what to do.
     pub(super) fn advice(self) -> &'static str {
         match self {
-            Self::NotSigned => "the token is not signed with HS256 under this service's key: get one from it",
+            Self::NotSigned => "the token is not signed under a key of this service: get one from it",
             Self::Time => "the token is not valid now: get a new one and connect again",
             Self::NoExpiry => "the token has no exp claim: issue it with one",
             Self::NotForUs => {

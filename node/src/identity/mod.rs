@@ -11,14 +11,18 @@
 //! | [`products`] | which product a request is for |
 //! | [`sources`] | what a request says of its user |
 //! | [`jwt`] | whether a token is believed |
+//! | [`keys`] | under which key |
+//! | [`uid`] | what a uid may look like |
 
 mod jwt;
+mod keys;
 mod products;
 mod sources;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod uid;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -27,13 +31,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_proto::id::ANONYMOUS;
 use mesh_proto::shard::{Admission, ClientProtocol, NewClient, RecoveryRule, Refusal, Transport};
 
-pub use jwt::{JWT_SECRET_BYTES_MIN, JwtPolicy, JwtSettings, WeakSecret};
+pub use jwt::{JwtPolicy, JwtSettings};
+pub use keys::{JWT_SECRET_BYTES_MIN, NoKey, TokenKeys};
 pub use products::{Chosen, Product, ProductKind, Products};
 pub(crate) use sources::bearer_token;
-pub use sources::{UidPolicy, UidSource};
+pub use sources::{TokenPlace, UidPolicy, UidSource};
+pub use uid::{check_uid, normal_uid};
 
 use crate::transport::head::RequestHead;
 use crate::transport::{Response, percent_decoded, query_values};
@@ -191,8 +196,7 @@ impl Identity {
                     policy.uid(&token).map_err(|why| Denied::uid(UID_INVALID, why.advice()))?
                 }
             };
-            check_uid(&uid, bytes_max)?;
-            Ok(Identified { uid: Some(uid.into()), set_cookie: None })
+            Ok(Identified { uid: Some(check_uid(&uid, bytes_max)?), set_cookie: None })
         }
     }
 }
@@ -248,25 +252,4 @@ fn carries_offsets(rule: RecoveryRule, protocol: ClientProtocol, head: &RequestH
         }
     };
     allowed && protocol == ClientProtocol::SocketIo
-}
-
-/// Whether a uid may name a user: 1 to `bytes_max` bytes, no control characters.
-///
-/// # Errors
-/// `uid_required` for an empty one, `uid_invalid` else.
-pub fn check_uid(uid: &str, bytes_max: usize) -> Result<(), Denied> {
-    if uid.is_empty() {
-        return Err(Denied::uid(UID_REQUIRED, "the uid is empty: send one"));
-    }
-    if uid.len() > bytes_max {
-        let message = format!("the uid is over {bytes_max} bytes: send a shorter one");
-        return Err(Denied::uid(UID_INVALID, &message));
-    }
-    if uid.starts_with(ANONYMOUS) {
-        return Err(Denied::uid(UID_INVALID, "uids that begin with ~ are for anonymous clients"));
-    }
-    if uid.chars().any(char::is_control) {
-        return Err(Denied::uid(UID_INVALID, "the uid has control characters: send one without"));
-    }
-    Ok(())
 }

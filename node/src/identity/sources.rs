@@ -37,8 +37,8 @@ pub struct UidPolicy {
 /// Where the uid of a product's clients comes from.
 #[derive(Debug)]
 pub enum UidSource {
-    /// A signed token, as `Authorization: Bearer` or `?token=`.
-    Jwt(Arc<JwtPolicy>),
+    /// A signed token, in the first of these places that has one.
+    Jwt(Arc<JwtPolicy>, Vec<TokenPlace>),
     /// This query parameter, believed as it is.
     Query(String),
     /// This cookie, believed as it is.
@@ -47,6 +47,17 @@ pub enum UidSource {
     Header(String),
     /// A user of its own; the cookie by which it is the same again, if any.
     Anonymous(Option<String>),
+}
+
+/// Where a token may stand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TokenPlace {
+    /// `Authorization: Bearer TOKEN`.
+    Bearer,
+    /// This query parameter.
+    Query(String),
+    /// This cookie.
+    Cookie(String),
 }
 
 /// What was found.
@@ -69,8 +80,8 @@ impl UidPolicy {
         let believes = self.insecure || facts.loopback_listener;
         for source in &self.sources {
             let found = match source {
-                UidSource::Jwt(policy) => {
-                    token(head)?.map(|token| Claim::Token(policy.clone(), token.into_owned()))
+                UidSource::Jwt(policy, places) => {
+                    token(head, places)?.map(|token| Claim::Token(policy.clone(), token.into_owned()))
                 }
                 UidSource::Query(name) if believes => {
                     query(head, name)?.map(|uid| Claim::Uid(uid.into_owned()))
@@ -93,14 +104,20 @@ impl UidPolicy {
 
     /// What a client without a uid can do.
     pub(super) fn advice(&self) -> String {
-        let ways = self.sources.iter().map(|source| match source {
-            UidSource::Jwt(_) => "a JWT as 'Authorization: Bearer' or as ?token= in the URL".to_owned(),
-            UidSource::Query(name) => format!("?{name}=NAME in the URL"),
-            UidSource::Cookie(name) => format!("the cookie {name}"),
-            UidSource::Header(name) => format!("the header {name}, by a proxy that is trusted here"),
-            UidSource::Anonymous(_) => "nothing".to_owned(),
-        });
-        let ways: Vec<String> = ways.collect();
+        let mut ways = Vec::new();
+        for source in &self.sources {
+            match source {
+                UidSource::Jwt(_, places) => ways.extend(places.iter().map(|place| match place {
+                    TokenPlace::Bearer => "a JWT as 'Authorization: Bearer'".to_owned(),
+                    TokenPlace::Query(name) => format!("a JWT as ?{name}= in the URL"),
+                    TokenPlace::Cookie(name) => format!("a JWT in the cookie {name}"),
+                })),
+                UidSource::Query(name) => ways.push(format!("?{name}=NAME in the URL")),
+                UidSource::Cookie(name) => ways.push(format!("the cookie {name}")),
+                UidSource::Header(name) => ways.push(format!("the header {name}, by a proxy trusted here")),
+                UidSource::Anonymous(_) => {}
+            }
+        }
         match ways.is_empty() {
             true => "this listener has no identity configured: ask its operator to set one".into(),
             false => format!("send {}", ways.join(", or ")),
@@ -167,14 +184,19 @@ fn header<'h>(head: &'h RequestHead<'_>, name: &str) -> Result<Option<&'h str>, 
     }
 }
 
-/// A token of the `Authorization` header, else of `?token=`.
-fn token<'h>(head: &'h RequestHead<'_>) -> Result<Option<Cow<'h, str>>, Denied> {
-    let bearer = header(head, "authorization")?.and_then(bearer_token);
-    let found = match bearer {
-        Some(token) => Some(Cow::Borrowed(token)),
-        None => query(head, "token")?,
-    };
-    Ok(found.filter(|token| !token.is_empty()))
+/// The token of the first place that has one.
+fn token<'h>(head: &'h RequestHead<'_>, places: &[TokenPlace]) -> Result<Option<Cow<'h, str>>, Denied> {
+    for place in places {
+        let found = match place {
+            TokenPlace::Bearer => header(head, "authorization")?.and_then(bearer_token).map(Cow::Borrowed),
+            TokenPlace::Query(name) => query(head, name)?,
+            TokenPlace::Cookie(name) => cookie(head, name)?,
+        };
+        if let Some(token) = found.filter(|token| !token.is_empty()) {
+            return Ok(Some(token));
+        }
+    }
+    Ok(None)
 }
 
 /// The token of an `Authorization: Bearer …` value; the scheme's case does not matter (RFC 9110 §11.1).

@@ -13,7 +13,7 @@ use crate::config::product::{ProductConfig, UidSource as Wanted};
 use crate::config::secrets::Secrets;
 use crate::config::{Config, DEFAULT_PRODUCT};
 use crate::identity::{
-    Identity, JwtPolicy, JwtSettings, Product, ProductKind, Products, UidPolicy, UidSource, WeakSecret,
+    Identity, JwtPolicy, JwtSettings, Product, ProductKind, Products, UidPolicy, UidSource,
 };
 
 /// The products of the settings.
@@ -44,21 +44,16 @@ pub(super) fn products(config: &Config, apps: &BTreeMap<String, App>) -> Product
 }
 
 /// Who decides on the clients of each product.
-///
-/// # Errors
-/// [`WeakSecret`] for a key that the settings' own check would have refused.
-pub(super) fn identity(config: &Config, secrets: &Secrets) -> Result<Identity, WeakSecret> {
+pub(super) fn identity(config: &Config, secrets: &Secrets) -> Identity {
     let mut policies = Vec::new();
     for (name, product) in &config.products.0 {
-        let jwt = match secrets.jwt_keys.get(name) {
-            Some(key) => Some(Arc::new(JwtPolicy::hs256(key.expose(), jwt_settings(product))?)),
-            None => None,
-        };
+        let jwt = secrets.jwt_keys.get(name);
+        let jwt = jwt.map(|keys| Arc::new(JwtPolicy::new(keys.clone(), jwt_settings(product))));
         let cookie = Some(&product.anonymous_cookie).filter(|name| !name.is_empty());
         let sources = product.uid_sources().into_iter().filter_map(|source| {
             Some(match source {
                 // Without its key nobody can be told apart: its clients are refused.
-                Wanted::Jwt => UidSource::Jwt(jwt.clone()?),
+                Wanted::Jwt => UidSource::Jwt(jwt.clone()?, product.token_places()),
                 Wanted::Query(name) => UidSource::Query(name),
                 Wanted::Cookie(name) => UidSource::Cookie(name),
                 Wanted::Header(name) => UidSource::Header(name),
@@ -72,7 +67,7 @@ pub(super) fn identity(config: &Config, secrets: &Secrets) -> Result<Identity, W
         };
         policies.push((Arc::from(name.as_str()), policy));
     }
-    Ok(Identity::new(policies, config.limits.uid_bytes_max))
+    Identity::new(policies, config.limits.uid_bytes_max)
 }
 
 /// Headers by which trusted proxies say who a user is, of all products, in lower case.
@@ -99,7 +94,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::config::secrets::JwtKey;
+    use crate::identity::TokenKeys;
     use crate::identity::testing::{Asking, admitted};
 
     #[test]
@@ -107,9 +102,11 @@ mod tests {
         let mut config = Config::default();
         let signed = ProductConfig { jwt_key_file: Some("key".into()), ..ProductConfig::default() };
         config.products.0.insert("chat".into(), signed);
-        let jwt_keys = BTreeMap::from([("chat".to_owned(), JwtKey::new([7; 32]))]);
+        let mut keys = TokenKeys::default();
+        keys.add_secret(&[7; 32]).unwrap();
+        let jwt_keys = BTreeMap::from([("chat".to_owned(), keys)]);
         let secrets = Secrets { cluster: None, api_key: None, admin_token: None, jwt_keys };
-        let identity = identity(&config, &secrets).unwrap();
+        let identity = identity(&config, &secrets);
         let products = products(&config, &BTreeMap::new());
         let refused = |query: &str| {
             let admitted = admitted(&products, &identity, &Asking::by_query(query));

@@ -181,7 +181,7 @@ impl Parts {
         let port = ClientPort {
             shards: shards.clone(),
             products: products.clone(),
-            doorkeeper: Arc::new(identity(&config, secrets)?),
+            doorkeeper: Arc::new(identity(&config, secrets)),
             proxy: None,
             site: options.demo_control.as_ref().map(|url| serving.demo_site(url)),
             policy: Arc::new(RoutePolicy {

@@ -1,27 +1,13 @@
-use std::time::{SystemTime, UNIX_EPOCH};
+//! Who is let in as whom.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use mesh_proto::shard::ProductRules;
-use serde_json::{Value, json};
 
 use super::testing::{Asking, identified};
 use super::*;
 
-const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
+mod tokens;
 
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
-}
-
-fn token(claims: &Value) -> String {
-    encode(&Header::new(Algorithm::HS256), claims, &EncodingKey::from_secret(SECRET)).unwrap()
-}
-
-fn good_claims() -> Value {
-    json!({"sub": "alice", "exp": now() + 600})
-}
+use tokens::{good_claims, signed};
 
 /// `rooms` is the default, `chat` is a second one, `site` a proxy.
 struct Door {
@@ -39,9 +25,15 @@ fn door(required: bool, sources: impl Fn() -> Vec<UidSource>) -> Door {
     Door { products, identity }
 }
 
+/// Tokens under the keys of these tests, from the usual places.
+fn with_keys(keys: TokenKeys, settings: JwtSettings) -> Door {
+    let policy = Arc::new(JwtPolicy::new(keys, settings));
+    let places = || vec![TokenPlace::Bearer, TokenPlace::Query("token".into())];
+    door(true, || vec![UidSource::Jwt(policy.clone(), places())])
+}
+
 fn with_jwt(settings: JwtSettings) -> Door {
-    let policy = Arc::new(JwtPolicy::hs256(SECRET, settings).unwrap());
-    door(true, || vec![UidSource::Jwt(policy.clone())])
+    with_keys(tokens::secret(), settings)
 }
 
 /// `?uid=` for all.
@@ -100,6 +92,32 @@ fn on_loopback_the_uid_parameter_is_believed() {
 }
 
 #[test]
+fn uids_that_look_the_same_are_the_same() {
+    let door = with_query();
+    let composed = door.admitted(&Asking::by_query("uid=caf%C3%A9"));
+    assert_eq!(composed.as_deref(), Ok("rooms/caf\u{e9}"));
+    assert_eq!(door.admitted(&Asking::by_query("uid=cafe%CC%81")), composed);
+    assert_eq!(
+        door.admitted(&Asking::by_query("uid=%E2%84%AB")).as_deref(),
+        Ok("rooms/\u{c5}"),
+        "a sign for a letter"
+    );
+    // But not trimmed, and with its case.
+    assert_eq!(door.admitted(&Asking::by_query("uid=%20Alice%20")).as_deref(), Ok("rooms/ Alice "));
+    // The length counts after that: 64 letters in 192 bytes are 128.
+    let fits = "e%CC%81".repeat(64);
+    assert_eq!(
+        door.admitted(&Asking::by_query(&format!("uid={fits}"))),
+        Ok(format!("rooms/{}", "\u{e9}".repeat(64)))
+    );
+    let over = format!("uid={fits}x");
+    assert_eq!(door.admitted(&Asking::by_query(&over)), Err(UID_INVALID));
+    assert_eq!(door.admitted(&Asking::by_query("uid=a%C2%85")), Err(UID_INVALID), "C1 controls too");
+    assert_eq!(door.admitted(&Asking::by_query("uid=~a")), Err(UID_INVALID));
+    assert_eq!(normal_uid("~a", 128).as_deref(), Ok("~a"), "those who speak of anonymous users name them so");
+}
+
+#[test]
 fn elsewhere_the_uid_parameter_is_not() {
     let foreign = Asking { loopback_listener: false, ..Asking::by_query("uid=alice") };
     assert_eq!(with_query().admitted(&foreign), Err(UID_REQUIRED));
@@ -111,16 +129,16 @@ fn elsewhere_the_uid_parameter_is_not() {
 
 #[test]
 fn the_first_source_that_finds_something_decides() {
-    let policy = Arc::new(JwtPolicy::hs256(SECRET, JwtSettings::default()).unwrap());
+    let policy = Arc::new(JwtPolicy::new(tokens::secret(), JwtSettings::default()));
     let door = door(true, || {
         vec![
-            UidSource::Jwt(policy.clone()),
+            UidSource::Jwt(policy.clone(), vec![TokenPlace::Query("token".into())]),
             UidSource::Header("X-User".into()),
             UidSource::Cookie("user".into()),
             UidSource::Query("user".into()),
         ]
     });
-    let token = token(&good_claims());
+    let token = signed(&good_claims());
     for (query, headers, expected) in [
         (format!("token={token}&user=d"), "X-User: b\r\nCookie: user=c\r\n", Ok("rooms/alice")),
         ("user=d".into(), "X-User: b\r\nCookie: user=c\r\n", Ok("rooms/b")),
@@ -194,107 +212,6 @@ fn without_a_cookie_each_connection_is_a_user_of_its_own() {
     let (first, second) = (came(), came());
     assert!(first.set_cookie.is_none());
     assert_ne!(first.client.admission.unwrap().uid, second.client.admission.unwrap().uid);
-}
-
-#[test]
-fn a_token_speaks_for_its_user_from_header_or_query() {
-    let door = with_jwt(JwtSettings::default());
-    let token = token(&good_claims());
-    for asking in [
-        Asking::by_header(&format!("Authorization: Bearer {token}")),
-        Asking::by_header(&format!("authorization: bearer {token}")),
-        Asking::by_query(&format!("token={token}")),
-        Asking::by_query(&format!("token={token}&uid=mallory")),
-    ] {
-        assert_eq!(door.admitted(&asking).as_deref(), Ok("rooms/alice"), "{asking:?}");
-    }
-    assert_eq!(door.admitted(&Asking::by_header("Authorization: Basic YTpi")), Err(UID_REQUIRED));
-    let twice = format!("Authorization: Bearer {token}\r\nAuthorization: Bearer {token}");
-    assert_eq!(door.admitted(&Asking::by_header(&twice)), Err(UID_INVALID));
-}
-
-#[test]
-fn tokens_that_lie_are_refused_and_not_repeated() {
-    let door = with_jwt(JwtSettings::default());
-    let unsigned = |alg: &str| {
-        let header = URL_SAFE_NO_PAD.encode(format!(r#"{{"alg":"{alg}","typ":"JWT"}}"#));
-        format!("{header}.{}.", URL_SAFE_NO_PAD.encode(good_claims().to_string()))
-    };
-    let hs_signed_as_rs = {
-        let signed = token(&good_claims());
-        let header = URL_SAFE_NO_PAD.encode(r#"{"alg":"RS256","typ":"JWT"}"#);
-        format!("{header}.{}", signed.split_once('.').unwrap().1)
-    };
-    let hs512 =
-        encode(&Header::new(Algorithm::HS512), &good_claims(), &EncodingKey::from_secret(SECRET)).unwrap();
-    let other_key =
-        encode(&Header::new(Algorithm::HS256), &good_claims(), &EncodingKey::from_secret(b"other")).unwrap();
-    let tampered = {
-        let signed = token(&good_claims());
-        let mut parts: Vec<&str> = signed.split('.').collect();
-        let claims = URL_SAFE_NO_PAD.encode(json!({"sub": "admin", "exp": now() + 600}).to_string());
-        parts[1] = &claims;
-        parts.join(".")
-    };
-    for token in [
-        unsigned("none"),
-        unsigned("None"),
-        unsigned("HS256"),
-        hs_signed_as_rs,
-        hs512,
-        other_key,
-        tampered,
-        "canary".into(),
-        "a.b.c".into(),
-        token(&json!({"sub": "alice"})),
-        token(&json!({"sub": "alice", "exp": "soon"})),
-        token(&json!({"sub": "alice", "exp": now() - 60})),
-        token(&json!({"sub": "alice", "exp": now() + 600, "nbf": now() + 60})),
-        token(&json!({"sub": "alice", "exp": now() + 600, "aud": "elsewhere"})),
-        token(&json!({"exp": now() + 600})),
-        token(&json!({"sub": {"id": 1}, "exp": now() + 600})),
-        token(&json!({"sub": 1.5, "exp": now() + 600})),
-        token(&json!({"sub": "a\u{7}", "exp": now() + 600})),
-        token(&json!({"sub": "x".repeat(129), "exp": now() + 600})),
-    ] {
-        let refusal = door.refused(&token);
-        assert_eq!(refusal.code, UID_INVALID, "{token}");
-        assert!(!refusal.message.contains(&token), "{refusal:?}");
-    }
-    assert_eq!(door.refused(&token(&json!({"sub": "", "exp": now() + 600}))).code, UID_REQUIRED);
-}
-
-#[test]
-fn issuer_and_audience_are_required_once_configured() {
-    let door = with_jwt(JwtSettings {
-        uid_claim: "user_id".into(),
-        issuers: vec!["https://app.example".into()],
-        audiences: vec!["rooms".into()],
-    });
-    let claims = |iss: Value, aud: Value| {
-        let mut claims = json!({"user_id": 42, "exp": now() + 600, "iss": iss, "aud": aud});
-        claims.as_object_mut().unwrap().retain(|_, value| !value.is_null());
-        door.admitted(&Asking::by_query(&format!("token={}", token(&claims))))
-    };
-    let ours = json!("https://app.example");
-    assert_eq!(claims(ours.clone(), json!("rooms")).as_deref(), Ok("rooms/42"));
-    assert_eq!(claims(ours.clone(), json!(["x", "rooms"])).as_deref(), Ok("rooms/42"));
-    for (iss, aud) in [
-        (json!("https://evil.example"), json!("rooms")),
-        (Value::Null, json!("rooms")),
-        (ours.clone(), json!("x")),
-        (ours.clone(), Value::Null),
-        (ours, json!(7)),
-    ] {
-        assert_eq!(claims(iss.clone(), aud.clone()), Err(UID_INVALID), "{iss} {aud}");
-    }
-}
-
-#[test]
-fn a_short_secret_is_no_secret() {
-    assert_eq!(JwtPolicy::hs256(b"secret", JwtSettings::default()).unwrap_err(), WeakSecret { len: 6 });
-    let policy = JwtPolicy::hs256(SECRET, JwtSettings::default()).unwrap();
-    assert!(!format!("{policy:?}").contains("0123"));
 }
 
 #[test]
