@@ -42,6 +42,12 @@ macro_rules! mutants {
                 )
             }
 
+            /// Whether it shows only where nodes ask for bindings.
+            #[must_use]
+            pub fn is_of_bindings(self) -> bool {
+                matches!(self, Self::BindingOverwritten)
+            }
+
             /// What it does, in a sentence or two.
             #[must_use]
             pub fn what(self) -> &'static str {

@@ -4,6 +4,7 @@
 mod app;
 mod backends;
 mod backups;
+mod bindings;
 mod bounds;
 mod clients;
 mod crashes;
