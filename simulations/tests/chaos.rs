@@ -11,6 +11,9 @@ use xxhash_rust::xxh3::xxh3_64;
 /// Seeds of one test run; `MESH_SIM_SEEDS` sets another number.
 const SEEDS: u64 = 500;
 
+/// And so many more with nodes that ask for bindings.
+const SEEDS_WITH_BINDINGS: u64 = 100;
+
 /// Planted bugs that one test run hunts.
 const HUNTS: usize = 4;
 
@@ -26,7 +29,7 @@ fn strictly_clean(seeds: &[u64]) {
 }
 
 /// Runs the seeds on all cores; the sentence about the first that broke a promise.
-fn first_failure(seeds: std::ops::Range<u64>) -> Option<String> {
+fn first_failure(seeds: std::ops::Range<u64>, bindings: bool) -> Option<String> {
     let next = AtomicU64::new(seeds.start);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let failures: Vec<String> = std::thread::scope(|scope| {
@@ -36,7 +39,7 @@ fn first_failure(seeds: std::ops::Range<u64>) -> Option<String> {
                 if seed >= seeds.end {
                     return None;
                 }
-                let size = Size { strict: true, ..Size::small(seed) };
+                let size = Size { strict: true, bindings, ..Size::small(seed) };
                 if let Some(violation) = run(seed, size, None).violations.first() {
                     next.store(seeds.end, Ordering::Relaxed);
                     return Some(failure(seed, size, &violation.to_string()));
@@ -52,10 +55,11 @@ fn first_failure(seeds: std::ops::Range<u64>) -> Option<String> {
 fn failure(seed: u64, size: Size, violation: &str) -> String {
     format!(
         "seed {seed}: {violation}\n  cargo run --release -p mesh-simulations -- replay --seed {seed} --nodes {} \
-         --clients {} --trouble {} --strict",
+         --clients {} --trouble {} --strict{}",
         size.nodes,
         size.clients,
-        size.trouble.as_secs()
+        size.trouble.as_secs(),
+        if size.bindings { " --bindings" } else { "" }
     )
 }
 
@@ -63,7 +67,14 @@ fn failure(seed: u64, size: Size, violation: &str) -> String {
 fn clusters_in_trouble_keep_their_promises() {
     let count = std::env::var("MESH_SIM_SEEDS").ok().and_then(|count| count.parse().ok()).unwrap_or(SEEDS);
     println!("seed=1..{}", count + 1);
-    assert_eq!(first_failure(1..count + 1), None);
+    assert_eq!(first_failure(1..count + 1, false), None);
+}
+
+/// The same with nodes that ask for bindings, which makes other stories of the same seeds.
+#[test]
+fn bindings_keep_their_promises_in_trouble() {
+    println!("seed=1..{}", SEEDS_WITH_BINDINGS + 1);
+    assert_eq!(first_failure(1..SEEDS_WITH_BINDINGS + 1, true), None);
 }
 
 /// CI sets `MESH_COMMIT` to the commit's hash, so that every commit looks somewhere else.
@@ -72,7 +83,8 @@ fn the_seeds_of_this_commit_keep_their_promises() {
     let Ok(commit) = std::env::var("MESH_COMMIT") else { return };
     let seed = xxh3_64(commit.as_bytes()) >> 1;
     println!("seed={seed}..{}", seed + 20);
-    assert_eq!(first_failure(seed..seed + 20), None);
+    assert_eq!(first_failure(seed..seed + 20, false), None);
+    assert_eq!(first_failure(seed..seed + 20, true), None);
 }
 
 /// A session whose owner was told to drop it was gone before its user's list and its edge were told.

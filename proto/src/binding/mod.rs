@@ -32,6 +32,10 @@ use crate::wire::{Answer, BindingFacts, Body, CommandFailed, Subject, Wish};
 /// Bytes of a uid, a sid or the name of an upstream at most.
 pub const BINDING_TEXT_BYTES_MAX: usize = 256;
 
+/// What was decided of a binding that is forgotten is kept for so long: older copies of it that are still on
+/// their way to its owner do not bring it back.
+const FORGOTTEN_FOR: Duration = Duration::from_secs(30);
+
 /// Every binding this shard owns or backs up.
 #[derive(Debug)]
 pub(crate) struct Bindings {
@@ -156,7 +160,8 @@ impl Bindings {
             (Wish::Find | Wish::Forget { .. }, _) => None,
         };
         let op = match &decision {
-            Some(upstream) => Some(binding.state.decide(binding.term, upstream.clone(), keep)),
+            Some(Some(upstream)) => Some(binding.state.decide(binding.term, Some(upstream.clone()), keep)),
+            Some(None) => Some(binding.state.decide(binding.term, None, FORGOTTEN_FOR)),
             None if bound.is_none() || matches!(wish, Wish::Forget { .. }) => None,
             None => binding.state.touch(ctx.now, keep),
         };
@@ -239,9 +244,6 @@ impl Bindings {
             while let Some(tell) = binding.live.answers.release() {
                 let Tell { to, call, answer } = tell.into_inner();
                 ctx.out.send_to_address(to, key.placement(), Body::Answer { call, answer: Ok(answer) });
-            }
-            if binding.state.is_lifted() && binding.confirmed >= binding.applied() {
-                self.end(ctx, key);
             }
         }
         sent || !dirty.is_empty()

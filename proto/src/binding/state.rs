@@ -39,11 +39,6 @@ impl Binding {
         self.decision.upstream.as_ref().filter(|_| now < self.ends_at())
     }
 
-    /// Whether it is bound no more, by a decision.
-    pub(super) fn is_lifted(&self) -> bool {
-        self.decision.upstream.is_none()
-    }
-
     /// When it ends, unless it is used.
     pub(super) fn ends_at(&self) -> Instant {
         self.used + self.decision.keep

@@ -8,7 +8,9 @@
 //! | `kept` | what was acknowledged and to whom it is owed (I3) |
 //! | `whole` | what lies between two events that a session got, also over two transports (I6) |
 //! | `own` | events for one session alone (I5, I6) |
+//! | `bound` | where keys are bound to, and were (I3) |
 
+mod bound;
 mod kept;
 mod own;
 mod whole;
@@ -20,6 +22,7 @@ use mesh_proto::id::{Cursor, NodeId, NodeRef, PublishId, RoomKey, Term};
 use mesh_proto::time::Instant;
 
 use crate::faults::Regime;
+pub use bound::{Bound, Wished};
 pub use kept::{Acked, Kept, Room};
 pub use own::Own;
 pub use whole::Whole;
@@ -127,6 +130,8 @@ pub struct Checks {
     pub whole: Whole,
     /// Events for one session alone.
     pub own: Own,
+    /// Bindings.
+    pub bound: Bound,
     /// How often sessions have gone on over another transport.
     came_back: BTreeMap<SessionId, u32>,
     /// There was a moment without a node: nothing of before is left.
@@ -176,7 +181,7 @@ impl Checks {
     /// What these runs are held to.
     pub fn hold_to(&mut self, regime: Regime) {
         self.full = regime == Regime::OneAtATime;
-        (self.whole.full, self.own.full) = (self.full, self.full);
+        (self.whole.full, self.own.full, self.bound.full) = (self.full, self.full, self.full);
     }
 
     /// A client is told that it is connected: with a new session, or with the one it had.
@@ -199,6 +204,7 @@ impl Checks {
     /// The last node is gone.
     pub fn nobody_is_there(&mut self) {
         self.nobody_was_there = true;
+        self.bound.begins_anew();
         self.whole.begins_anew();
     }
 
@@ -213,6 +219,16 @@ impl Checks {
     /// Notes a broken promise.
     pub fn violated(&mut self, invariant: &'static str, at: Instant, what: impl Into<String>) {
         self.violations.push(Violation { invariant, at, what: what.into() });
+    }
+
+    /// A question for a binding was answered.
+    pub fn bound_is(&mut self, now: Instant, number: u64, upstream: Option<u64>) {
+        if self.clusters_begun > 1 {
+            // The two know nothing of each other until they meet.
+            self.bound.begins_anew();
+        } else {
+            self.bound.answers(now, number, upstream, &mut self.violations);
+        }
     }
 
     /// A client got an event of a room.

@@ -10,9 +10,11 @@
 //! | `transports` | clients and the streams to them |
 //! | `polling` | clients that poll, and their way to a WebSocket |
 //! | `crashes` | nodes that come and go |
+//! | `bindings` | questions for bindings of users and sessions to upstreams |
 //! | `sessions` | cut and half-open transports, events for one session |
 //! | `trouble` | pauses, cuts, weather, and the end of all faults |
 
+mod bindings;
 mod crashes;
 mod mesh;
 mod polling;
@@ -58,6 +60,8 @@ pub struct Size {
     pub trouble: Duration,
     /// Whether it is held to everything: `Checks::strict`.
     pub strict: bool,
+    /// Whether nodes ask for bindings. Without them a seed tells the story it has always told.
+    pub bindings: bool,
 }
 
 impl Size {
@@ -65,7 +69,7 @@ impl Size {
     #[must_use]
     pub fn small(seed: u64) -> Self {
         let nodes = 3 + usize::try_from(seed % 3).unwrap_or(0);
-        Self { nodes, clients: 10, trouble: Duration::from_secs(8), strict: STRICT }
+        Self { nodes, clients: 10, trouble: Duration::from_secs(8), strict: STRICT, bindings: false }
     }
 }
 
@@ -88,6 +92,8 @@ enum Event {
     Upgrade { transport: u64 },
     /// A stalled client reads on.
     ClientReads { transport: u64 },
+    /// A node asks for a binding.
+    Binds,
     /// A fault strikes.
     Strike(faults::Kind),
     /// Part of a fault ends.
@@ -234,6 +240,8 @@ pub struct Cluster {
     sessions_random: Random,
     /// Draws for what concerns clients that poll.
     polling_random: Random,
+    /// Questions for bindings, in runs that have them.
+    bindings: Option<bindings::Workload>,
     /// No more faults; clients only get where they want to be.
     calm: bool,
     /// What may strike together.
@@ -327,6 +335,7 @@ impl Cluster {
             upgraded: 0,
             sessions_random: Random::new(seed ^ SESSIONS_SALT),
             polling_random: Random::new(seed ^ POLLING_SALT),
+            bindings: size.bindings.then(|| bindings::Workload::new(seed)),
             calm: false,
             regime: Regime::default(),
             unsteady_at: Instant::ZERO,
@@ -359,6 +368,9 @@ impl Cluster {
                 client.polls = cluster.polling_random.per_mille(POLLING_CLIENTS_PER_MILLE);
                 client.upgrades = cluster.polling_random.per_mille(UPGRADING_CLIENTS_PER_MILLE);
             }
+        }
+        if size.bindings {
+            cluster.add_bindings(trouble_begins);
         }
         cluster
     }
@@ -441,6 +453,7 @@ impl Cluster {
             }
             Event::Upgrade { transport } => self.try_upgrade(transport),
             Event::ClientReads { transport } => self.client_reads(transport),
+            Event::Binds => self.ask_for_binding(),
             Event::Strike(kind) => self.strike(kind),
             Event::Relief(relief) => self.relieve(relief),
             Event::Next(next) => self.follow(next),
@@ -564,6 +577,10 @@ impl Cluster {
                 let what = format!("client {client}.{session} never got {number} of its own stream");
                 self.checks.violated("I6", now, what);
             }
+        }
+        if let Some(number) = self.checks.bound.unanswered() {
+            let what = format!("question {number} for a binding never got an answer");
+            self.checks.violated("I10", now, what);
         }
         if self.checks.strict {
             let (clients, slots) = (&self.clients, &self.slots);

@@ -180,6 +180,7 @@ impl Cluster {
                 if let (Some(acked), Ok(Answer::Published { .. })) = (asked, &answer) {
                     self.checks.kept.acked(acked);
                 }
+                self.bound(token, &answer);
                 self.emitted(token, matches!(answer, Ok(Answer::Done { sessions: 1 })));
             }
         }

@@ -43,6 +43,9 @@ pub struct Chaos {
     /// Hold them to everything.
     #[arg(long)]
     strict: bool,
+    /// Nodes also ask for bindings.
+    #[arg(long)]
+    bindings: bool,
     /// Failures after which to stop.
     #[arg(long, default_value_t = 10)]
     failures: usize,
@@ -69,8 +72,8 @@ pub fn chaos(chaos: &Chaos) -> anyhow::Result<()> {
         println!("planted: {mutant:?}: {}", mutant.what());
     }
     let size_of = |seed| match chaos.small {
-        true => Size { strict: chaos.strict || STRICT, ..Size::small(seed) },
-        false => size(chaos.nodes, chaos.clients, chaos.trouble, chaos.strict || STRICT),
+        true => Size { strict: chaos.strict || STRICT, bindings: chaos.bindings, ..Size::small(seed) },
+        false => size(chaos.nodes, chaos.clients, chaos.trouble, chaos.strict || STRICT, chaos.bindings),
     };
     let mut table = Table::default();
     let cpu_seconds = run_all(seeds, size_of, chaos.mutant, chaos.jobs, |seed, verdict| {

@@ -49,19 +49,30 @@ pub fn huntable() -> Vec<Mutant> {
     Mutant::ALL.iter().copied().filter(|mutant| mutant.is_hunted()).collect()
 }
 
+/// The small run of a seed in which this bug can show.
+fn size_for(mutant: Mutant, seed: u64) -> Size {
+    Size { bindings: mutant.is_of_bindings(), ..Size::small(seed) }
+}
+
 /// The first of these seeds, in small runs, that breaks a promise with this bug planted and none without.
 #[must_use]
 pub fn hunt(mutant: Mutant, seeds: Range<u64>, jobs: usize) -> Option<Found> {
     let mut first: Option<Found> = None;
-    run_all(seeds, Size::small, Some(mutant), jobs, |seed, verdict| {
-        if let Some(violation) = verdict.violations.into_iter().next()
-            && first.as_ref().is_none_or(|found| seed < found.seed)
-            && is_clean(seed, Size::small(seed))
-        {
-            first = Some(Found { seed, violation });
-        }
-        first.is_none()
-    });
+    run_all(
+        seeds,
+        |seed| size_for(mutant, seed),
+        Some(mutant),
+        jobs,
+        |seed, verdict| {
+            if let Some(violation) = verdict.violations.into_iter().next()
+                && first.as_ref().is_none_or(|found| seed < found.seed)
+                && is_clean(seed, size_for(mutant, seed))
+            {
+                first = Some(Found { seed, violation });
+            }
+            first.is_none()
+        },
+    );
     first
 }
 
@@ -85,7 +96,7 @@ pub fn mutants(hunts: &Mutants) -> anyhow::Result<()> {
             Some(Found { seed, violation }) => {
                 let tried = seed - seeds.start + 1;
                 println!("{name:<24} {tried:>6}  {:<10}  {}", violation.invariant, violation.what);
-                println!("  {}", replay_line(seed, Size::small(seed), Some(mutant)));
+                println!("  {}", replay_line(seed, size_for(mutant, seed), Some(mutant)));
             }
             None => {
                 println!("{name:<24}   none              {}", mutant.what());

@@ -61,6 +61,9 @@ pub struct Replay {
     /// Hold it to everything.
     #[arg(long)]
     strict: bool,
+    /// Nodes also ask for bindings.
+    #[arg(long)]
+    bindings: bool,
     /// Draw it into this file (SVG): nodes as lanes; crashes, moves, gaps, cuts.
     #[arg(long)]
     plot: Option<PathBuf>,
@@ -206,21 +209,23 @@ pub struct Probes {
 
 /// What finds this again.
 fn replay_line(seed: u64, size: Size, mutant: Option<Mutant>) -> String {
-    let Size { nodes, clients, trouble, strict } = size;
+    let Size { nodes, clients, trouble, strict, bindings } = size;
     let trouble = trouble.as_secs();
     let strict = if strict && !STRICT { " --strict" } else { "" };
+    let bindings = if bindings { " --bindings" } else { "" };
     let (features, mutant) = match mutant {
         Some(mutant) => (" --features mutants", format!(" --mutant {mutant:?}")),
         None => ("", String::new()),
     };
     format!(
         "cargo run --release -p mesh-simulations{features} -- replay --seed {seed} --nodes {nodes} --clients \
-         {clients} --trouble {trouble}{strict}{mutant}"
+         {clients} --trouble {trouble}{strict}{bindings}{mutant}"
     )
 }
 
-fn size(nodes: usize, clients: Option<usize>, trouble: u64, strict: bool) -> Size {
-    Size { nodes, clients: clients.unwrap_or(nodes * 4), trouble: Duration::from_secs(trouble), strict }
+fn size(nodes: usize, clients: Option<usize>, trouble: u64, strict: bool, bindings: bool) -> Size {
+    let clients = clients.unwrap_or(nodes * 4);
+    Size { nodes, clients, trouble: Duration::from_secs(trouble), strict, bindings }
 }
 
 /// Tells the story of one seed.
@@ -233,7 +238,7 @@ pub fn replay(replay: &Replay) -> anyhow::Result<()> {
     mutant::plant(replay.mutant).map_err(anyhow::Error::msg)?;
     let verdict = run(
         replay.seed,
-        size(replay.nodes, replay.clients, replay.trouble, replay.strict || STRICT),
+        size(replay.nodes, replay.clients, replay.trouble, replay.strict || STRICT, replay.bindings),
         Some(from),
     );
     if let Some(path) = &replay.plot {

@@ -86,7 +86,7 @@ fn a_binding_is_chosen_anew_only_by_who_found_it_unfit_or_after_it_is_forgotten(
     assert_eq!(mesh.query(2, forget(&uid, "a")), at("b"), "it is at another one");
     assert_settled(&mut mesh, &uid, &at("b"));
     assert_eq!(mesh.query(2, forget(&uid, "b")), NOWHERE);
-    assert!(copies(&mesh, &uid).is_empty(), "{:?}", copies(&mesh, &uid));
+    assert_settled(&mut mesh, &uid, &NOWHERE);
     assert_eq!(mesh.query(1, forget(&uid, "b")), NOWHERE);
     assert_eq!(mesh.query(1, choose(&uid, "d", None)), at("d"));
     assert_settled(&mut mesh, &uid, &at("d"));
@@ -134,6 +134,8 @@ fn a_binding_ends_when_it_is_not_used_and_only_then() {
     assert_eq!(mesh.query(2, find(&uid)), NOWHERE);
     assert_eq!(mesh.query(2, choose(&uid, "b", None)), at("b"), "what has ended is chosen anew at once");
     mesh.query(2, forget(&uid, "b")).unwrap();
+    mesh.wait(31 * second());
+    assert!(copies(&mesh, &uid).is_empty(), "{:?}", copies(&mesh, &uid));
     let wish = Wish::Choose { upstream: "a".into(), instead_of: None };
     mesh.query(1, bind(&uid, wish, keep)).unwrap();
     mesh.wait(11 * second());
@@ -316,6 +318,7 @@ fn what_is_forgotten_is_forgotten_through_a_crash_of_its_owner() {
         mesh.wait(2 * second());
         assert_eq!(mesh.answers.remove(&7), Some(NOWHERE), "after {step} messages");
         assert_eq!(mesh.query(1, find(&uid)), NOWHERE, "after {step} messages");
+        mesh.wait(31 * second());
         assert!(copies(&mesh, &uid).is_empty(), "after {step} messages: {:?}", copies(&mesh, &uid));
     }
 }
@@ -464,4 +467,28 @@ fn another_life_of_the_owner_finds_what_it_had() {
     mesh.wait(3 * second());
     assert_settled(&mut mesh, &uid, &at("a"));
     assert_eq!(mesh.query(1, choose(&uid, "b", None)), at("a"));
+}
+
+#[test]
+fn what_is_forgotten_does_not_come_back_from_an_older_copy() {
+    let mut mesh = Mesh::new(3, 1);
+    let uid = (0..).map(|n| format!("user{n}")).find(|uid| {
+        let replicas = mesh.view(0).ring.replicas(key(uid).placement(), 2);
+        replicas == [mesh.nodes[0], mesh.nodes[2]]
+    });
+    let uid = uid.unwrap();
+    mesh.alive[2] = false;
+    mesh.views();
+    mesh.query(0, choose(&uid, "a", None)).unwrap();
+    // The third joins and is the backup from here on; what the old one says to the owner takes a while.
+    mesh.alive[2] = true;
+    mesh.cut = Some((1, 0));
+    mesh.views();
+    mesh.wait(second());
+    assert_eq!(mesh.query(2, forget(&uid, "a")), NOWHERE);
+    mesh.wait(2 * second());
+    mesh.heal();
+    mesh.wait(2 * second());
+    assert_eq!(mesh.query(2, find(&uid)), NOWHERE);
+    assert_settled(&mut mesh, &uid, &NOWHERE);
 }
