@@ -18,6 +18,7 @@ pub mod logs;
 pub mod mesh;
 pub mod metrics;
 pub mod node;
+pub mod proxy;
 pub mod shard;
 pub mod tasks;
 pub mod transport;

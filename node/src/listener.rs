@@ -269,8 +269,11 @@ async fn connection(door: &Door, mut stream: ClientStream, peer: SocketAddr, mut
                 place,
             };
             match door.forward(request).await {
-                Some(forwarded) => Forwarded { stream, rest, place } = forwarded,
-                None => return,
+                Forwarded::Kept { stream: kept, rest: behind, place: held } => {
+                    (stream, rest, place) = (kept, behind, held);
+                }
+                Forwarded::Linger(stream) => return door.linger(stream).await,
+                Forwarded::Over => return,
             }
             continue;
         }

@@ -5,8 +5,10 @@
 //! Invariants: no task outlives [`Tasks::stop`]'s deadline unseen; no panic goes unnoticed.
 
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -69,6 +71,17 @@ impl Tasks {
         self.spawn_on(&Handle::current(), name, on_panic, task);
     }
 
+    /// The same for tasks of which there are as many as clients: without a span, and with one allocation. A
+    /// panic ends the task and is logged.
+    pub fn spawn_small(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.tracker.spawn(async move {
+            // What a panic leaves of the task's state goes with it.
+            if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+                tracing::error!(name, "task panicked");
+            }
+        });
+    }
+
     /// The same on another runtime.
     pub fn spawn_on(
         &self,
@@ -114,7 +127,7 @@ impl Tasks {
         let run = move || {
             let _entered = span.entered();
             // The state goes with the panic: nothing is looked at afterwards.
-            if std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_err() {
+            if std::panic::catch_unwind(AssertUnwindSafe(body)).is_err() {
                 tracing::error!(ends_node = on_panic == OnPanic::EndNode, "thread panicked");
                 if on_panic == OnPanic::EndNode {
                     failed.cancel();

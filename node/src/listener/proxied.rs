@@ -34,29 +34,36 @@ pub struct Proxied {
     pub place: ClientPlace,
 }
 
-/// A connection whose request has been answered, ready for the next.
+/// What becomes of a connection whose request has been answered.
 #[derive(Debug)]
-pub struct Forwarded {
-    /// The client's connection.
-    pub stream: ClientStream,
-    /// What has been read of the next request.
-    pub rest: Vec<u8>,
-    /// Held while the client is connected.
-    pub place: ClientPlace,
+pub enum Forwarded {
+    /// It is ready for the next request.
+    Kept {
+        /// The client's connection.
+        stream: ClientStream,
+        /// What has been read of the next request.
+        rest: Vec<u8>,
+        /// Held while the client is connected.
+        place: ClientPlace,
+    },
+    /// It is to be closed in good order.
+    Linger(ClientStream),
+    /// It is over here.
+    Over,
 }
 
 /// Takes requests to the servers of their product.
 pub trait Forward: Send + Sync {
-    /// Answers one request; `None` where its connection is over.
-    fn forward(&self, request: Proxied) -> Pin<Box<dyn Future<Output = Option<Forwarded>> + Send>>;
+    /// Answers one request.
+    fn forward<'f>(&'f self, request: Proxied) -> Pin<Box<dyn Future<Output = Forwarded> + Send + 'f>>;
 }
 
 impl Door {
-    pub(super) async fn forward(&self, request: Proxied) -> Option<Forwarded> {
+    pub(super) async fn forward(&self, request: Proxied) -> Forwarded {
         if let Some(proxy) = &self.port.proxy {
             return proxy.forward(request).await;
         }
         self.answer_busy(request.stream, Reason::NoUpstream, request.remote.ip()).await;
-        None
+        Forwarded::Over
     }
 }

@@ -450,13 +450,13 @@ async fn who_cannot_be_known_just_now_is_told_to_come_back() {
 struct Echo;
 
 impl Forward for Echo {
-    fn forward(&self, request: Proxied) -> Pin<Box<dyn Future<Output = Option<Forwarded>> + Send>> {
+    fn forward<'f>(&'f self, request: Proxied) -> Pin<Box<dyn Future<Output = Forwarded> + Send + 'f>> {
         Box::pin(async move {
             let Proxied { product, identified, head, rest, mut stream, place, .. } = request;
             let line = String::from_utf8(head).unwrap().lines().next().unwrap().to_owned();
             let body = format!("{} {} {line}", product.name, identified.uid.unwrap());
-            stream.write_all(&Response::json(200, body).to_kept_bytes()).await.ok()?;
-            Some(Forwarded { stream, rest, place })
+            stream.write_all(&Response::json(200, body).to_kept_bytes()).await.unwrap();
+            Forwarded::Kept { stream, rest, place }
         })
     }
 }

@@ -31,6 +31,7 @@ use crate::drain::DrainControl;
 use crate::handles::{SHARD_QUEUE_LEN, ShardHandle, Shards, ToShard, ViewWatch};
 use crate::listener::{ClientListener, ClientPort};
 use crate::mesh::{EndpointConfig, Mesh, MeshConfig, NodeStatusSource};
+use crate::proxy::{ByTcp, Proxies, Proxy, ProxyParts, Settings};
 use crate::shard::ShardParts;
 use crate::tasks::Tasks;
 use crate::transport::proxies::TrustedProxies;
@@ -90,6 +91,7 @@ pub(super) struct Parts {
     pub(super) mesh: Mesh,
     pub(super) shards: Shards,
     pub(super) admission: Arc<Admission>,
+    pub(super) proxies: Arc<Proxies>,
     pub(super) drain: DrainControl,
     pub(super) apps: Arc<Apps>,
     /// Changes the certificates of the client port, where it speaks TLS.
@@ -164,8 +166,10 @@ impl Parts {
             shard::start(parts, &tasks).map_err(|cause| StartError::System { what: "a shard", cause })?;
         }
 
+        let proxies = proxies(&config, &shards, &admission, clock, &client_tasks);
         let serving = Serving {
             config: &config,
+            proxies: &proxies,
             addresses: &addresses,
             mesh: mesh.handle(),
             shards: &shards,
@@ -182,7 +186,7 @@ impl Parts {
             shards: shards.clone(),
             products: products.clone(),
             doorkeeper: Arc::new(identity(&config, secrets)),
-            proxy: None,
+            proxy: Some(proxies.clone()),
             site: options.demo_control.as_ref().map(|url| serving.demo_site(url)),
             policy: Arc::new(RoutePolicy {
                 origins: Origins::from_list(&config.client.allowed_origins),
@@ -214,6 +218,7 @@ impl Parts {
             mesh,
             shards,
             admission,
+            proxies,
             drain,
             apps,
             certificates,
@@ -238,6 +243,29 @@ impl Parts {
             () = self.mesh.failed() => Ended::Failed,
         }
     }
+}
+
+/// The products that are answered by servers of their owner's.
+fn proxies(
+    config: &Config,
+    shards: &Shards,
+    admission: &Arc<Admission>,
+    clock: Clock,
+    tasks: &Tasks,
+) -> Arc<Proxies> {
+    let headers = identity_headers(config);
+    let products = config.products.0.iter().filter(|(_, product)| product.is_proxy());
+    let proxies = products.map(|(name, product)| {
+        let parts = ProxyParts {
+            settings: Settings::of(product, &headers),
+            dial: Box::new(ByTcp::default()),
+            shards: Some(shards.clone()),
+            clock,
+            tasks,
+        };
+        Proxy::start(name.as_str().into(), parts)
+    });
+    Proxies::new(proxies, admission.clone(), tasks.clone())
 }
 
 /// One per core, unless told otherwise; at most 64.

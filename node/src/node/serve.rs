@@ -20,6 +20,7 @@ use crate::handles::Shards;
 use crate::identity::Products;
 use crate::mesh::MeshHandle;
 use crate::metrics::Source;
+use crate::proxy::Proxies;
 use crate::tasks::{OnPanic, Tasks};
 use crate::transport::Site;
 use crate::web::{Access, BearerKeys};
@@ -28,6 +29,7 @@ use crate::{fd_limit, logs};
 /// What API and admin are told of the node.
 pub(super) struct Serving<'n> {
     pub(super) config: &'n Config,
+    pub(super) proxies: &'n Arc<Proxies>,
     pub(super) addresses: &'n Addresses,
     pub(super) mesh: &'n MeshHandle,
     pub(super) shards: &'n Shards,
@@ -63,7 +65,7 @@ impl Serving<'_> {
         api: Arc<Counters>,
     ) -> Result<(), StartError> {
         let (listener, access) = open(listener, self.addresses.admin, token)?;
-        let sources: Vec<Arc<dyn Source>> = vec![api, Arc::new(logs::Dropped)];
+        let sources: Vec<Arc<dyn Source>> = vec![api, self.proxies.clone(), Arc::new(logs::Dropped)];
         let state = AdminState {
             name: self.addresses.name.clone(),
             software: env!("CARGO_PKG_VERSION").into(),

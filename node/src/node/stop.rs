@@ -208,6 +208,7 @@ async fn close_clients(parts: &Parts, end: Instant) {
             // A shard that is too busy to be told is told in the next round.
             let _ = shard.tx.try_send(ToShard::CloseClients(each));
         }
+        parts.proxies.close(batch);
         sleep(CLOSE_EVERY).await;
         open = parts.admission.open();
     }

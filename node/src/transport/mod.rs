@@ -89,6 +89,13 @@ impl Response {
         Self { status, content_type: "application/json", body, headers: Vec::new() }
     }
 
+    /// With another type of content.
+    #[must_use]
+    pub fn with_type(mut self, content_type: &'static str) -> Self {
+        self.content_type = content_type;
+        self
+    }
+
     /// With one more header line. Neither part may come from a client.
     #[must_use]
     pub fn with_header(mut self, name: &'static str, value: impl Into<String>) -> Self {
@@ -142,7 +149,10 @@ fn reason_phrase(status: u16) -> &'static str {
         429 => "Too Many Requests",
         430 => "Uid Required",
         431 => "Request Header Fields Too Large",
+        502 => "Bad Gateway",
         503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        508 => "Loop Detected",
         _ => "Error",
     }
 }

@@ -204,6 +204,12 @@ impl ClientStream {
         let _ = SockRef::from(&self.tcp).shutdown(Shutdown::Write);
     }
 
+    /// Breaks the connection off, so that the client does not take what it has for all there is.
+    pub fn abort(self) {
+        // With TLS the farewell that does not come says the same.
+        let _ = SockRef::from(&self.tcp).set_linger(Some(std::time::Duration::ZERO));
+    }
+
     fn has_decrypted(&self) -> bool {
         self.tls.as_ref().is_some_and(|tls| tls.readable || tls.ended)
     }
@@ -336,6 +342,9 @@ impl AsyncRead for ClientStream {
         context: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.tls.is_none() {
+            return Pin::new(&mut self.tcp).poll_read(context, into);
+        }
         let len = ready!(self.poll_read_some(context, into.initialize_unfilled()))?;
         into.advance(len);
         Poll::Ready(Ok(()))
@@ -356,6 +365,22 @@ impl AsyncWrite for ClientStream {
                 outcome => return Poll::Ready(outcome),
             }
         }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if self.tls.is_none() {
+            return Pin::new(&mut self.tcp).poll_write_vectored(context, slices);
+        }
+        let first = slices.iter().find(|slice| !slice.is_empty());
+        self.poll_write(context, first.map_or(&[][..], |slice| slice))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tls.is_none()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -288,7 +288,7 @@ impl Upstreams {
     #[must_use]
     pub fn new(config: UpstreamConfig, now: Instant, seed: u64) -> Self {
         let mut upstreams = Self {
-            config: UpstreamConfig { names: Vec::new(), ..config.clone() },
+            config: UpstreamConfig::default(),
             upstreams: Vec::new(),
             ring: Ring::new([], VNODES_DEFAULT),
             on_ring: Vec::new(),
@@ -375,11 +375,16 @@ impl Upstreams {
     }
 
     /// The upstream for a key with this hash (`Placement::of_user(product, uid)`): the next one clockwise
-    /// that is fit and not over its share of the load. `None`: none is fit.
+    /// that is fit and not over its share of the load; another than `but`, if one is named. `None`: none is fit.
     #[must_use]
-    pub fn choose_by_hash(&self, now: Instant, hash: Placement) -> Option<UpstreamIx> {
+    pub fn choose_by_hash(
+        &self,
+        now: Instant,
+        hash: Placement,
+        but: Option<UpstreamIx>,
+    ) -> Option<UpstreamIx> {
         let (mut fit, mut open) = (0_u64, 1_u64);
-        for (_, upstream) in self.iter().filter(|(_, upstream)| upstream.takes_new(now)) {
+        for (_, upstream) in self.iter().filter(|(ix, u)| Some(*ix) != but && u.takes_new(now)) {
             fit += 1;
             open += u64::from(upstream.open);
         }
@@ -393,14 +398,14 @@ impl Upstreams {
         let clockwise = self.ring.clockwise(hash).filter_map(|node| self.on_ring.get(usize::from(node)));
         clockwise.copied().find(|ix| {
             let takes = |u: &Upstream| u.takes_new(now) && u64::from(u.open) < share;
-            self.upstream(*ix).is_some_and(takes)
+            Some(*ix) != but && self.upstream(*ix).is_some_and(takes)
         })
     }
 
-    /// The upstream with the least open that is fit; of several, any. `None`: none is fit.
+    /// The upstream with the least open that is fit, but not `but`; of several, any. `None`: none is fit.
     #[must_use]
-    pub fn least_loaded(&mut self, now: Instant) -> Option<UpstreamIx> {
-        let fit = || self.iter().filter(|(_, upstream)| upstream.takes_new(now));
+    pub fn least_loaded(&mut self, now: Instant, but: Option<UpstreamIx>) -> Option<UpstreamIx> {
+        let fit = || self.iter().filter(|(ix, u)| Some(*ix) != but && u.takes_new(now));
         let least = fit().map(|(_, upstream)| upstream.open).min()?;
         let equals: Vec<UpstreamIx> =
             fit().filter(|(_, upstream)| upstream.open == least).map(|(ix, _)| ix).collect();

@@ -35,7 +35,7 @@ fn state(upstreams: &Upstreams, n: usize) -> UpstreamState {
 
 /// One request to whichever upstream the key is for.
 fn request(upstreams: &mut Upstreams, now: Instant, n: u32, outcome: Outcome) -> UpstreamIx {
-    let ix = upstreams.choose_by_hash(now, key(n)).expect("one is fit");
+    let ix = upstreams.choose_by_hash(now, key(n), None).expect("one is fit");
     let ticket = upstreams.began(now, ix);
     upstreams.ended(now, ticket, outcome);
     upstreams.check_invariants();
@@ -74,13 +74,13 @@ fn run(upstreams: &mut Upstreams, from: Instant, until: Instant, answer: impl Fn
 fn five_from_four_take_a_fifth_of_the_keys_and_none_move_between_the_old_ones() {
     let mut upstreams = Upstreams::new(quiet(4), T0, 1);
     let keys = 0..20_000;
-    let before: Vec<_> = keys.clone().map(|n| upstreams.choose_by_hash(T0, key(n))).collect();
+    let before: Vec<_> = keys.clone().map(|n| upstreams.choose_by_hash(T0, key(n), None)).collect();
     upstreams.set_names(&names(5), T0);
     upstreams.check_invariants();
     let (fifth, _) = upstreams.by_name(&names(5)[4]).unwrap();
     let mut moved = 0;
     for (n, before) in keys.zip(before) {
-        let after = upstreams.choose_by_hash(T0, key(n));
+        let after = upstreams.choose_by_hash(T0, key(n), None);
         if after != before {
             assert_eq!(after, Some(fifth), "key {n} moved between old ones");
             moved += 1;
@@ -93,20 +93,20 @@ fn five_from_four_take_a_fifth_of_the_keys_and_none_move_between_the_old_ones() 
 fn keys_of_an_upstream_that_is_down_go_elsewhere_and_come_back() {
     let mut upstreams = Upstreams::new(checked(4), T0, 1);
     let dead = names(4)[2].clone();
-    let before: Vec<_> = (0..1_000).map(|n| upstreams.choose_by_hash(T0, key(n)).unwrap()).collect();
+    let before: Vec<_> = (0..1_000).map(|n| upstreams.choose_by_hash(T0, key(n), None).unwrap()).collect();
     let (dead_ix, _) = upstreams.by_name(&dead).unwrap();
     let later = T0 + 20 * second();
     run(&mut upstreams, T0, later, |name| Some(*name != *dead));
     assert_eq!(state(&upstreams, 2), UpstreamState::Down);
     for (n, before) in (0..).zip(&before) {
-        let now = upstreams.choose_by_hash(later, key(n)).unwrap();
+        let now = upstreams.choose_by_hash(later, key(n), None).unwrap();
         assert!(now != dead_ix && (now == *before || *before == dead_ix), "key {n}");
     }
     let back = later + 20 * second();
     run(&mut upstreams, later, back, |_| Some(true));
     assert_eq!(state(&upstreams, 2), UpstreamState::Up);
     for (n, before) in (0..).zip(before) {
-        assert_eq!(upstreams.choose_by_hash(back, key(n)), Some(before));
+        assert_eq!(upstreams.choose_by_hash(back, key(n), None), Some(before));
     }
 }
 
@@ -116,7 +116,7 @@ fn a_few_requests_at_once_stay_together_and_many_spread() {
     let mut loads: BTreeMap<UpstreamIx, u32> = BTreeMap::new();
     let mut tickets = Vec::new();
     for _ in 0..200 {
-        let ix = upstreams.choose_by_hash(T0, key(7)).unwrap();
+        let ix = upstreams.choose_by_hash(T0, key(7), None).unwrap();
         tickets.push(upstreams.began(T0, ix));
         *loads.entry(ix).or_default() += 1;
     }
@@ -125,12 +125,12 @@ fn a_few_requests_at_once_stay_together_and_many_spread() {
     assert_eq!(loads.len(), 4, "one key's load is spread over all: {loads:?}");
     assert!(*loads.last().unwrap() <= 63, "{loads:?}");
     tickets.into_iter().for_each(|ticket| upstreams.ended(T0, ticket, Outcome::Answered));
-    let first = upstreams.choose_by_hash(T0, key(7)).unwrap();
+    let first = upstreams.choose_by_hash(T0, key(7), None).unwrap();
     for _ in 0..32 {
-        assert_eq!(upstreams.choose_by_hash(T0, key(7)), Some(first));
+        assert_eq!(upstreams.choose_by_hash(T0, key(7), None), Some(first));
         tickets_leak(upstreams.began(T0, first));
     }
-    assert_ne!(upstreams.choose_by_hash(T0, key(7)), Some(first), "the floor is a bound");
+    assert_ne!(upstreams.choose_by_hash(T0, key(7), None), Some(first), "the floor is a bound");
 }
 
 /// Stays open until the end of the test.
@@ -144,14 +144,14 @@ fn the_least_loaded_is_the_least_loaded_and_equals_share() {
     let mut open = Vec::new();
     for round in 1..=20_u32 {
         for _ in 0..5 {
-            let ix = upstreams.least_loaded(T0).unwrap();
+            let ix = upstreams.least_loaded(T0, None).unwrap();
             open.push(upstreams.began(T0, ix));
         }
         assert!(upstreams.facts().iter().all(|facts| facts.open == round));
     }
     let orders = |seed| {
         let mut upstreams = Upstreams::new(quiet(5), T0, seed);
-        (0..20).map(|_| upstreams.least_loaded(T0).unwrap()).collect::<Vec<_>>()
+        (0..20).map(|_| upstreams.least_loaded(T0, None).unwrap()).collect::<Vec<_>>()
     };
     assert_eq!(orders(4), orders(4), "the same seed, the same story");
     assert_ne!(orders(4), orders(5), "nodes do not all begin with the same one");
@@ -161,7 +161,7 @@ fn the_least_loaded_is_the_least_loaded_and_equals_share() {
 fn an_upstream_is_used_before_its_first_check_and_one_good_check_is_enough() {
     let mut upstreams = Upstreams::new(checked(1), T0, 1);
     assert_eq!(state(&upstreams, 0), UpstreamState::Unknown);
-    assert!(upstreams.choose_by_hash(T0, key(1)).is_some());
+    assert!(upstreams.choose_by_hash(T0, key(1), None).is_some());
     run(&mut upstreams, T0, T0 + second(), |_| Some(true));
     assert_eq!(state(&upstreams, 0), UpstreamState::Up);
 }
@@ -261,8 +261,8 @@ fn a_draining_upstream_keeps_what_is_bound_and_gets_nothing_new() {
     assert_eq!(state(&upstreams, 1), UpstreamState::Draining);
     assert!(upstreams.takes_bound(T0, ix));
     for n in 0..1_000 {
-        assert_ne!(upstreams.choose_by_hash(T0, key(n)), Some(ix));
-        assert_ne!(upstreams.least_loaded(T0), Some(ix));
+        assert_ne!(upstreams.choose_by_hash(T0, key(n), None), Some(ix));
+        assert_ne!(upstreams.least_loaded(T0, None), Some(ix));
     }
     assert_eq!(upstreams.next_deadline(), Some(until));
     // Told again with the same end, the drain goes on.
@@ -273,7 +273,7 @@ fn a_draining_upstream_keeps_what_is_bound_and_gets_nothing_new() {
     assert_eq!(over(until + second()), []);
     upstreams.ended(until, ticket, Outcome::ClientGone);
     assert!(upstreams.resume(&leaving));
-    assert!((0..1_000).any(|n| upstreams.choose_by_hash(until, key(n)) == Some(ix)));
+    assert!((0..1_000).any(|n| upstreams.choose_by_hash(until, key(n), None) == Some(ix)));
 }
 
 #[test]
@@ -281,11 +281,11 @@ fn with_all_down_there_is_none() {
     let mut upstreams = Upstreams::new(checked(3), T0, 1);
     let later = T0 + 20 * second();
     run(&mut upstreams, T0, later, |_| Some(false));
-    assert_eq!(upstreams.choose_by_hash(later, key(1)), None);
-    assert_eq!(upstreams.least_loaded(later), None);
+    assert_eq!(upstreams.choose_by_hash(later, key(1), None), None);
+    assert_eq!(upstreams.least_loaded(later, None), None);
     let again = upstreams.fit_again_at(later).expect("they are checked");
     assert!(again > later && again <= later + 2 * second(), "{again}");
-    assert_eq!(Upstreams::new(quiet(0), T0, 1).choose_by_hash(T0, key(1)), None);
+    assert_eq!(Upstreams::new(quiet(0), T0, 1).choose_by_hash(T0, key(1), None), None);
 }
 
 #[test]
@@ -302,13 +302,13 @@ fn failed_requests_eject_for_a_doubling_time_and_one_request_ends_it() {
     for _ in 0..6 {
         assert_eq!(upstreams.facts()[0].ejected_until, Some(now + expected));
         assert_eq!(state(&upstreams, 0), UpstreamState::Ejected);
-        assert_eq!(upstreams.choose_by_hash(now, key(1)), None);
+        assert_eq!(upstreams.choose_by_hash(now, key(1), None), None);
         assert_eq!(upstreams.fit_again_at(now), Some(now + expected));
         now = now + expected;
         // One request tries it, and no other meanwhile.
-        let ix = upstreams.choose_by_hash(now, key(1)).expect("it is tried");
+        let ix = upstreams.choose_by_hash(now, key(1), None).expect("it is tried");
         let ticket = upstreams.began(now, ix);
-        assert_eq!(upstreams.choose_by_hash(now, key(1)), None);
+        assert_eq!(upstreams.choose_by_hash(now, key(1), None), None);
         upstreams.ended(now, ticket, Outcome::ConnectFailed);
         expected = (expected * 2).min(longest);
     }
@@ -317,7 +317,7 @@ fn failed_requests_eject_for_a_doubling_time_and_one_request_ends_it() {
     // A client that goes away leaves the try to the next one; a WebSocket is in when it is open.
     request(&mut upstreams, now, 1, Outcome::ClientGone);
     assert_eq!(state(&upstreams, 0), UpstreamState::Ejected);
-    let ix = upstreams.choose_by_hash(now, key(1)).unwrap();
+    let ix = upstreams.choose_by_hash(now, key(1), None).unwrap();
     let mut ticket = upstreams.began(now, ix);
     upstreams.answered(now, &mut ticket);
     assert_eq!(state(&upstreams, 0), UpstreamState::Up);
@@ -356,7 +356,7 @@ fn an_upstream_that_its_checks_see_come_back_is_not_ejected_any_more() {
     let up = down + 5 * second();
     run(&mut upstreams, down, up, |_| Some(true));
     assert_eq!(state(&upstreams, 0), UpstreamState::Up);
-    assert!(upstreams.choose_by_hash(up, key(1)).is_some());
+    assert!(upstreams.choose_by_hash(up, key(1), None).is_some());
 }
 
 #[test]
@@ -369,7 +369,7 @@ fn an_upstream_off_the_list_keeps_what_is_open_until_it_ends() {
     assert_eq!(upstreams.by_name(&names(2)[1]), None);
     assert!(!upstreams.takes_bound(T0, ix));
     assert_eq!(upstreams.facts().len(), 2);
-    assert!((0..1_000).all(|n| upstreams.choose_by_hash(T0, key(n)) != Some(ix)));
+    assert!((0..1_000).all(|n| upstreams.choose_by_hash(T0, key(n), None) != Some(ix)));
     // Back on the list it is the one it was, and its load was never forgotten.
     upstreams.set_names(&names(2), T0);
     assert_eq!(upstreams.by_name(&names(2)[1]).map(|(ix, _)| ix), Some(ix));
@@ -438,8 +438,8 @@ proptest! {
                 Step::Request(n, how) => {
                     let by_hash = how % 2 == 0;
                     let chosen = match by_hash {
-                        true => upstreams.choose_by_hash(now, key(n)),
-                        false => upstreams.least_loaded(now),
+                        true => upstreams.choose_by_hash(now, key(n), None),
+                        false => upstreams.least_loaded(now, None),
                     };
                     let fit: Vec<u32> = upstreams
                         .iter()
