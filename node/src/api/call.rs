@@ -57,8 +57,8 @@ pub(super) fn publish(
     };
     if let Some(room) = room {
         let namespace: Arc<str> = publish.namespace.as_deref().unwrap_or("/").into();
-        let event =
-            RoomEvent { payload, except_sids, except_rooms, volatile: publish.volatile, also: Vec::new() };
+        let volatile = publish.volatile;
+        let event = RoomEvent { except_sids, except_rooms, volatile, ..RoomEvent::new(payload) };
         let room = RoomKey::new(&product.name, &namespace, &room);
         let publish = wire::Publish { room, id: api.publish_id(), dedupe, event, after: None };
         return Ok(PublishCall { query: Query::Publish(publish), to_room: true });

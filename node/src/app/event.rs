@@ -201,6 +201,89 @@ impl Event {
     }
 }
 
+/// What the members of rooms have answered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answers {
+    /// One for each member that has answered, in no order.
+    pub answers: Vec<Answer>,
+    /// Members that were asked and have not answered in time, or are gone, or whose answers were too much to
+    /// be kept (4 MiB for one question).
+    pub missing: u64,
+    /// Names of nodes that have not said whom they ask, or are gone with members that had not answered.
+    pub silent: Vec<String>,
+    /// Rooms whose owner has not taken the event, or had taken it for a run of the handler before this one.
+    pub unserved: u32,
+}
+
+impl Answers {
+    /// Whether everybody who was asked has answered.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.missing == 0 && self.unserved == 0 && self.silent.is_empty()
+    }
+
+    /// The answers as tuples, if all are there.
+    ///
+    /// # Errors
+    /// [`Incomplete`] with what there is; or when an answer is not what was asked for.
+    pub fn all<T: DeserializeOwned>(self) -> Result<Vec<T>, Error> {
+        if !self.is_complete() {
+            return Err(Incomplete(self).into());
+        }
+        self.answers.iter().map(Answer::args).collect()
+    }
+}
+
+/// Not all members have answered: those who have are in it.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("operation has timed out: {} have answered, {} have not", .0.answers.len(), .0.missing)]
+pub struct Incomplete(pub Answers);
+
+/// One member's answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The public id of the session.
+    pub socket: String,
+    pub(super) payload: Payload,
+}
+
+impl Answer {
+    /// Its arguments as a tuple. Bytes are placeholders here: see [`Self::binary`].
+    ///
+    /// # Errors
+    /// When they are not what was asked for.
+    pub fn args<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        read_answer(&self.payload)
+    }
+
+    /// The bytes of placeholder `number`.
+    #[must_use]
+    pub fn binary(&self, number: usize) -> Option<&Bytes> {
+        self.payload.attachments.get(number)
+    }
+}
+
+/// What an action on the members of rooms has come to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Acted {
+    /// Sessions to which it was done.
+    pub sessions: u64,
+    /// Sessions to which it is not known to be done: one that is away meets it when it is back.
+    pub missing: u64,
+    /// Names of nodes that have not said, or are gone.
+    pub silent: Vec<String>,
+    /// Rooms whose owner has not taken it in time.
+    pub unserved: u32,
+}
+
+impl Acted {
+    /// Whether it was done to all who were there.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.missing == 0 && self.unserved == 0 && self.silent.is_empty()
+    }
+}
+
 /// A client's answer as a tuple.
 pub(super) fn read_answer<T: DeserializeOwned>(payload: &Payload) -> Result<T, Error> {
     Ok(serde_json::from_slice(&payload.json)?)

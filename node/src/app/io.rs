@@ -7,12 +7,15 @@
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use mesh_proto::id::{Address, PublishId, RoomKey, ShardIx, SocketSid};
+use mesh_proto::id::{Address, NodeRef, PublishId, RoomKey, ShardIx, SocketSid};
 use mesh_proto::limits::Limits;
+use mesh_proto::view::NodeInfo;
 use mesh_proto::wire::{self, Answer, Command, CommandFailed, Payload, Query, RoomEvent};
 use tokio::runtime::Handle;
 
+use super::audience::{Audience, Whom};
 use super::event::Args;
 use super::{Error, socket};
 use crate::handles::{Shards, ViewWatch};
@@ -43,6 +46,13 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new(shards: Shards, view: ViewWatch, limits: Limits, tasks: Tasks, handle: Handle) -> Self {
         Self { shards, view, limits, tasks, handle, numbers: AtomicU64::new(0) }
+    }
+
+    /// What people call these nodes.
+    pub(super) fn names(&self, nodes: &[NodeRef]) -> Vec<String> {
+        let view = self.view.borrow();
+        let name = |node: &NodeRef| view.node(*node).map_or_else(|| format!("{node:?}"), NodeInfo::name);
+        nodes.iter().map(name).collect()
     }
 
     /// Starts a task on the threads for handlers.
@@ -86,13 +96,23 @@ impl Io {
         self.publish(room, event, args).await
     }
 
+    /// The members of a room: what is sent to them, asked of them or done to them.
+    pub fn to(&self, room: &str) -> Audience {
+        Audience::new(self.clone(), Whom::default().and(room))
+    }
+
+    /// Everyone of the namespace.
+    pub fn everyone(&self) -> Audience {
+        Audience::new(self.clone(), Whom::default())
+    }
+
     async fn publish(&self, room: &str, event: &str, args: impl Args) -> Result<(), Error> {
         let payload = args.arguments()?.into_event(event, &self.shared.limits)?;
         let room = RoomKey::new(&self.product, &self.namespace, room);
         self.publish_event(room, RoomEvent::new(payload)).await
     }
 
-    pub(super) async fn publish_event(&self, room: RoomKey, event: RoomEvent) -> Result<(), Error> {
+    async fn publish_event(&self, room: RoomKey, event: RoomEvent) -> Result<(), Error> {
         let via = Address { node: self.shared.view.borrow().me, shard: VIA };
         let id = PublishId::Api { via, number: self.shared.numbers.fetch_add(1, Ordering::Relaxed) };
         let spread = room.placement().0;
@@ -158,20 +178,21 @@ impl Io {
     /// When the room's owner did not answer in time.
     pub async fn members(&self, room: &str) -> Result<Members, Error> {
         let room = RoomKey::new(&self.product, &self.namespace, room);
-        let spread = room.placement().0;
-        let answer = match self.ask(spread, Query::Members { room, list: true }).await {
+        self.ask_members(Query::Members { room, list: true }).await
+    }
+
+    pub(super) async fn ask_members(&self, query: Query) -> Result<Members, Error> {
+        let answer = match self.ask(0, query).await {
             Ok(answer) => answer,
             // Nobody has ever been in it.
             Err(CommandFailed::NotFound) => return Ok(Members::default()),
             Err(failed) => return Err(failed.into()),
         };
         let Answer::Members(members) = answer else { return Ok(Members::default()) };
-        let view = self.shared.view.borrow();
-        let name = |node: &_| view.node(*node).map_or_else(|| format!("{node:?}"), |info| info.name());
         Ok(Members {
             count: members.sessions,
             listed: members.listed.into_iter().map(|m| (m.uid, m.sid.to_text())).collect(),
-            silent: members.silent.iter().map(name).collect(),
+            silent: self.shared.names(&members.silent),
         })
     }
 
@@ -185,10 +206,20 @@ impl Io {
 
     /// By one shard for each room, and one for all else, so that what is asked first comes first.
     async fn ask(&self, spread: u64, query: Query) -> Result<Answer, CommandFailed> {
+        self.ask_within(spread, query, Duration::ZERO).await
+    }
+
+    /// The same, where the answer takes `more` than an owner's.
+    pub(super) async fn ask_within(
+        &self,
+        spread: u64,
+        query: Query,
+        more: Duration,
+    ) -> Result<Answer, CommandFailed> {
         let shards = self.shared.shards.0.len().max(1) as u64;
         let shard = ShardIx(u16::try_from(spread % shards).unwrap_or(0));
         let asked = self.shared.shards.ask(shard, query);
-        let limit = 2 * self.shared.limits.api_timeout;
+        let limit = 2 * self.shared.limits.api_timeout + more;
         tokio::time::timeout(limit, asked).await.unwrap_or(Err(CommandFailed::Timeout))
     }
 }

@@ -42,8 +42,10 @@
 //! | `socket` | one client, as a handler sees it |
 //! | `event` | what a client sent, what a client is sent |
 //! | `io` | the same from outside handlers |
+//! | `audience` | members of rooms, from outside handlers |
 //! | `runtime` | questions of shards, run as tasks |
 
+mod audience;
 mod event;
 mod io;
 pub(crate) mod runtime;
@@ -58,7 +60,8 @@ use std::sync::Arc;
 use mesh_proto::engineio::BARE_NAMESPACE;
 use mesh_proto::wire::DetachReason;
 
-pub use event::{Args, Arguments, Event};
+pub use audience::Audience;
+pub use event::{Acted, Answer, Answers, Args, Arguments, Event, Incomplete};
 pub use io::{Io, Members};
 pub use socket::{Asked, Socket, Target};
 

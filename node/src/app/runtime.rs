@@ -19,7 +19,7 @@ use mesh_proto::id::{ShardIx, SocketSid};
 use mesh_proto::limits::Limits;
 use mesh_proto::product::{ErrorCode, ack_error};
 use mesh_proto::shard::{AppCall, AppEvent, AppOutcome, AppThen};
-use mesh_proto::wire::{Payload, SessionIdentity};
+use mesh_proto::wire::{Gathered, Payload, SessionIdentity};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
@@ -38,6 +38,8 @@ const HANDLER_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct Questions {
     pub(super) named: AtomicU64,
     pub(super) open: Mutex<HashMap<u64, oneshot::Sender<Option<Payload>>>>,
+    /// And of the members of rooms.
+    pub(super) rooms: Mutex<HashMap<u64, oneshot::Sender<Gathered>>>,
 }
 
 /// The way back to the session that a question is about.
@@ -94,6 +96,14 @@ impl Apps {
         if let Some(asker) = lock(&self.questions.open).remove(&name) {
             // Whoever asked may have given up.
             let _ = asker.send(answer);
+        }
+    }
+
+    /// What has come of a question to the members of rooms.
+    pub(crate) fn gathered(&self, name: u64, gathered: Gathered) {
+        if let Some(asker) = lock(&self.questions.rooms).remove(&name) {
+            // Whoever asked may have given up.
+            let _ = asker.send(gathered);
         }
     }
 

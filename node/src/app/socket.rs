@@ -10,16 +10,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use mesh_proto::id::{RoomKey, SocketSid};
+
 use mesh_proto::limits::Limits;
 use mesh_proto::product::rooms::check_room_name;
 use mesh_proto::shard::{AppCommand, AppOutcome, AppThen};
-use mesh_proto::wire::{Command, Payload, RoomEvent, SessionIdentity};
+use mesh_proto::wire::{Action, Command, Gathered, Payload, SessionIdentity};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
-use super::event::{Args, read_answer};
+use super::audience::{Audience, Whom, answers_of, check_timeout};
+use super::event::{Answers, Args, read_answer};
 use super::io::{self, Io};
 use super::runtime::Questions;
 use super::{Error, EventRefused};
@@ -221,22 +222,18 @@ impl Socket {
     }
 
     /// Everyone in a room but this socket.
-    #[must_use]
     pub fn to(&self, room: &str) -> Target<'_> {
-        let target = Target::new(self);
-        Target { except_sids: vec![self.inner.identity.sid], ..target }.and(room)
+        Target::new(self, true).and(room)
     }
 
     /// Everyone in a room, this socket too.
-    #[must_use]
     pub fn within(&self, room: &str) -> Target<'_> {
-        Target::new(self).and(room)
+        Target::new(self, false).and(room)
     }
 
     /// Everyone of the namespace but this socket.
-    #[must_use]
     pub fn broadcast(&self) -> Target<'_> {
-        Target { except_sids: vec![self.inner.identity.sid], ..Target::new(self) }
+        Target::new(self, true)
     }
 
     fn limits(&self) -> &Limits {
@@ -268,16 +265,14 @@ impl Socket {
                 AppCommand::Leave(room) => io.command(&sid, Command::Leave(room)).await.map(drop),
                 AppCommand::Disconnect { close } => io.disconnect(&sid, close).await.map(drop),
                 AppCommand::SetData(_) => Err("only a handler sets its session's data".into()),
-                AppCommand::Publish { rooms, payload, except_sids, except_rooms, volatile } => {
-                    let names: Vec<Arc<str>> = if rooms.is_empty() { vec!["".into()] } else { rooms };
-                    let also = if names.len() > 1 { names.clone() } else { Vec::new() };
-                    let event = RoomEvent { payload, except_sids, except_rooms, volatile, also };
-                    let mut outcome = Ok(());
-                    for name in names {
-                        let room = RoomKey::new(&io.product, &io.namespace, &name);
-                        outcome = outcome.and(io.publish_event(room, event.clone()).await);
-                    }
-                    outcome
+                AppCommand::Publish { rooms, payload, except_sids, except_rooms, volatile, .. } => {
+                    let whom = Whom { rooms, except_rooms, except_sids, volatile };
+                    Audience::new(io, whom).publish(payload, None, None).await.map(drop)
+                }
+                AppCommand::Act { rooms, action, except_sids, except_rooms } => {
+                    let whom = Whom { rooms, except_rooms, except_sids, volatile: false };
+                    let none = Payload::json("[]");
+                    Audience::new(io, whom).publish(none, Some(action), None).await.map(drop)
                 }
             };
             if let Err(error) = sent {
@@ -312,41 +307,34 @@ impl Drop for Forget<'_> {
 
 /// Whom an event of a socket is for.
 #[derive(Clone, Debug)]
+#[must_use]
 pub struct Target<'s> {
     socket: &'s Socket,
-    rooms: Vec<Arc<str>>,
-    except_rooms: Vec<Arc<str>>,
-    except_sids: Vec<SocketSid>,
-    volatile: bool,
+    whom: Whom,
 }
 
 impl<'s> Target<'s> {
-    fn new(socket: &'s Socket) -> Self {
-        let (rooms, except_rooms, except_sids) = (Vec::new(), Vec::new(), Vec::new());
-        Self { socket, rooms, except_rooms, except_sids, volatile: false }
+    fn new(socket: &'s Socket, except_self: bool) -> Self {
+        let own = except_self.then_some(socket.inner.identity.sid);
+        Self { socket, whom: Whom { except_sids: own.into_iter().collect(), ..Whom::default() } }
     }
 
     /// And those in this room; who is in several gets it once.
-    #[must_use]
     pub fn and(mut self, room: &str) -> Self {
-        if !self.rooms.iter().any(|known| **known == *room) {
-            self.rooms.push(room.into());
-        }
+        self.whom = self.whom.and(room);
         self
     }
 
     /// But not those in this room, nor the session of this public id.
-    #[must_use]
     pub fn except(mut self, room_or_id: &str) -> Self {
-        self.except_sids.extend(SocketSid::from_text(room_or_id));
-        self.except_rooms.push(room_or_id.into());
+        self.whom = self.whom.except(room_or_id);
         self
     }
 
     /// Beside the room's log: only to who can take it at once.
-    #[must_use]
-    pub fn volatile(self) -> Self {
-        Self { volatile: true, ..self }
+    pub fn volatile(mut self) -> Self {
+        self.whom.volatile = true;
+        self
     }
 
     /// Sends the event.
@@ -355,11 +343,74 @@ impl<'s> Target<'s> {
     /// When an argument does not serialise, the event may not be sent, or a room cannot have such a name.
     pub fn emit(self, event: &str, args: impl Args) -> Result<(), Error> {
         let payload = self.socket.event(event, &args)?;
-        for room in &self.rooms {
-            check_room(room, self.socket.limits())?;
+        self.publish(payload, None)
+    }
+
+    fn publish(self, payload: Payload, asks: Option<(u64, Duration)>) -> Result<(), Error> {
+        self.whom.check(&self.socket.inner.io.shared)?;
+        let Self { socket, whom: Whom { rooms, except_rooms, except_sids, volatile } } = self;
+        socket.push(AppCommand::Publish { rooms, payload, except_sids, except_rooms, volatile, asks });
+        Ok(())
+    }
+
+    /// Sends the event and waits until all members have answered, `timeout` at most. All that the handler has
+    /// done so far takes effect before. Answers that are missing are told by [`Answers`], not as an error.
+    ///
+    /// # Errors
+    /// As [`Self::emit`]; a timeout of more than 60 s; too many questions under way.
+    pub async fn emit_with_ack(
+        self,
+        event: &str,
+        args: impl Args,
+        timeout: Duration,
+    ) -> Result<Answers, Error> {
+        check_timeout(timeout)?;
+        let inner = self.socket.inner.clone();
+        if lock(&inner.turn).way.is_none() {
+            // The handler has returned: as from outside.
+            return Audience::new(inner.io.clone(), self.whom).emit_with_ack(event, args, timeout).await;
         }
-        let Self { socket, rooms, except_rooms, except_sids, volatile } = self;
-        socket.push(AppCommand::Publish { rooms, payload, except_sids, except_rooms, volatile });
+        let payload = self.socket.event(event, &args)?;
+        let (name, gathered) = inner.questions.ask_rooms();
+        let _forget = Forget(&inner.questions, name);
+        let socket = self.socket;
+        self.publish(payload, Some((name, timeout)))?;
+        socket.flush(AppThen::More);
+        let gathered = gathered.await.map_err(|_| "the node stops")?;
+        Ok(answers_of(gathered, &inner.io.shared))
+    }
+
+    /// Puts the members into a room. It has its place among the events of the rooms they are in, and is under
+    /// way when the handler goes on; [`Audience::join`] waits for it.
+    ///
+    /// # Errors
+    /// When a room's name cannot be one.
+    pub fn join(self, room: &str) -> Result<(), Error> {
+        check_room(room, self.socket.limits())?;
+        self.act(Action::Join(vec![room.into()]))
+    }
+
+    /// Takes the members out of a room, as [`Self::join`].
+    ///
+    /// # Errors
+    /// When a room's name cannot be one.
+    pub fn leave(self, room: &str) -> Result<(), Error> {
+        check_room(room, self.socket.limits())?;
+        self.act(Action::Leave(vec![room.into()]))
+    }
+
+    /// Ends the members' sessions, with their transports if `close`, as [`Self::join`].
+    ///
+    /// # Errors
+    /// When a room's name cannot be one.
+    pub fn disconnect(self, close: bool) -> Result<(), Error> {
+        self.act(Action::Disconnect { close })
+    }
+
+    fn act(self, action: Action) -> Result<(), Error> {
+        self.whom.check(&self.socket.inner.io.shared)?;
+        let Self { socket, whom: Whom { rooms, except_rooms, except_sids, .. } } = self;
+        socket.push(AppCommand::Act { rooms, action, except_sids, except_rooms });
         Ok(())
     }
 }
@@ -377,7 +428,16 @@ impl Questions {
         (name, rx)
     }
 
+    /// The same of the members of rooms.
+    fn ask_rooms(&self) -> (u64, oneshot::Receiver<Gathered>) {
+        let name = self.named.fetch_add(1, Ordering::Relaxed);
+        let (tx, rx) = oneshot::channel();
+        lock(&self.rooms).insert(name, tx);
+        (name, rx)
+    }
+
     fn forget(&self, name: u64) {
         lock(&self.open).remove(&name);
+        lock(&self.rooms).remove(&name);
     }
 }

@@ -301,6 +301,7 @@ impl<M: Machine> Driver<M> {
             }
             Output::App(call) => self.apps.ask(self.outgoing.shard(), *call),
             Output::AppAnswered(name, answer) => self.apps.answered(name, answer),
+            Output::AppGathered(name, gathered) => self.apps.gathered(name, gathered),
             Output::Respond(ix, response) => {
                 if let Some(asker) = self.requests.remove(&ix) {
                     // Whoever asked may have gone.

@@ -213,6 +213,7 @@ impl Edge {
         if own_seq == 0 {
             self.welcome(ctx, index);
         }
+        self.look_at_joining(index);
         if let Some(room) = joined_room {
             let ix = self.sessions[index as usize].client;
             self.write(ctx, ix, plain::encode_joined(room.room(), at));

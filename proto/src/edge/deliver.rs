@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Edge;
+use super::asks::{own_id, tell_reached};
 use super::carried::with_tail;
 use super::session::{Form, Owed};
 use super::tail::{Frames, Place, TailEntry};
@@ -40,7 +41,12 @@ impl Edge {
                 self.subscribed(ctx, tail, from, term, cursor, gap);
             }
             RoomToEdge::Entries { room, term, first, entries } => {
-                let Some(tail) = self.tail_of(ctx, from, &room) else { return };
+                let Some(tail) = self.tail_of(ctx, from, &room) else {
+                    for ask in entries.iter().filter_map(|entry| entry.event.asks.as_deref()) {
+                        tell_reached(ctx, ask, &room, 0);
+                    }
+                    return;
+                };
                 let t = &self.tails[tail as usize];
                 if !t.live || t.owner != Some(from.node) || term < t.term {
                     return;
@@ -142,6 +148,9 @@ impl Edge {
         t.members = members;
         let key = t.key.clone();
         if let Some(entry) = t.get(index) {
+            if let Some(ask) = entry.event.asks.as_deref() {
+                tell_reached(ctx, ask, &key, served.asked);
+            }
             let polling = served.send(ctx, |form| entry.frames(form, &key));
             self.write_all_polling(polling);
         }
@@ -160,8 +169,20 @@ impl Edge {
         if self.has_had(session, tail, entry) {
             return;
         }
-        let (form, ix) = (s.form(), s.client);
+        let (sid, form, ix) = (s.identity.sid, s.form(), s.client);
+        let is_repeat = entry.repeat && !s.rooms.iter().any(|m| m.tail == tail && t.is_exact(m));
+        let mut id = None;
+        if let Some(ask) = entry.event.asks.as_deref().filter(|_| !is_repeat) {
+            // Clients without Socket.IO get the event and cannot answer.
+            if ask.action.is_some() || matches!(form, Form::SocketIo | Form::Carrying) {
+                served.asked += usize::from(self.asks.expect(ctx.now, ask, sid));
+                id = self.asks.id_for(ask.name, sid).map(|id| (ask.name, id));
+            }
+        }
         let client = self.clients[ix.0 as usize].as_deref_mut().expect("a session never outlives its client");
+        if entry.event.action().is_some() && !client.behind {
+            return self.goes_by_cursors(session, Some((tail, index)));
+        }
         if client.behind {
             // It reads on by its cursors, as soon as they lead here.
             if client.waits {
@@ -170,15 +191,24 @@ impl Edge {
             }
             return;
         }
-        if entry.repeat && !s.rooms.iter().any(|m| m.tail == tail && t.is_exact(m)) {
+        if is_repeat {
             return;
         }
+        let form = match (entry.event.asks.is_some(), id) {
+            (true, Some((_, id))) => Form::Asking(id),
+            // It is not to be asked any more.
+            (true, None) if matches!(form, Form::SocketIo | Form::Carrying) => return,
+            _ => form,
+        };
         let shared = frames_len(entry.frames(form, &t.key));
-        let own = self.append_tail_of(session, served);
+        let own = if id.is_some() { 0 } else { self.append_tail_of(session, served) };
         let client = self.clients[ix.0 as usize].as_deref_mut().expect("just seen");
         if client.fits(turn, shared + own, &self.limits) {
             client.count_queued(turn, shared + own);
             served.push(form, ix, client.polling().is_some());
+            if let Some((name, id)) = id {
+                self.asks.was_put(name, sid, id);
+            }
             return;
         }
         served.take_back(own);
@@ -343,12 +373,27 @@ impl Edge {
 
     fn take_done(&mut self, ctx: &mut Ctx<'_>, index: u32, packets: Vec<Done>) {
         let session = &mut self.sessions[index as usize];
+        let numbers: Vec<u64> =
+            if session.acting.is_empty() { Vec::new() } else { packets.iter().map(|p| p.number).collect() };
         for packet in packets {
             session.done(ctx.now, packet);
         }
         self.read_again(ctx, index);
         let ix = self.sessions[index as usize].client;
         self.look_at_poll(ix);
+        let was_acting = !numbers.is_empty();
+        for number in numbers {
+            if !self.action_done(ctx, index, number) {
+                return;
+            }
+        }
+        if was_acting {
+            // Entries after the actions, in this turn.
+            self.catch_up(ctx, ix);
+        }
+        if !self.sessions.contains(index as usize) {
+            return;
+        }
         self.process_own(ctx, index);
         let Some(session) = self.sessions.get(index as usize) else { return };
         if session.is_over_answer_bound(&self.limits) {
@@ -389,6 +434,9 @@ impl Edge {
                     self.read_again(ctx, index);
                 }
             }
+        }
+        if self.sessions.contains(index as usize) {
+            self.look_at_joining(index);
         }
     }
 
@@ -445,7 +493,7 @@ impl Edge {
 
     fn carry_out(&mut self, ctx: &mut Ctx<'_>, index: u32, entry: OwnEntry) {
         let session = &self.sessions[index as usize];
-        let (ix, protocol, form) = (session.client, session.protocol, session.form());
+        let (ix, form) = (session.client, session.form());
         let namespace = session.identity.namespace.clone();
         match entry {
             OwnEntry::Emit { volatile: true, .. } if !self.client_of(index).is_idle() => {
@@ -454,10 +502,10 @@ impl Edge {
             OwnEntry::Emit { payload, asks, .. } => {
                 let number = self.sessions[index as usize].own_done;
                 let frames = match form {
-                    Form::SocketIo | Form::Carrying if asks => {
-                        socketio::encode_asking_event(&namespace, number, &payload)
+                    Form::SocketIo | Form::Carrying | Form::Asking(_) if asks => {
+                        socketio::encode_asking_event(&namespace, own_id(number), &payload)
                     }
-                    Form::SocketIo => socketio::encode_event(&namespace, &payload),
+                    Form::SocketIo | Form::Asking(_) => socketio::encode_event(&namespace, &payload),
                     Form::Carrying => {
                         let open = socketio::encode_open_event(&namespace, &payload);
                         self.with_tail(&open, index)
@@ -473,10 +521,10 @@ impl Edge {
                 self.join_tail(ctx, index, &room, own_seq, by);
             }
             OwnEntry::Leave(room, by) => {
-                let tail = self.by_room.get(&room).copied();
-                let was_in = tail.is_some_and(|tail| self.leave_tail(ctx, index, tail));
-                if was_in && by == AskedBy::Backend && protocol == ClientProtocol::Plain {
-                    self.write(ctx, ix, plain::encode_left(room.room()));
+                if by == AskedBy::Backend {
+                    self.leave_and_tell(ctx, index, &room);
+                } else if let Some(&tail) = self.by_room.get(&room) {
+                    self.leave_tail(ctx, index, tail);
                 }
             }
             OwnEntry::Disconnect { close, code } => self.disconnect(ctx, index, close, code),
@@ -504,7 +552,7 @@ impl Edge {
         }
     }
 
-    fn disconnect(&mut self, ctx: &mut Ctx<'_>, index: u32, close: bool, code: DisconnectCode) {
+    pub(super) fn disconnect(&mut self, ctx: &mut Ctx<'_>, index: u32, close: bool, code: DisconnectCode) {
         let ix = self.sessions[index as usize].client;
         let Some(client) = self.client(ix) else { return };
         tracing::debug!(client = ix.0, ?code, "session ended by its owner");
@@ -536,6 +584,10 @@ struct Served {
     socket_io: Vec<ClientIx>,
     plain: Vec<ClientIx>,
     engine: Vec<ClientIx>,
+    /// With the id they are to answer under.
+    asking: (u64, Vec<ClientIx>),
+    /// Sessions that are to answer.
+    asked: usize,
     /// Each with the end of its tail among `tails`.
     carrying: Vec<(ClientIx, usize)>,
     tails: Vec<u8>,
@@ -555,6 +607,10 @@ impl Served {
             Form::Carrying => self.carrying.push((ix, self.tails.len())),
             Form::Plain => self.plain.push(ix),
             Form::Engine => self.engine.push(ix),
+            Form::Asking(id) => {
+                self.asking.0 = id;
+                self.asking.1.push(ix);
+            }
         }
     }
 
@@ -572,11 +628,15 @@ impl Served {
         ctx.stats.deliveries_total += self.polling.len() as u64;
         let polling = self.polling.into_iter().map(|(ix, form, tail)| match form {
             Form::Carrying => (ix, with_tail(frames(form), &tail)),
-            Form::SocketIo | Form::Plain | Form::Engine => (ix, frames(form).clone()),
+            Form::SocketIo | Form::Plain | Form::Engine | Form::Asking(_) => (ix, frames(form).clone()),
         });
         let polling = polling.collect();
-        let groups =
-            [(Form::SocketIo, self.socket_io), (Form::Plain, self.plain), (Form::Engine, self.engine)];
+        let groups = [
+            (Form::SocketIo, self.socket_io),
+            (Form::Plain, self.plain),
+            (Form::Engine, self.engine),
+            (Form::Asking(self.asking.0), self.asking.1),
+        ];
         for (form, clients) in groups.into_iter().filter(|(_, clients)| !clients.is_empty()) {
             ctx.stats.deliveries_total += clients.len() as u64;
             ctx.out.push(Output::Fanout(frames(form).clone(), clients));

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::Edge;
 use super::client::Carrier;
+use super::{Edge, asks};
 use crate::engineio::{self, EnginePacket};
 use crate::id::{ClientIx, Placement};
 use crate::plain::{self, PlainRequest};
@@ -151,11 +151,32 @@ impl Edge {
         let Some(index) = self.session_in(ix, &namespace) else {
             return self.misbehaved(ctx, ix, CloseCode::ProtocolError);
         };
+        let inbound = match inbound {
+            Inbound::Ack { id, payload } => match asks::own_seq_of(id) {
+                Some(id) => Inbound::Ack { id, payload },
+                None => return self.room_answered(ctx, index, id, payload),
+            },
+            inbound => inbound,
+        };
         if inbound == Inbound::Disconnect {
             // The stock client may connect to the namespace again over the same transport.
             return self.end_namespace(ctx, index, DetachReason::ClientDisconnect);
         }
         self.inbound(ctx, index, inbound);
+    }
+
+    /// The answer to what a room's members are asked: for whoever asks, and for no owner.
+    fn room_answered(&mut self, ctx: &mut Ctx<'_>, index: u32, id: u64, payload: Payload) {
+        let session = &self.sessions[index as usize];
+        let (sid, ix) = (session.identity.sid, session.client);
+        self.asks.answered(sid, id, payload);
+        if self.asks.is_ready() {
+            self.asks.flush(ctx);
+        }
+        let limits = self.limits.clone();
+        if self.client_of(index).count_event(ctx.now, &limits) {
+            self.pause_reading(ctx, ix);
+        }
     }
 
     fn plain_text(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, text: &Bytes) {

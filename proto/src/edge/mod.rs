@@ -9,6 +9,8 @@
 //! When it breaks: an owner that moves or dies is attached to and subscribed at anew, with what it needs
 //! to go on (shadow, cursors), and what it had not confirmed is repeated before anything new.
 
+mod actions;
+mod asks;
 mod attach;
 mod carried;
 mod client;
@@ -27,6 +29,7 @@ mod upgrade;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use rand::Rng as _;
 use rand::rngs::StdRng;
 use slab::Slab;
 
@@ -43,6 +46,7 @@ use crate::shard::{
 };
 use crate::time::Instant;
 use crate::wire::{Body, DetachReason, EngineResponse, Member, Members, ToSession};
+use asks::Asks;
 use client::{Carrier, Client, Due, Silence};
 use departed::Departed;
 use polling::Polling;
@@ -101,6 +105,8 @@ pub(crate) struct Edge {
     resumes_asked: u64,
     /// Subscriptions asked for.
     asked: u64,
+    /// What members of rooms are to answer.
+    asks: Asks,
     /// Where offsets are put together.
     scratch: Vec<u8>,
     products: FixedMap<Arc<str>, Arc<ProductRules>>,
@@ -131,8 +137,9 @@ impl Edge {
         limits: &Limits,
         ids: IdKey,
         products: &[Arc<ProductRules>],
-        rng: StdRng,
+        mut rng: StdRng,
     ) -> Self {
+        let asks = Asks::new(rng.next_u32());
         Self {
             me,
             node_name,
@@ -162,6 +169,7 @@ impl Edge {
             resuming: BTreeMap::new(),
             resumes_asked: 0,
             asked: 0,
+            asks,
             scratch: Vec::new(),
             products: by_name(products),
             requests: Requests::default(),
@@ -191,6 +199,7 @@ impl Edge {
     pub(crate) fn has_to_sweep(&self) -> bool {
         !self.tails.is_empty()
             || !self.departed.is_empty()
+            || !self.asks.is_empty()
             || self.has_requests()
             || !self.handed.is_empty()
             || !self.upgraded.is_empty()
@@ -279,7 +288,6 @@ impl Edge {
     }
 
     fn random(&mut self) -> [u8; 16] {
-        use rand::Rng as _;
         let mut bytes = [0; 16];
         self.rng.fill_bytes(&mut bytes);
         bytes
@@ -551,6 +559,7 @@ impl Edge {
         }
         self.dirty.remove(&index);
         let session = self.sessions.remove(index as usize);
+        self.asked_is_gone(&session);
         self.by_sid.remove(&session.identity.sid);
         self.bounced_sessions.remove(&session.identity.sid);
         session
@@ -566,10 +575,26 @@ impl Edge {
         }
     }
 
-    /// Who of a room is here. For the room's owner.
-    pub(crate) fn local_members(&self, room: &RoomKey, list: bool) -> Members {
-        let Some(&tail) = self.by_room.get(room) else { return Members::default() };
-        let members = &self.tails[tail as usize].members;
+    /// Who of any of these rooms is here.
+    pub(crate) fn local_members(
+        &self,
+        rooms: &[RoomKey],
+        except_sids: &[SocketSid],
+        except_rooms: &[Arc<str>],
+        list: bool,
+    ) -> Members {
+        let tails = rooms.iter().filter_map(|room| self.by_room.get(room));
+        let members = tails.flat_map(|tail| &self.tails[*tail as usize].members);
+        let is_left_out = |session: u32| {
+            let sid = self.sessions[session as usize].identity.sid;
+            except_sids.contains(&sid) || self.is_in_any(session, except_rooms)
+        };
+        let members: Vec<u32> = if rooms.len() == 1 {
+            members.copied().filter(|session| !is_left_out(*session)).collect()
+        } else {
+            let once: BTreeSet<u32> = members.copied().collect();
+            once.into_iter().filter(|session| !is_left_out(*session)).collect()
+        };
         let member = |&session: &u32| {
             let identity = &self.sessions[session as usize].identity;
             Member { uid: identity.uid.clone(), sid: identity.sid }
@@ -596,7 +621,7 @@ impl Edge {
                 self.unreported.insert(session);
             }
         }
-        let any = self.flush_polls(ctx) | self.flush_upgrades(ctx);
+        let any = self.flush_polls(ctx) | self.flush_upgrades(ctx) | self.asks.flush(ctx);
         any || !dirty.is_empty()
     }
 
@@ -636,6 +661,7 @@ impl Edge {
         self.departed.expire(now, self.limits.dedupe_window, &mut budget);
         self.requests_expire(ctx);
         self.handed_expire(now);
+        self.asks.expire(now);
         while let Some((since, tail)) = self.by_age.first()
             && now.since(since) >= self.limits.room_log_age_max
             && budget.spend()
@@ -690,6 +716,7 @@ impl Edge {
             assert!(!tail.members.is_empty() || !tail.waiting.is_empty(), "{:?}: an orphan", tail.key);
         }
         assert_eq!(bytes, self.tail_bytes, "bytes of tails are miscounted");
+        self.asks.check_invariants();
         let kept = self.tails.iter().filter(|(_, tail)| tail.len() > 0).count();
         assert_eq!(kept, self.by_age.len(), "tails without a mark");
         assert!(self.departed.is_within_bound(), "rooms left long ago are remembered");

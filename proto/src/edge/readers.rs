@@ -15,15 +15,25 @@ use std::sync::Arc;
 
 use super::deliver::{frames_len, is_excepted};
 use super::older::Chunk;
+use super::session::Form;
 use super::tail::{Place, Tail, TailEntry};
 use super::{CHUNK_MARKS_MAX, Edge};
 use crate::id::{Address, ClientIx, Cursor, Term};
 use crate::mutant::{Mutant, is_planted};
 use crate::shard::{Budget, CloseCode, Ctx, Packet};
-use crate::wire::{Body, DetachReason, NotResumed, RoomEntry, ToRoom};
+use crate::wire::{Action, Ask, AskRef, Body, DetachReason, NotResumed, RoomEntry, ToRoom};
 
-/// A reader's next place, and the frames for it unless it is excepted.
-type Next = (Cursor, Option<Arc<[Packet]>>);
+/// What a reader gets next.
+enum Next {
+    /// Nothing: it is excepted, or has had it.
+    Nothing,
+    /// An event.
+    Event(Arc<[Packet]>),
+    /// An event that it is to answer under this id.
+    Asking(Arc<[Packet]>, AskRef, u64),
+    /// Something that is to be done to it.
+    Act(Action, AskRef),
+}
 
 /// How far a client got in a room.
 enum Caught {
@@ -39,13 +49,20 @@ impl Edge {
     /// From here on the client gets what its cursors show it, from `first` in that tail and from what
     /// comes next in the others, as soon as its queue takes it.
     pub(super) fn fall_behind(&mut self, ctx: &mut Ctx<'_>, session: u32, first: Option<(u32, u64)>) {
+        if !self.client_of(session).behind {
+            ctx.stats.behind_total += 1;
+            self.goes_by_cursors(session, first);
+        }
+    }
+
+    /// The same for a client that takes what it is sent.
+    pub(super) fn goes_by_cursors(&mut self, session: u32, first: Option<(u32, u64)>) {
         let client = self.client_of(session);
         if std::mem::replace(&mut client.behind, true) {
             return;
         }
         client.waits = false;
         let ix = client.ix;
-        ctx.stats.behind_total += 1;
         self.behind.insert(ix);
         self.note_places(ix, first);
     }
@@ -206,15 +223,24 @@ impl Edge {
                 }
                 Place::Live(_) | Place::Older(..) => {}
             }
-            let (at, frames) = match self.next_of(ctx, index, place, found) {
+            let (at, next) = match self.next_of(ctx, index, place, found) {
                 Ok(next) => next,
                 Err(end) => {
                     self.sessions[index as usize].rooms[place].at = end;
                     continue;
                 }
             };
+            let (frames, asked) = match next {
+                Next::Act(action, name) => {
+                    self.act(index, m.tail, at, action, name);
+                    return Caught::Waits;
+                }
+                Next::Nothing => (None, None),
+                Next::Event(frames) => (Some(frames), None),
+                Next::Asking(frames, name, id) => (Some(frames), Some((name, id))),
+            };
             if let Some(frames) = frames {
-                let carries = self.sessions[index as usize].offset_key.is_some();
+                let carries = self.sessions[index as usize].offset_key.is_some() && asked.is_none();
                 let frames = if carries {
                     // What it carries afterwards says that it has this one.
                     let told = if is_planted(Mutant::OffsetWithoutItsEvent) { m.at } else { at };
@@ -236,14 +262,23 @@ impl Edge {
                 }
                 client.count_queued(turn, len);
                 ctx.stats.deliveries_total += 1;
+                if let Some((name, id)) = asked {
+                    self.asks.was_put(name, self.sessions[index as usize].identity.sid, id);
+                }
                 self.hand(ctx, ix, &frames);
             }
             self.sessions[index as usize].rooms[place].at = at;
         }
     }
-    /// What the reader gets next: its place, and its frames unless it is excepted. `Err`: nothing more in
-    /// this chunk, which ends here.
-    fn next_of(&mut self, ctx: &Ctx<'_>, index: u32, place: usize, found: Place) -> Result<Next, Cursor> {
+
+    /// What the reader gets next, and its place. `Err`: nothing more in this chunk, which ends here.
+    fn next_of(
+        &mut self,
+        ctx: &Ctx<'_>,
+        index: u32,
+        place: usize,
+        found: Place,
+    ) -> Result<(Cursor, Next), Cursor> {
         let session = &self.sessions[index as usize];
         let m = session.rooms[place];
         if let (Place::Older(chunk, _), Some(older)) = (found, &mut self.tails[m.tail as usize].older) {
@@ -259,7 +294,21 @@ impl Edge {
             is_excepted(&entry.event, session.identity.sid, |except| self.is_in_any(index, except));
         let excepted = excepted || self.has_had(index, m.tail, entry);
         let excepted = t.is_repeat_for(&m, entry) || excepted && !is_planted(Mutant::ExceptIgnoredInReplay);
-        Ok((entry.at, (!excepted).then(|| entry.frames(session.form(), &t.key).clone())))
+        let (sid, form) = (session.identity.sid, session.form());
+        let frames = |form| entry.frames(form, &t.key).clone();
+        let next = match entry.event.asks.as_deref() {
+            _ if excepted => Next::Nothing,
+            Some(Ask { name, action: Some(action), .. }) => Next::Act(action.clone(), *name),
+            // Who was not asked when it came is not asked later: it may have been, elsewhere.
+            Some(ask) if matches!(form, Form::SocketIo | Form::Carrying) => {
+                match self.asks.id_for(ask.name, sid) {
+                    Some(id) => Next::Asking(frames(Form::Asking(id)), ask.name, id),
+                    None => Next::Nothing,
+                }
+            }
+            _ => Next::Event(frames(form)),
+        };
+        Ok((entry.at, next))
     }
 
     /// Asks the owner of a tail for what the reader that is furthest behind gets next, unless a fetch is

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
+use super::actions::{Acting, Joining};
 use super::tail::Tail;
 use crate::id::{ClientIx, Cursor, NodeRef, Placement, RoomKey, Term};
 use crate::limits::Limits;
@@ -17,7 +18,7 @@ use crate::recovery::OffsetKey;
 use crate::shard::ClientProtocol;
 use crate::time::Instant;
 use crate::wire::{
-    Done, Inbound, MovedOwed, MovedRoom, MovedSession, OwnEntry, Payload, SessionIdentity,
+    Action, Done, Inbound, MovedAsk, MovedOwed, MovedRoom, MovedSession, OwnEntry, Payload, SessionIdentity,
     before_first_packet,
 };
 
@@ -70,6 +71,9 @@ pub(super) struct EdgeSession {
     /// The first of `owed` is held back.
     pub(super) is_held: bool,
     pub(super) rooms: Vec<Membership>,
+    /// Actions it has come to in its rooms, and joins by such that are not in force.
+    pub(super) acting: Vec<Acting>,
+    pub(super) joining: Vec<Joining>,
     /// The auth payload of its CONNECT, until the product's code has let it in.
     pub(super) hello: Option<Bytes>,
 }
@@ -122,6 +126,8 @@ pub(super) enum Form {
     Carrying,
     Plain,
     Engine,
+    /// As Socket.IO's, and the client is to answer under this id.
+    Asking(u64),
 }
 
 /// Something for this client alone.
@@ -158,7 +164,10 @@ fn packet_bytes(packet: &Inbound) -> usize {
     PACKET_OVERHEAD_BYTES
         + match packet {
             Inbound::Event { payload, .. } | Inbound::Ack { payload, .. } => payload.len(),
-            Inbound::Disconnect | Inbound::Done => 0,
+            Inbound::Act { action: Action::Join(rooms) | Action::Leave(rooms), .. } => {
+                rooms.iter().map(|room| room.len()).sum()
+            }
+            Inbound::Act { .. } | Inbound::Disconnect | Inbound::Done => 0,
         }
 }
 
@@ -201,6 +210,8 @@ impl EdgeSession {
             acks_owed_bytes: 0,
             is_held: false,
             rooms: Vec::new(),
+            acting: Vec::new(),
+            joining: Vec::new(),
             hello: None,
         }
     }
@@ -245,8 +256,8 @@ impl EdgeSession {
         session
     }
 
-    /// For the next edge. `rooms` are those of the session.
-    pub(super) fn into_moved(self, rooms: Vec<MovedRoom>) -> MovedSession {
+    /// For the next edge. `rooms` are those of the session, `asked` is what it is to answer.
+    pub(super) fn into_moved(self, rooms: Vec<MovedRoom>, asked: Vec<MovedAsk>) -> MovedSession {
         let owed = self.owed.into_iter().map(|owed| match owed {
             Owed::Entry(entry, _) => MovedOwed::Entry(entry),
             Owed::Ack { id, payload, after, .. } => {
@@ -263,7 +274,13 @@ impl EdgeSession {
             own: [self.own_seq, self.own_done, self.own_shown],
             owed: owed.collect(),
             rooms,
+            asked,
         }
+    }
+
+    /// Number of the last packet.
+    pub(super) fn last_inbound(&self) -> u64 {
+        self.confirmed + self.unconfirmed.len() as u64
     }
 
     pub(super) fn push_inbound(&mut self, packet: Inbound) {

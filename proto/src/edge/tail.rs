@@ -111,6 +111,8 @@ pub(super) struct Frames {
     carrying: OnceCell<Arc<[Packet]>>,
     plain: OnceCell<Arc<[Packet]>>,
     engine: OnceCell<Arc<[Packet]>>,
+    /// A tail asks all its members under one id.
+    asking: OnceCell<Arc<[Packet]>>,
 }
 
 impl Frames {
@@ -127,6 +129,9 @@ impl Frames {
             }
             Form::Carrying => {
                 self.carrying.get_or_init(|| socketio::encode_open_event(key.namespace(), &event.payload))
+            }
+            Form::Asking(id) => {
+                self.asking.get_or_init(|| socketio::encode_asking_event(key.namespace(), id, &event.payload))
             }
             Form::Engine => self.engine.get_or_init(|| engineio::encode_message_event(&event.payload)),
             Form::Plain => self.plain.get_or_init(|| {

@@ -302,13 +302,14 @@ impl Edge {
             has_hole: self.has_hole(m),
         });
         let rooms: Vec<MovedRoom> = rooms.collect();
+        let asked = self.asks.take(ctx.now, session.identity.sid);
         let session = self.take_session(ctx, index);
         let handed = Handed { since: ctx.now, to, sid: session.identity.sid, attachment: session.attachment };
         self.handed.push_back(handed);
         if self.handed.len() > HANDED_MAX {
             self.handed.pop_front();
         }
-        let mut moved = session.into_moved(rooms);
+        let mut moved = session.into_moved(rooms, asked);
         if is_planted(Mutant::UnconfirmedForgottenInMove) {
             moved.unconfirmed.clear();
         }
@@ -393,6 +394,7 @@ impl Edge {
             return self.close_with(ctx, former, CloseCode::Ended, DetachReason::TransportClose);
         }
         let rooms = std::mem::take(&mut moved.rooms);
+        self.asks.give(ctx.now, sid, std::mem::take(&mut moved.asked));
         let placement = self.ids.placement_of(sid);
         let key = moved.identity.resumable.then(|| self.ids.offset_key(&moved.identity.pid));
         let session = EdgeSession::from_moved(ctx.now, moved, placement, protocol, ix, key);

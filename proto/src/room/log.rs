@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 use crate::id::Cursor;
 use crate::time::Instant;
-use crate::wire::RoomEntry;
+use crate::wire::{Action, RoomEntry};
 
 /// Bookkeeping of an entry beside its payload, counted into the log's bytes.
 const ENTRY_OVERHEAD_BYTES: usize = 128;
@@ -36,7 +36,11 @@ struct Kept {
 
 /// What an entry weighs in a log or a tail.
 pub(crate) fn entry_bytes(entry: &RoomEntry) -> usize {
-    ENTRY_OVERHEAD_BYTES + entry.event.payload.len()
+    let named = match entry.event.action() {
+        Some(Action::Join(rooms) | Action::Leave(rooms)) => rooms.iter().map(|room| room.len()).sum(),
+        _ => 0,
+    };
+    ENTRY_OVERHEAD_BYTES + entry.event.payload.len() + named
 }
 
 impl RoomLog {

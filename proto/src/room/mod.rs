@@ -21,13 +21,14 @@ use std::sync::Arc;
 
 use crate::entity::{CommitQueue, Committed};
 use crate::host::{Event, Host, MessageOf, Open, Ownership};
-use crate::id::{Address, Cursor, NodeRef, Placement, RoomKey, Term};
+use crate::id::{Address, Cursor, NodeRef, RoomKey, Term};
 use crate::limits::Limits;
-use crate::shard::{Ctx, Out, ProductRules};
+use crate::shard::{Ctx, ProductRules};
 use crate::time::Instant;
 use crate::wire::{
-    Answer, Body, COUNTER_END, CommandFailed, Lane, Payload, Publish, PublishRefused, RoomEntry, RoomEvent,
-    RoomFacts, RoomOp, RoomToEdge, RoomToPublisher, Subject, Subscription, To, ToRoom, Version,
+    Answer, AskRef, Body, COUNTER_END, CommandFailed, Lane, Payload, Publish, PublishRefused, RoomEntry,
+    RoomEvent, RoomFacts, RoomOp, RoomToEdge, RoomToPublisher, Subject, Subscription, To, ToAsker, ToRoom,
+    Version,
 };
 use dedupe::Verdict;
 use log::RoomLog;
@@ -104,6 +105,8 @@ enum Effect {
     Serve(u64),
     /// The publisher may be told.
     Tell(Address, Body),
+    /// Who asks the members may be told who is served; `false`: they had been asked for another before.
+    Asked(AskRef, bool),
 }
 
 /// What became of a publish.
@@ -323,6 +326,11 @@ impl Rooms {
             Verdict::OutOfOrder => return Published::OutOfOrder,
             Verdict::Seen(at) => {
                 ctx.stats.duplicates_total += 1;
+                if let Some(name) = asked_by(&event) {
+                    let first = room.state.log.iter().find(|entry| entry.id == id);
+                    let is_it = first.is_some_and(|entry| asked_by(&entry.event) == Some(name));
+                    room.live.effects.push(room.applied(), Effect::Asked(name, is_it));
+                }
                 return Published::At { at, duplicate: true };
             }
             // An idempotency key seen under another publish id: that id may be repeated as well.
@@ -338,10 +346,14 @@ impl Rooms {
             self.volatile(ctx, &key, &event);
             return Published::At { at, duplicate: false };
         }
+        let name = asked_by(&event);
         let entry = RoomEntry { term, id, event };
         let op = room.apply(RoomOp::Append { entry, dedupe });
         let at = room.state.log.last();
         room.live.effects.push(op, Effect::Serve(at.seq));
+        if let Some(name) = name {
+            room.live.effects.push(op, Effect::Asked(name, true));
+        }
         ctx.stats.publishes_total += 1;
         self.dirty.insert(key);
         Published::At { at, duplicate: false }
@@ -403,7 +415,7 @@ impl Rooms {
             let Some(room) = self.host.owned(key) else { continue };
             room.live.effects.confirm(room.confirmed);
             while let Some(effect) = room.live.effects.release() {
-                room.live.carry_out(key.placement(), effect, ctx.out);
+                room.live.carry_out(ctx, key, effect);
             }
             room.live.serve(ctx, key, room.term, &room.state.log);
         }
@@ -461,7 +473,10 @@ impl Rooms {
     pub(crate) fn history(&self, key: &RoomKey, count: u32) -> Option<Vec<(Cursor, Payload)>> {
         let (room, live) = self.host.peek(key)?;
         let first = live.committed.saturating_sub(u64::from(count)).max(room.log.first() - 1) + 1;
-        let entry = |seq| room.log.get(seq).map(|e| (Cursor { term: e.term, seq }, e.event.payload.clone()));
+        let entry = |seq| {
+            let entry = room.log.get(seq).filter(|entry| entry.event.action().is_none())?;
+            Some((Cursor { term: entry.term, seq }, entry.event.payload.clone()))
+        };
         Some((first..=live.committed).filter_map(entry).collect())
     }
 
@@ -536,10 +551,17 @@ impl RoomLive {
         }
     }
 
-    fn carry_out(&mut self, placement: Placement, effect: Committed<Effect>, out: &mut Out) {
+    fn carry_out(&mut self, ctx: &mut Ctx<'_>, key: &RoomKey, effect: Committed<Effect>) {
         match effect.into_inner() {
             Effect::Serve(seq) => self.committed = self.committed.max(seq),
-            Effect::Tell(to, body) => out.send_to_address(to, placement, body),
+            Effect::Tell(to, body) => ctx.out.send_to_address(to, key.placement(), body),
+            Effect::Asked(AskRef { by, number }, is_it) => {
+                let edges = is_it.then(|| self.subscribers.keys().copied().collect());
+                // Edges that a former owner has served may not have asked here yet.
+                let may_be_more = ctx.pace.is_moving(ctx.now);
+                let served = ToAsker::Served { number, room: key.clone(), edges, may_be_more };
+                ctx.out.send_to_address(by, key.placement(), Body::ToAsker(served));
+            }
         }
     }
 
@@ -577,6 +599,11 @@ impl RoomLive {
             ctx.out.send(node, To::Shards(mask), Lane::of(key.placement()), Body::RoomToEdge(message));
         }
     }
+}
+
+/// Who waits for what the members answer.
+fn asked_by(event: &RoomEvent) -> Option<AskRef> {
+    event.asks.as_ref().map(|ask| ask.name).filter(|name| name.number > 0)
 }
 
 /// Another owns the room: those served from here, and those who wait for an answer, ask there.

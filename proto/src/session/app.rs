@@ -8,6 +8,8 @@
 //! (`SessionState::did`) and not done again; a publish is known to its room by the same numbers.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -18,8 +20,8 @@ use crate::id::{Cursor, PublishId, RoomKey, SocketSid};
 use crate::limits::Limits;
 use crate::product::rooms::check_room_name;
 use crate::room;
-use crate::shard::{AppCall, AppCommand, AppEvent, AppOutcome, AppThen, Ctx, Output};
-use crate::wire::{AskedBy, DetachReason, Payload, Publish, RoomEvent, SessionOp, SessionToEdge};
+use crate::shard::{AppCall, AppCommand, AppEvent, AppOutcome, AppThen, Asker, Ctx, Output, asks_of};
+use crate::wire::{AskedBy, DetachReason, Gathered, Payload, Publish, RoomEvent, SessionOp, SessionToEdge};
 
 /// Answers of one client awaited at once; the oldest is given up beyond it.
 const ASKED_MAX: usize = 10_000;
@@ -163,9 +165,17 @@ impl Session<'_> {
                 AppCommand::Emit { payload, volatile, asks } => {
                     self.emit_for_app(ctx, (number, index), payload, volatile, asks);
                 }
-                AppCommand::Publish { rooms, payload, except_sids, except_rooms, volatile } => {
-                    let event = RoomEvent { payload, except_sids, except_rooms, volatile, also: rooms };
-                    self.publish_to_rooms((number, index), event);
+                AppCommand::Publish { rooms, payload, except_sids, except_rooms, volatile, asks } => {
+                    // Who is to answer has to be known: a volatile event is in no log.
+                    let volatile = volatile && asks.is_none();
+                    let event = RoomEvent { except_sids, except_rooms, volatile, ..RoomEvent::new(payload) };
+                    self.publish_to_rooms(ctx, (number, index), rooms, event, asks);
+                }
+                AppCommand::Act { rooms, action, except_sids, except_rooms } => {
+                    let asks = asks_of(ctx.out.me, None, 0, Some(action));
+                    let none = RoomEvent::new(Payload::json("[]"));
+                    let event = RoomEvent { except_sids, except_rooms, asks, ..none };
+                    self.publish_to_rooms(ctx, (number, index), rooms, event, None);
                 }
                 AppCommand::Join(name) => self.join_for_app(limits, (number, index), &name),
                 AppCommand::Leave(name) => {
@@ -252,8 +262,14 @@ impl Session<'_> {
         }
     }
 
-    fn publish_to_rooms(&mut self, (number, index): (u64, u32), mut event: RoomEvent) {
-        let rooms = std::mem::take(&mut event.also);
+    fn publish_to_rooms(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        (number, index): (u64, u32),
+        rooms: Vec<Arc<str>>,
+        mut event: RoomEvent,
+        asks: Option<(u64, Duration)>,
+    ) {
         let keys: Vec<RoomKey> = if rooms.is_empty() {
             vec![room::everyone(&self.state.identity.product, &self.state.identity.namespace)]
         } else {
@@ -261,6 +277,15 @@ impl Session<'_> {
         };
         if keys.len() > 1 {
             event.also = rooms;
+        }
+        if let Some((asker, within)) = asks {
+            let Some(name) = ctx.ask(Asker::App(asker), keys.iter().cloned(), within) else {
+                let unserved = u32::try_from(keys.len()).unwrap_or(u32::MAX);
+                let none = Gathered { unserved, ..Gathered::default() };
+                return ctx.out.push(Output::AppGathered(asker, none));
+            };
+            let within_ms = u32::try_from(within.as_millis()).unwrap_or(u32::MAX);
+            event.asks = asks_of(name.by, Some(name), within_ms, None);
         }
         let id = PublishId::Session { sid: self.state.identity.sid, number, index };
         for room in keys {

@@ -526,7 +526,7 @@ impl Sessions {
         };
         let PublishId::Session { sid, .. } = id else { return };
         if let Some(mut session) = self.host.owned(&sid) {
-            session.published(id, &room, outcome);
+            session.published(ctx, id, &room, outcome);
             self.run(ctx, sid);
         }
     }

@@ -18,7 +18,7 @@ use crate::product::rooms::{self, Request};
 use crate::product::{ErrorCode, RequestError, ack_ok, ack_rooms};
 use crate::shard::{AppEvent, Ctx, ProductRules};
 use crate::wire::{
-    AskedBy, Body, Command, DedupeKey, DisconnectCode, Done, EmitKey, Inbound, Payload, Publish,
+    Action, AskedBy, Body, Command, DedupeKey, DisconnectCode, Done, EmitKey, Inbound, Payload, Publish,
     PublishRefused, RoomEvent, SessionOp, ToRoom,
 };
 
@@ -29,16 +29,20 @@ impl Sessions {
     /// Begins as many packets as may begin.
     pub(super) fn run(&mut self, ctx: &mut Ctx<'_>, sid: SocketSid) {
         let Some(mut session) = self.host.owned(&sid) else { return };
+        let was_ended = session.state.ended;
         let mut ends = None;
         if let Some(rules) = self.products.get(&session.state.identity.product) {
             ends = session.step_app(ctx, &self.limits);
-            while session.may_begin(&self.limits)
-                && let Some(packet) = session.live.program.pop_front()
-            {
+            while let Some((number, packet)) = session.next_packet_to_begin(&self.limits) {
                 self.calls += u64::from(rules.is_app);
-                session.begin(ctx, &self.limits, rules, self.calls, packet);
+                session.begin(ctx, &self.limits, rules, self.calls, (number, packet));
             }
         }
+        if session.state.ended && !was_ended {
+            self.unindex(&sid);
+            self.dirty.insert(sid);
+        }
+        let Some(session) = self.host.owned(&sid) else { return };
         if session.live.open.is_empty() {
             self.busy.remove(&sid);
         } else {
@@ -102,12 +106,33 @@ struct Asked {
 }
 
 impl Session<'_> {
+    /// The next packet, with its number, if it may begin.
+    fn next_packet_to_begin(&mut self, limits: &Limits) -> Option<(u64, Inbound)> {
+        if self.is_asking() {
+            return self.next_out_of_turn(limits);
+        }
+        if !self.may_begin(limits) {
+            return None;
+        }
+        let packet = self.live.program.pop_front()?;
+        Some((self.begun(), packet))
+    }
+
+    /// What the product's code may be waiting for overtakes the events behind the one it is at: the client's
+    /// answers, and actions on rooms.
+    fn next_out_of_turn(&mut self, limits: &Limits) -> Option<(u64, Inbound)> {
+        let may_act = self.is_parked() || !self.state.own.is_full(limits);
+        let place = self.live.program.iter().position(|packet| match packet {
+            Inbound::Ack { .. } => true,
+            Inbound::Act { .. } => may_act,
+            _ => false,
+        })?;
+        let number = self.begun() + 1 + place as u64;
+        Some((number, std::mem::replace(&mut self.live.program[place], Inbound::Done)))
+    }
+
     fn may_begin(&self, limits: &Limits) -> bool {
         let Some(next) = self.live.program.front() else { return false };
-        // The client's answers are what the product's code may be waiting for.
-        if self.is_asking() && !matches!(next, Inbound::Ack { .. }) {
-            return false;
-        }
         if *next == Inbound::Done {
             return true;
         }
@@ -120,16 +145,15 @@ impl Session<'_> {
         self.live.open.len() < OPEN_MAX && room && (!joining || is_join(next)) && !(undone && is_leave(next))
     }
 
-    /// Begins the packet just taken off the program.
+    /// Begins a packet just taken off the program.
     fn begin(
         &mut self,
         ctx: &mut Ctx<'_>,
         limits: &Limits,
         rules: &ProductRules,
         call: u64,
-        packet: Inbound,
+        (number, packet): (u64, Inbound),
     ) {
-        let number = self.begun();
         match packet {
             Inbound::Event { ack, payload } if rules.is_app => {
                 let event = AppEvent::Event { payload, wants_ack: ack.is_some() };
@@ -145,11 +169,41 @@ impl Session<'_> {
                 self.finished(number);
             }
             Inbound::Done => {}
+            Inbound::Act { room, at, action } => {
+                self.act(limits, room, at, &action);
+                self.finished(number);
+            }
             Inbound::Disconnect => {
                 self.finished(number);
                 self.park(ctx.now, true);
             }
         }
+    }
+
+    /// The session has come to an action on the members of a room.
+    fn act(&mut self, limits: &Limits, room: RoomKey, at: Cursor, action: &Action) {
+        if self.state.has_acted(&room, at) || self.state.ended {
+            return;
+        }
+        let by = AskedBy::Backend;
+        let ops = match action {
+            Action::Join(names) => {
+                let names = names.iter().filter(|name| rooms::check_room_name(name, limits).is_ok());
+                let new = names.map(|name| self.state.room_key(name)).filter(|r| !self.state.is_member(r));
+                let left = limits.rooms_per_session_max.saturating_sub(self.state.rooms.len());
+                new.take(left).map(|room| SessionOp::Join { room, by, number: 0 }).collect()
+            }
+            Action::Leave(names) => {
+                let left = names.iter().map(|name| self.state.room_key(name));
+                let number = self.next_packet();
+                let left = left.filter(|room| self.state.is_member(room));
+                left.map(|room| SessionOp::Leave { room, by, number }).collect()
+            }
+            Action::Disconnect { close } => {
+                vec![SessionOp::End { close: *close, code: DisconnectCode::Requested }]
+            }
+        };
+        self.op(SessionOp::Act { room, at, ops });
     }
 
     fn event(
@@ -265,6 +319,7 @@ impl Session<'_> {
     /// The answer of a room's owner to the publish of packet `number`.
     pub(super) fn published(
         &mut self,
+        ctx: &mut Ctx<'_>,
         id: PublishId,
         room: &RoomKey,
         outcome: Result<Cursor, PublishRefused>,
@@ -274,6 +329,11 @@ impl Session<'_> {
         });
         let Some(open) = place.and_then(|place| self.live.open.remove(place)) else { return };
         let number = open.number;
+        if let (Wait::Publish { publish, .. }, Err(_)) = (&open.waits_for, outcome)
+            && let Some(ask) = &publish.event.asks
+        {
+            ctx.ask_refused(ask.name, room);
+        }
         if self.number_asked() == Some(number) {
             return self.published_for_app(number, room, outcome.ok());
         }

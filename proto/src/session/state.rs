@@ -40,6 +40,8 @@ pub struct SessionState {
     pub(super) ended: bool,
     /// Since when it is served what is for everyone, if it can be resumed.
     pub(super) everyone: Option<Cursor>,
+    /// The last action on everyone that it has carried out.
+    everyone_acted: Cursor,
     /// In the order of their joins.
     pub(super) rooms: Vec<Membership>,
     /// The last leaves, oldest first.
@@ -66,6 +68,8 @@ pub(super) struct Membership {
     pub(super) join: Join,
     /// The own-log entry that asked for the join; offsets with a lower number do not know of the room.
     pub(super) since: u64,
+    /// The last action on the room's members that it has carried out.
+    acted: Cursor,
 }
 
 impl Membership {
@@ -109,6 +113,7 @@ impl SessionState {
             attachment: 0,
             ended: false,
             everyone: None,
+            everyone_acted: Cursor::NONE,
             rooms: Vec::new(),
             left: VecDeque::new(),
             forgotten: 0,
@@ -136,8 +141,10 @@ impl SessionState {
                     room: room.clone(),
                     join: Join::At(*joined),
                     since: *own_seq,
+                    acted: self.membership(room).map_or(Cursor::NONE, |m| m.acted),
                 };
-                self.rooms = rooms.iter().map(in_force).collect();
+                let rooms = rooms.iter().map(in_force).collect();
+                self.rooms = rooms;
                 self.own.clear();
             }
             SessionOp::Resume { edge, own_seq } => self.resume(*edge, *own_seq),
@@ -187,6 +194,15 @@ impl SessionState {
                     self.carry_out(op);
                 }
             }
+            SessionOp::Act { room, at, ops } => {
+                if !self.has_acted(room, *at) {
+                    match self.rooms.iter_mut().find(|m| m.room == *room) {
+                        Some(membership) => membership.acted = *at,
+                        None => self.everyone_acted = *at,
+                    }
+                    ops.iter().for_each(|op| self.carry_out(op));
+                }
+            }
             SessionOp::OwnReceived { own_seq, shown } => {
                 self.own.received(*own_seq);
                 // Nobody comes back to it: what the edge has is enough.
@@ -202,7 +218,8 @@ impl SessionState {
 
     fn ask_to_join(&mut self, room: RoomKey, by: AskedBy) {
         let own_seq = self.own.push(OwnEntry::Join(room.clone(), by));
-        self.rooms.push(Membership { room, join: Join::Asked(own_seq), since: own_seq });
+        let (join, acted) = (Join::Asked(own_seq), Cursor::NONE);
+        self.rooms.push(Membership { room, join, since: own_seq, acted });
     }
 
     /// The edge of before has sent its last packet.
@@ -238,6 +255,15 @@ impl SessionState {
     /// Whether the op of command `index` of packet `number` is in here.
     pub(super) fn has_done(&self, number: u64, index: u32) -> bool {
         self.did.is_some_and(|did| (number, index) <= did)
+    }
+
+    /// Whether an action on the members of a room is none for it, or has been carried out.
+    pub(super) fn has_acted(&self, room: &RoomKey, at: Cursor) -> bool {
+        if room.is_everyone() {
+            return at <= self.everyone_acted.max(self.everyone.unwrap_or(Cursor::NONE));
+        }
+        let membership = self.membership(room);
+        membership.is_none_or(|m| at <= m.acted.max(m.joined().unwrap_or(Cursor::NONE)))
     }
 
     fn counts(&mut self, by: AskedBy, number: u64) {

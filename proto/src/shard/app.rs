@@ -7,11 +7,12 @@
 //! safe: the commands of an event take effect once, whatever the code did besides may happen twice.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::id::SocketSid;
-use crate::wire::{DetachReason, Payload, SessionIdentity};
+use crate::wire::{Action, DetachReason, Payload, SessionIdentity};
 
 /// A question to the application of a product.
 #[derive(Clone, Debug)]
@@ -95,6 +96,20 @@ pub enum AppCommand {
         except_rooms: Vec<Arc<str>>,
         /// Beside the log, only to who can take it at once.
         volatile: bool,
+        /// The members are to answer: who waits for that, and how long.
+        asks: Option<(u64, Duration)>,
+    },
+    /// Do something to all members of rooms, of the namespace if there are none; it takes its place among
+    /// the rooms' events.
+    Act {
+        /// Which rooms.
+        rooms: Vec<Arc<str>>,
+        /// What.
+        action: Action,
+        /// Sessions to which it is not done.
+        except_sids: Vec<SocketSid>,
+        /// Rooms to whose members it is not done.
+        except_rooms: Vec<Arc<str>>,
     },
     /// Put it into a room.
     Join(Arc<str>),

@@ -12,7 +12,9 @@ use super::app::{AppCall, AppOutcome};
 use crate::id::{ClientIx, EngineSid, NodeRef, SocketSid};
 use crate::limits::Limits;
 use crate::view::View;
-use crate::wire::{Answer, CommandFailed, EngineRequest, EngineResponse, Envelope, Lane, Payload, Query};
+use crate::wire::{
+    Answer, CommandFailed, EngineRequest, EngineResponse, Envelope, Gathered, Lane, Payload, Query,
+};
 
 /// What a client's transport speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -293,6 +295,8 @@ pub enum Output {
     App(Box<AppCall>),
     /// A client has answered the event under this name; `None`: it cannot any more.
     AppAnswered(u64, Option<Payload>),
+    /// What has come of a question of an application to the members of rooms.
+    AppGathered(u64, Gathered),
     /// Answer a request.
     Respond(RequestIx, EngineResponse),
     /// Send to another node, or to another shard of this one (`to == me`).

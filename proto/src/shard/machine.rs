@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
+use super::asks::Asks;
 use super::calls::Calls;
 use super::interface::{Holding, Input, Output, ShardConfig, ShardStats};
 use super::{Out, Pace, TimerKey, Timers, sweep};
@@ -46,6 +47,7 @@ pub struct Shard {
     rooms: Rooms,
     bindings: Bindings,
     calls: Calls,
+    asks: Asks,
 }
 
 impl Shard {
@@ -71,6 +73,7 @@ impl Shard {
             bindings: Bindings::new(me, shards, &limits),
             sessions: Sessions::new(me, &limits, ids.clone(), products),
             calls: Calls::new(me, &limits, ids),
+            asks: Asks::default(),
         }
     }
 
@@ -125,7 +128,8 @@ impl Shard {
             self.rooms.on_rebirth(&mut context!(self), self.me);
             self.bindings.on_rebirth(&mut context!(self), self.me);
             self.sessions.on_rebirth(&mut context!(self), self.me);
-            self.calls.on_rebirth(self.me);
+            self.calls.on_rebirth(&mut context!(self), self.me);
+            context!(self).asks_on_rebirth();
             self.edge.on_rebirth(&mut context!(self), self.me);
         }
         let mut ctx = context!(self);
@@ -134,6 +138,7 @@ impl Shard {
         // First how far our members are, then what we publish: a room's new owner begins above both.
         self.edge.on_view(&mut ctx);
         self.sessions.on_view(&mut ctx);
+        ctx.asks_on_view();
         let view = self.view.clone();
         self.calls.on_lost(&mut ctx, |node, placement| view.owner(placement) != Some(node));
         self.out.local.extend(self.early.drain(..));
@@ -164,6 +169,7 @@ impl Shard {
                     }
                 }
                 TimerKey::Calls => self.calls.expire(&mut ctx),
+                TimerKey::Asks => ctx.asks_expire(),
             }
         }
         self.edge.catch_up_all(&mut context!(self));
@@ -211,6 +217,7 @@ impl Shard {
             Body::Sessions(message) => self.sessions.on_replication(&mut ctx, from, message),
             Body::ToEngine(message) => self.edge.take_from_asker(&mut ctx, from, message),
             Body::FromEngine(message) => self.edge.take_from_engine(&mut ctx, from, message),
+            Body::ToAsker(message) => ctx.on_asked(from, message),
             Body::Query { call, query } => self.on_query(from, call, query),
             Body::Answer { call, answer } => self.calls.on_answer(&mut ctx, from, call, answer),
         }
@@ -226,7 +233,7 @@ impl Shard {
             Query::Publish(publish) => return self.rooms.on_call(&mut ctx, from, call, publish),
             Query::Members { room, list } => {
                 let edges = self.rooms.subscribers(&room);
-                return self.calls.gather(&mut ctx, from, call, &room, list, edges);
+                return self.calls.gather_room(&mut ctx, from, call, room, list, edges);
             }
             Query::User { product, uid, command } => {
                 return self.sessions.command_user(&mut ctx, from, call, &(product, uid), &command);
@@ -234,7 +241,9 @@ impl Shard {
             Query::Session { product, sid, command } => {
                 return self.sessions.command_session(&mut ctx, from, call, &product, sid, &command);
             }
-            Query::LocalMembers { room, list } => Ok(Answer::Members(self.edge.local_members(&room, list))),
+            Query::LocalMembers { rooms, except_sids, except_rooms, list } => {
+                Ok(Answer::Members(self.edge.local_members(&rooms, &except_sids, &except_rooms, list)))
+            }
             Query::History { room, count } => {
                 self.rooms.history(&room, count).map(Answer::History).ok_or(CommandFailed::NotFound)
             }
@@ -250,7 +259,9 @@ impl Shard {
             Query::ExplainBinding(key) => {
                 self.bindings.facts(self.now, &key).map(Answer::Binding).ok_or(CommandFailed::NotFound)
             }
-            Query::NodeStatus | Query::Drain(_) => Err(CommandFailed::NotFound),
+            Query::NodeStatus | Query::Drain(_) | Query::MembersOf { .. } | Query::Broadcast(_) => {
+                Err(CommandFailed::NotFound)
+            }
         };
         let placement = placement.unwrap_or(crate::id::Placement(0));
         self.out.send_to_address(from, placement, Body::Answer { call, answer });
@@ -392,5 +403,6 @@ impl Shard {
         self.rooms.check_invariants();
         self.bindings.check_invariants();
         self.calls.check_invariants();
+        self.asks.check_invariants();
     }
 }

@@ -11,6 +11,7 @@ use crate::id::{Address, NodeRef, Placement};
 use crate::wire::{Body, NotOwner, Subject, To};
 
 mod app;
+mod asks;
 mod calls;
 mod interface;
 /// What every machine of a shard is handed, borrowed from the shard's own fields.
@@ -23,6 +24,7 @@ macro_rules! context {
             timers: &mut $shard.timers,
             stats: &mut $shard.stats,
             pace: $shard.pace,
+            asks: &mut $shard.asks,
         }
     };
 }
@@ -34,6 +36,8 @@ mod tests;
 mod timers;
 
 pub use app::*;
+pub(crate) use asks::Asker;
+pub(crate) use calls::asks_of;
 pub use interface::*;
 pub use machine::Shard;
 pub(crate) use out::Out;
@@ -48,6 +52,7 @@ pub(crate) struct Ctx<'a> {
     pub(crate) timers: &'a mut Timers,
     pub(crate) stats: &'a mut ShardStats,
     pub(crate) pace: Pace,
+    pub(crate) asks: &'a mut asks::Asks,
 }
 
 impl Ctx<'_> {

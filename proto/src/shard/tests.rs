@@ -2,6 +2,7 @@
 //! bytes of both client protocols.
 
 mod app;
+mod asks;
 mod backends;
 mod backups;
 mod bindings;
@@ -33,8 +34,8 @@ use crate::time::Instant;
 use crate::view::{NodeInfo, NodeRecord, NodeState, View};
 use crate::wire::{
     Answer, Body, Command, CommandFailed, DedupeKey, EdgeRef, EngineRefusal, EngineRequest, EngineResponse,
-    Envelope, Payload, Publish, Query, RoomEvent, SessionIdentity, Shadow, Subscription, To, ToRoom,
-    ToSession,
+    Envelope, Gathered, Payload, Publish, Query, RoomEvent, SessionIdentity, Shadow, Subscription, To,
+    ToRoom, ToSession,
 };
 
 const VNODES: u32 = 16;
@@ -86,6 +87,7 @@ struct Mesh {
     app: Option<fn(&AppCall) -> AppOutcome>,
     asked: Vec<(usize, AppCall)>,
     app_answered: Vec<(u64, Option<Payload>)>,
+    app_gathered: Vec<(u64, Gathered)>,
     /// Clients opened from here on carry their cursors.
     offsets: bool,
 }
@@ -140,6 +142,7 @@ impl Mesh {
             app: None,
             asked: Vec::new(),
             app_answered: Vec::new(),
+            app_gathered: Vec::new(),
             offsets: false,
         };
         mesh.views();
@@ -252,6 +255,7 @@ impl Mesh {
                     self.asked.push((at.0, *call));
                 }
                 Output::AppAnswered(name, answer) => self.app_answered.push((name, answer)),
+                Output::AppGathered(name, gathered) => self.app_gathered.push((name, gathered)),
                 Output::Send { to, envelope, .. } => self.queue.push_back((to, envelope)),
                 Output::Answer(token, answer) => {
                     assert!(self.answers.insert(token, answer).is_none(), "answered twice");

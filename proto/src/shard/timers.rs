@@ -24,6 +24,8 @@ pub(crate) enum TimerKey {
     Sweep,
     /// Calls from outside, and questions to edges.
     Calls,
+    /// Questions to the members of rooms.
+    Asks,
 }
 
 /// The heap.

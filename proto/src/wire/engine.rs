@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{Done, Inbound, OwnEntry, SessionIdentity};
+use super::{AskRef, Done, Inbound, OwnEntry, SessionIdentity};
 use crate::id::{ClientIx, Cursor, EngineSid, Pid, RoomKey, SocketSid, Term};
 use crate::shard::{Packet, Refusal};
 
@@ -175,6 +175,19 @@ pub struct MovedSession {
     pub owed: Vec<MovedOwed>,
     /// The room of everyone, then the others in the order of their joins.
     pub rooms: Vec<MovedRoom>,
+    /// What it is to answer as a member of rooms.
+    pub asked: Vec<MovedAsk>,
+}
+
+/// A question to the members of a room that a session on its way has not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MovedAsk {
+    /// Whose question.
+    pub name: AskRef,
+    /// Milliseconds for which somebody waits.
+    pub within_ms: u32,
+    /// The id the client was asked under, if it was.
+    pub put: Option<u64>,
 }
 
 /// Something a client is owed.

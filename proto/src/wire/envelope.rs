@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Answer, BindingReplication, CommandFailed, FromEngine, NotOwner, Query, RoomReplication, RoomToEdge,
-    RoomToPublisher, SessionReplication, SessionToEdge, ToEngine, ToRoom, ToSession,
+    RoomToPublisher, SessionReplication, SessionToEdge, ToAsker, ToEngine, ToRoom, ToSession,
 };
 use crate::id::{Address, Placement, ShardIx};
 
@@ -71,6 +71,8 @@ pub enum Body {
     FromEngine(FromEngine),
     /// Between holders of bindings.
     Bindings(BindingReplication),
+    /// From owners of rooms and from edges, to whoever asks a room's members.
+    ToAsker(ToAsker),
 }
 
 /// The ordered stream of a link an envelope travels on. Everything of one placement is on one lane.

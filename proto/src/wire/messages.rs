@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::ask::{Action, Ask, Gathered};
 use super::binding::{BindingFacts, Wish};
 use super::status::{DrainCommand, DrainStatus, NodeStatus, OwnershipFacts};
 use crate::binding::BindingKey;
@@ -155,6 +156,15 @@ pub enum Inbound {
     Disconnect,
     /// A packet that an owner has carried out: it keeps its number, nothing is to be done.
     Done,
+    /// Not of the client: it has come to an action on the members of a room, in that room's log.
+    Act {
+        /// The room.
+        room: RoomKey,
+        /// Where.
+        at: Cursor,
+        /// What.
+        action: Action,
+    },
 }
 
 /// Edge to session owner.
@@ -550,13 +560,28 @@ pub struct RoomEvent {
     pub volatile: bool,
     /// Every room it was sent to, if there are several: who is in more than one of them gets it once.
     pub also: Vec<Arc<str>>,
+    /// The members are to answer, or something is done to them.
+    pub asks: Option<Box<Ask>>,
 }
 
 impl RoomEvent {
     /// For all members of one room, kept in its log.
     #[must_use]
     pub fn new(payload: Payload) -> Self {
-        Self { payload, except_sids: Vec::new(), except_rooms: Vec::new(), volatile: false, also: Vec::new() }
+        Self {
+            payload,
+            except_sids: Vec::new(),
+            except_rooms: Vec::new(),
+            volatile: false,
+            also: Vec::new(),
+            asks: None,
+        }
+    }
+
+    /// Not an event but an action on the members.
+    #[must_use]
+    pub fn action(&self) -> Option<&Action> {
+        self.asks.as_ref()?.action.as_ref()
     }
 }
 
@@ -701,10 +726,14 @@ pub enum Query {
         /// Names too, or counts only.
         list: bool,
     },
-    /// Who of this room is at this edge shard (room owner to edges).
+    /// Who of any of these rooms is at this edge shard.
     LocalMembers {
-        /// The room.
-        room: RoomKey,
+        /// The rooms.
+        rooms: Vec<RoomKey>,
+        /// Sessions that are left out.
+        except_sids: Vec<SocketSid>,
+        /// Rooms whose members are left out.
+        except_rooms: Vec<Arc<str>>,
         /// Names too, or counts only.
         list: bool,
     },
@@ -740,6 +769,32 @@ pub enum Query {
     },
     /// What the owner knows of a binding (for `meshctl explain`).
     ExplainBinding(BindingKey),
+    /// Who is in any of these rooms. Carried out by the shard that is told, which asks all edges; no node asks
+    /// another for it.
+    MembersOf {
+        /// The rooms.
+        rooms: Vec<RoomKey>,
+        /// Sessions that are left out.
+        except_sids: Vec<SocketSid>,
+        /// Rooms whose members are left out.
+        except_rooms: Vec<Arc<str>>,
+    },
+    /// Publish to several rooms, or ask their members. Carried out by the shard that is told, by a `Publish`
+    /// to each room; no node asks another for it.
+    Broadcast(Box<Broadcast>),
+}
+
+/// An event to rooms, or something done to their members; who is in several of them has it once.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Broadcast {
+    /// To which; none twice.
+    pub rooms: Vec<RoomKey>,
+    /// What; [`RoomEvent::also`] and [`RoomEvent::asks`] are filled in on the way.
+    pub event: RoomEvent,
+    /// Something done to the members, in place of an event.
+    pub action: Option<Action>,
+    /// Milliseconds to wait for what the members answer; `None`: nobody waits.
+    pub within_ms: Option<u32>,
 }
 
 impl Query {
@@ -756,7 +811,11 @@ impl Query {
                 Some(room.placement())
             }
             Self::Bind { key, .. } | Self::ExplainBinding(key) => Some(key.placement()),
-            Self::LocalMembers { .. } | Self::NodeStatus | Self::Drain(_) => None,
+            Self::LocalMembers { .. }
+            | Self::NodeStatus
+            | Self::Drain(_)
+            | Self::MembersOf { .. }
+            | Self::Broadcast(_) => None,
         }
     }
 }
@@ -819,6 +878,8 @@ pub enum Answer {
     NotBound,
     /// To `ExplainBinding`.
     Binding(BindingFacts),
+    /// To a `Broadcast` whose answers are waited for.
+    Gathered(Gathered),
 }
 
 /// Who is in a room.

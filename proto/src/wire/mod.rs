@@ -6,6 +6,7 @@
 //! Format: postcard, positional. **Append variants and fields, never reorder**; golden bytes in
 //! `tests` hold this.
 
+mod ask;
 mod binding;
 mod engine;
 mod envelope;
@@ -18,6 +19,7 @@ mod status;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+pub use ask::*;
 pub use binding::*;
 pub use engine::*;
 pub use envelope::{Body, Envelope, Lane, To};

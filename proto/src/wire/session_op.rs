@@ -111,6 +111,15 @@ pub enum SessionOp {
         /// What.
         op: Box<SessionOp>,
     },
+    /// It has come to an action on the members of one of its rooms: that has its effect once.
+    Act {
+        /// Which room.
+        room: RoomKey,
+        /// Where the action stands in its log.
+        at: Cursor,
+        /// What it leads to.
+        ops: Vec<SessionOp>,
+    },
     /// The session ends; the client is told.
     End {
         /// Close the transport as well.

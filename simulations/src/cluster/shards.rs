@@ -132,7 +132,7 @@ impl Cluster {
         match output {
             Output::Respond(request, response) => self.responded(slot, request, response),
             // No product of a simulation has code of its own.
-            Output::App(_) | Output::AppAnswered(..) => {}
+            Output::App(_) | Output::AppAnswered(..) | Output::AppGathered(..) => {}
             Output::Write(index, packet) => {
                 if let Some(transport) = clients.get(&index).copied() {
                     self.write(transport, packet);

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::wire::DetachReason;
+use crate::wire::{Action, Broadcast, DetachReason};
 
 fn mesh(nodes: usize, shards: u16, app: fn(&AppCall) -> AppOutcome) -> Mesh {
     let rules = ProductRules { is_app: true, ..ProductRules::open("chat") };
@@ -27,6 +27,18 @@ fn publish(rooms: &[&str], json: &str) -> AppCommand {
         except_sids: Vec::new(),
         except_rooms: Vec::new(),
         volatile: false,
+        asks: None,
+    }
+}
+
+/// An event whose answers go to whoever waits under 55.
+fn asking_publish(rooms: &[&str], json: &str) -> AppCommand {
+    match publish(rooms, json) {
+        AppCommand::Publish { rooms, payload, except_sids, except_rooms, volatile, .. } => {
+            let asks = Some((55, Duration::from_secs(3)));
+            AppCommand::Publish { rooms, payload, except_sids, except_rooms, volatile, asks }
+        }
+        other => other,
     }
 }
 
@@ -53,6 +65,15 @@ fn chat(call: &AppCall) -> AppOutcome {
                 vec![AppCommand::Leave("a".into())]
             } else if payload.json.starts_with(b"[\"bye\"") {
                 vec![emit("[\"last\"]"), AppCommand::Disconnect { close: false }]
+            } else if payload.json.starts_with(b"[\"who\"") {
+                vec![asking_publish(&["a", "b"], "[\"who\"]")]
+            } else if payload.json.starts_with(b"[\"move\"") {
+                let action = Action::Join(vec!["new".into()]);
+                let (except_sids, except_rooms) = (Vec::new(), Vec::new());
+                let act = AppCommand::Act { rooms: vec!["a".into()], action, except_sids, except_rooms };
+                vec![act, emit("[\"moved\"]")]
+            } else if payload.json.starts_with(b"[\"new\"") {
+                vec![publish(&["new"], "[\"new\"]")]
             } else if payload.json.starts_with(b"[\"ask\"") {
                 let payload = Payload::json("[\"what\"]");
                 vec![AppCommand::Emit { payload, volatile: false, asks: Some(77) }]
@@ -128,6 +149,116 @@ fn a_client_answers_what_it_is_asked_or_is_gone() {
     mesh.say(a, "42[\"ask\"]");
     mesh.gone(a);
     assert_eq!(mesh.app_answered[1..], [(77, None)]);
+}
+
+/// The id that the last event asks under.
+fn asked_under(got: &[String], json: &str) -> String {
+    let id = got.iter().rev().find_map(|text| text.strip_prefix("42")?.strip_suffix(json));
+    id.unwrap_or_else(|| panic!("nobody asks: {got:?}")).to_owned()
+}
+
+#[test]
+fn the_members_of_rooms_answer_the_code() {
+    let mut mesh = mesh(3, 1, chat);
+    let (a, b) = (enter(&mut mesh, (0, 0), "alice"), enter(&mut mesh, (1, 0), "bob"));
+    mesh.wait(3 * second());
+    mesh.take(a);
+    let got = mesh.ask(b, "421[\"who\"]");
+    let id = asked_under(&got, "[\"who\"]");
+    mesh.say(b, &format!("43{id}[\"bob\"]"));
+    assert_eq!(mesh.app_gathered, [], "one is missing");
+    let id = asked_under(&mesh.take(a), "[\"who\"]");
+    mesh.say(a, &format!("43{id}[\"alice\"]"));
+    let (name, all) = mesh.app_gathered.pop().expect("all have answered");
+    assert!(name == 55 && all.is_complete() && all.answers.len() == 2, "{all:?}");
+}
+
+#[test]
+fn what_the_code_waits_for_overtakes_events_that_wait_for_the_code() {
+    let mut mesh = mesh(2, 1, |call| match &call.event {
+        AppEvent::Event { payload, .. } if payload.json.starts_with(b"[\"ask\"") => {
+            let payload = Payload::json("[\"what\"]");
+            let ask = AppCommand::Emit { payload, volatile: false, asks: Some(77) };
+            AppOutcome { commands: vec![ask], then: AppThen::More }
+        }
+        _ => chat(call),
+    });
+    let a = enter(&mut mesh, (0, 0), "alice");
+    let got = mesh.ask(a, "42[\"ask\"]");
+    let id = asked_under(&got, "[\"what\"]");
+    // The code is still at the first event; the next ones wait for it.
+    mesh.say(a, "42[\"x\"]");
+    mesh.say(a, &format!("43{id}[\"this\"]"));
+    assert_eq!(mesh.app_answered, [(77, Some(Payload::json("[\"this\"]")))]);
+    let act = Broadcast {
+        rooms: vec![room_key("a")],
+        event: RoomEvent::new(Payload::json("[]")),
+        action: Some(Action::Join(vec!["z".into()])),
+        within_ms: Some(3_000),
+    };
+    mesh.begin_query(1, 9, Query::Broadcast(Box::new(act)));
+    mesh.wait(2 * second());
+    let Some(Ok(Answer::Gathered(done))) = mesh.answers.remove(&9) else { panic!("it waits for the code") };
+    assert!(done.is_complete() && done.answers.len() == 1, "{done:?}");
+    assert!(mesh.take(a).is_empty(), "the second event waits");
+    let call = mesh.asked.iter().rev().find_map(|(_, c)| Some((c.identity.sid, c.call?))).unwrap();
+    let owner = mesh.owner_of_user("alice");
+    mesh.input((owner, 0), Input::App(call.0, call.1, done_with_nothing()));
+    mesh.settle();
+    assert_eq!(mesh.take(a), ["42[\"echo\",\"x\"]"]);
+}
+
+fn done_with_nothing() -> AppOutcome {
+    done(Vec::new(), None)
+}
+
+#[test]
+fn an_owner_that_dies_at_any_message_leaves_actions_of_the_code_done_and_nobody_asked_twice() {
+    let steps = |kill_after: Option<usize>| {
+        let mut mesh = mesh(4, 1, chat);
+        let owner = mesh.owner_of_user("alice");
+        let (a, b) = (
+            enter(&mut mesh, ((owner + 1) % 4, 0), "alice"),
+            enter(&mut mesh, ((owner + 2) % 4, 0), &mesh_user(owner)),
+        );
+        mesh.wait(3 * second());
+        mesh.take(a);
+        mesh.send(a, "421[\"move\"]");
+        mesh.send(a, "422[\"who\"]");
+        let mut delivered = 0;
+        while let Some((to, envelope)) = mesh.queue.pop_front() {
+            if kill_after == Some(delivered) {
+                mesh.alive[owner] = false;
+                mesh.queue.push_front((to, envelope));
+                mesh.views();
+                break;
+            }
+            mesh.deliver(to, envelope);
+            delivered += 1;
+        }
+        mesh.settle();
+        mesh.wait(second());
+        let got = [mesh.take(a), mesh.take(b)];
+        for got in &got {
+            let asked = got.iter().filter(|text| text.ends_with("[\"who\"]")).count();
+            assert_eq!(asked, 1, "killed after {kill_after:?}: {got:?}");
+        }
+        let own = events(&got[0]).iter().filter(|text| **text == "42[\"moved\"]").count();
+        assert_eq!(own, 1, "killed after {kill_after:?}: {got:?}");
+        mesh.ask(a, "423[\"new\"]");
+        assert_eq!(events(&mesh.take(b)), ["42[\"new\"]"], "killed after {kill_after:?}: it has joined");
+        delivered
+    };
+    let all = steps(None);
+    for after in 0..all {
+        steps(Some(after));
+    }
+}
+
+/// A user whose owner lives when node `dead` does not.
+fn mesh_user(dead: usize) -> String {
+    let mesh = Mesh::new(4, 1);
+    mesh.user_at((dead + 3) % 4)
 }
 
 #[test]
