@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use meshd::app::{App, EventRefused, Namespace, Refused};
+use meshd::app::{App, EventRefused, Incomplete, Namespace, Refused};
 use meshd::config::Config;
 use meshd::node::{Node, Options, Running};
 use tokio::net::TcpStream;
@@ -82,6 +82,14 @@ impl Client {
     async fn ask(&mut self, text: &str) -> String {
         self.say(text).await;
         self.next().await
+    }
+
+    /// Takes the event `json`, which asks for an answer, and gives it.
+    async fn answer(&mut self, json: &str, answer: &str) {
+        let got = self.next().await;
+        let id = got.strip_prefix("42").and_then(|rest| rest.strip_suffix(json));
+        let id = id.unwrap_or_else(|| panic!("no question {json}: {got}"));
+        self.say(&format!("43{id}{answer}")).await;
     }
 }
 
@@ -188,6 +196,95 @@ fn rooms_data_and_answers_reach_across_nodes() {
         assert_eq!(alice.next().await, "42[\"everyone\"]");
         assert_eq!(bob.next().await, "42[\"everyone\"]");
         assert!(io.emit("disconnect", ()).await.is_err(), "a reserved name");
+    });
+}
+
+/// Every handler's event is for the members of room `r`.
+fn for_members() -> App {
+    let patience = Duration::from_secs(4);
+    App::new().namespace(
+        Namespace::new("/")
+            .on_connect(|socket| async move {
+                socket.join("r");
+                Ok(())
+            })
+            .on("ask", move |socket, event| async move {
+                let (text,) = event.args::<(String,)>()?;
+                let answers = socket.within("r").emit_with_ack("what", (text,), patience).await?;
+                let mut all: Vec<(String,)> = answers.all()?;
+                all.sort();
+                event.reply((all,))
+            })
+            .on("ask others briefly", |socket, event| async move {
+                let brief = Duration::from_millis(300);
+                let answers = socket.to("r").and("none").emit_with_ack("what", ("now",), brief).await?;
+                let missing = answers.missing;
+                let error = answers.clone().all::<(String,)>().unwrap_err();
+                let partial = error.downcast_ref::<Incomplete>().map(|i| i.0.answers.len());
+                event.reply((missing, partial, error.to_string()))
+            })
+            .on("move", |socket, event| async move {
+                socket.within("r").join("moved")?;
+                // The session of this very handler is among them.
+                let acted = socket.io().to("r").join("in force").await?;
+                event.reply((acted.sessions, acted.is_complete()))
+            })
+            .on("tell", |socket, event| async move {
+                socket.within("in force").and("moved").emit("told", event.arguments())?;
+                event.reply(())
+            })
+            .on("who", |socket, event| async move {
+                let io = socket.io();
+                let others = io.to("moved").and("in force").except(&socket.id()).members().await?;
+                event.reply((others.count, others.silent))
+            })
+            .on("clear", |socket, event| async move {
+                socket.to("r").leave("moved")?;
+                socket.to("r").disconnect(true)?;
+                event.reply(())
+            }),
+    )
+}
+
+#[test]
+fn members_of_a_room_answer_and_are_moved_across_nodes() {
+    run(Nodes::start(3, &for_members()), async |nodes| {
+        let mut clients = Vec::new();
+        for (n, uid) in ["alice", "bob", "carol"].into_iter().enumerate() {
+            clients.push(Client::connect(nodes.client_port(n), uid).await);
+        }
+        let [alice, bob, carol] = &mut clients[..] else { unreachable!() };
+        alice.say("421[\"ask\",\"name\"]").await;
+        for (client, name) in [(&mut *carol, "c"), (&mut *alice, "a"), (&mut *bob, "b")] {
+            client.answer("[\"what\",\"name\"]", &format!("[\"{name}\"]")).await;
+        }
+        assert_eq!(alice.next().await, "431[[[\"a\"],[\"b\"],[\"c\"]]]");
+        // Carol says nothing.
+        alice.say("422[\"ask others briefly\"]").await;
+        bob.answer("[\"what\",\"now\"]", "[\"b\"]").await;
+        let told = alice.next().await;
+        assert_eq!(told, "432[1,1,\"operation has timed out: 1 have answered, 1 have not\"]");
+        assert!(carol.next().await.ends_with("[\"what\",\"now\"]"));
+        assert_eq!(bob.ask("423[\"move\"]").await, "433[3,true]");
+        carol.say("424[\"tell\",1]").await;
+        for client in [&mut *alice, &mut *bob, &mut *carol] {
+            assert_eq!(client.next().await, "42[\"told\",1]", "once, in force");
+        }
+        assert_eq!(carol.next().await, "434[]");
+        assert_eq!(carol.ask("425[\"who\"]").await, "435[2,[]]");
+        assert_eq!(alice.ask("426[\"clear\"]").await, "436[]");
+        for client in [bob, carol] {
+            assert_eq!(client.next().await, "41");
+        }
+        let io = nodes.0[1].io("chat", "/");
+        let answers = io.everyone().emit_with_ack("what", ("last",), PATIENCE);
+        let (answers, ()) = tokio::join!(answers, alice.answer("[\"what\",\"last\"]", "[7]"));
+        assert_eq!(answers.unwrap().all::<(u8,)>().unwrap(), [(7,)]);
+        assert_eq!(io.everyone().disconnect(true).await.unwrap().sessions, 1);
+        assert_eq!(alice.next().await, "41");
+        assert_eq!(io.everyone().members().await.unwrap().count, 0);
+        let too_long = io.to("r").emit_with_ack("what", (), Duration::from_secs(61)).await;
+        assert!(too_long.unwrap_err().to_string().contains("60 s at most"));
     });
 }
 

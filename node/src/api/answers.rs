@@ -29,6 +29,17 @@ pub struct SessionsAnswer {
     pub sessions: u32,
 }
 
+/// To join, leave and disconnect of a room's members.
+#[derive(Debug, Serialize)]
+pub struct ActedAnswer {
+    /// Sessions it was done to.
+    pub sessions: u64,
+    /// Sessions that were there and have not said that it is done.
+    pub missing: u64,
+    /// Nodes that did not answer in time: what they have done is not known.
+    pub silent: Vec<String>,
+}
+
 /// To counts and members.
 #[derive(Debug, Serialize)]
 pub struct MembersAnswer {

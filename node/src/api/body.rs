@@ -46,11 +46,16 @@ pub(super) struct Except {
     pub(super) rooms: Vec<String>,
 }
 
-/// A user's sessions, or one.
-#[derive(Debug)]
+/// A user's sessions, one, or the members of a room.
+#[derive(Debug, Default)]
 pub(super) struct Session<'a> {
     pub(super) uid: Option<Cow<'a, str>>,
     pub(super) sid: Option<Cow<'a, str>>,
+    /// Members of this room.
+    pub(super) within: Option<Cow<'a, str>>,
+    pub(super) all: bool,
+    pub(super) namespace: Option<Cow<'a, str>>,
+    pub(super) except: Option<Except>,
 }
 
 /// Puts sessions into a room or takes them out.
@@ -99,6 +104,13 @@ struct FlatMembership<'a> {
     uid: Option<Cow<'a, str>>,
     #[serde(borrow)]
     sid: Option<Cow<'a, str>>,
+    #[serde(borrow, rename = "in")]
+    within: Option<Cow<'a, str>>,
+    #[serde(default)]
+    all: bool,
+    #[serde(borrow)]
+    namespace: Option<Cow<'a, str>>,
+    except: Option<Except>,
     #[serde(borrow)]
     room: Cow<'a, str>,
 }
@@ -106,7 +118,8 @@ struct FlatMembership<'a> {
 impl<'de: 'a, 'a> Deserialize<'de> for Membership<'a> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let flat = FlatMembership::deserialize(deserializer)?;
-        Ok(Self { who: Session { uid: flat.uid, sid: flat.sid }, room: flat.room })
+        let FlatMembership { uid, sid, within, all, namespace, except, room } = flat;
+        Ok(Self { who: Session { uid, sid, within, all, namespace, except }, room })
     }
 }
 
@@ -117,13 +130,21 @@ struct FlatDisconnect<'a> {
     uid: Option<Cow<'a, str>>,
     #[serde(borrow)]
     sid: Option<Cow<'a, str>>,
+    #[serde(borrow, rename = "in")]
+    within: Option<Cow<'a, str>>,
+    #[serde(default)]
+    all: bool,
+    #[serde(borrow)]
+    namespace: Option<Cow<'a, str>>,
+    except: Option<Except>,
     close: Option<bool>,
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for Disconnect<'a> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let flat = FlatDisconnect::deserialize(deserializer)?;
-        Ok(Self { who: Session { uid: flat.uid, sid: flat.sid }, close: flat.close })
+        let FlatDisconnect { uid, sid, within, all, namespace, except, close } = flat;
+        Ok(Self { who: Session { uid, sid, within, all, namespace, except }, close })
     }
 }
 

@@ -9,12 +9,14 @@ use http::StatusCode;
 use mesh_proto::gate::{GateError, check_event};
 use mesh_proto::id::{NodeRef, RoomKey, SocketSid};
 use mesh_proto::shard::ProductRules;
-use mesh_proto::wire::{self, Answer, Command, CommandFailed, DedupeKey, Payload, Query, RoomEvent};
+use mesh_proto::wire::{
+    self, Action, Answer, Broadcast, Command, CommandFailed, DedupeKey, Payload, Query, RoomEvent,
+};
 use serde_json::value::RawValue;
 
 use super::Api;
 use super::answers::{
-    DeliveredAnswer, HistoryAnswer, HistoryEntry, MemberAnswer, MembersAnswer, PublishedAnswer,
+    ActedAnswer, DeliveredAnswer, HistoryAnswer, HistoryEntry, MemberAnswer, MembersAnswer, PublishedAnswer,
     SessionsAnswer, UserAnswer, UserSession, ok,
 };
 use super::body::{Membership, Publish, Session};
@@ -66,7 +68,7 @@ pub(super) fn publish(
     if publish.volatile || publish.namespace.is_some() {
         return Err(Failure::bad_request("arguments", "volatile and namespace go with room or all"));
     }
-    let who = Session { uid: publish.uid.clone(), sid: publish.sid.clone() };
+    let who = Session { uid: publish.uid.clone(), sid: publish.sid.clone(), ..Session::default() };
     let command = Command::Emit { payload, except_rooms, except_sids, dedupe };
     Ok(PublishCall { query: to_sessions(api, product, &who, command)?, to_room: false })
 }
@@ -85,12 +87,50 @@ pub(super) fn to_sessions(
     who: &Session<'_>,
     command: Command,
 ) -> Result<Query, Failure> {
+    let named = [who.uid.is_some(), who.sid.is_some(), who.within.is_some(), who.all];
+    if named.iter().filter(|named| **named).count() != 1 {
+        return Err(Failure::bad_request("target", "name one of uid, sid, in and all"));
+    }
+    if who.within.is_some() || who.all {
+        return to_members(api, product, who, command);
+    }
+    if who.namespace.is_some() || who.except.is_some() {
+        return Err(Failure::bad_request("arguments", "namespace and except go with in or all"));
+    }
     let product = product.name.clone();
     match (&who.uid, &who.sid) {
         (Some(uid), None) => Ok(Query::User { product, uid: api.uid(uid)?, command }),
         (None, Some(text)) => Ok(Query::Session { product, sid: sid(text)?, command }),
-        _ => Err(Failure::bad_request("target", "name either uid or sid")),
+        _ => Err(Failure::no_such_path()),
     }
+}
+
+/// Something done to all members of a room, in the order of its events.
+fn to_members(
+    api: &Api,
+    product: &ProductRules,
+    who: &Session<'_>,
+    command: Command,
+) -> Result<Query, Failure> {
+    let action = match command {
+        Command::Join(room) => Action::Join(vec![room]),
+        Command::Leave(room) => Action::Leave(vec![room]),
+        Command::Disconnect { close } => Action::Disconnect { close },
+        Command::Emit { .. } => return Err(Failure::no_such_path()),
+    };
+    let room = who.within.as_ref().map_or(Ok("".into()), |room| room_name(api, room))?;
+    let namespace: Arc<str> = who.namespace.as_deref().unwrap_or("/").into();
+    let (sids, rooms) = who.except.as_ref().map_or((&[][..], &[][..]), |e| (&e.sids, &e.rooms));
+    let except_sids = parse_all(sids, "except.sids", sid)?;
+    let except_rooms = parse_all(rooms, "except.rooms", |name| room_name(api, name))?;
+    let event = RoomEvent { except_sids, except_rooms, ..RoomEvent::new(Payload::json("[]")) };
+    let within_ms = u32::try_from(api.limits.api_timeout.as_millis()).unwrap_or(u32::MAX);
+    Ok(Query::Broadcast(Box::new(Broadcast {
+        rooms: vec![RoomKey::new(&product.name, &namespace, &room)],
+        event,
+        action: Some(action),
+        within_ms: Some(within_ms),
+    })))
 }
 
 /// `["event",…args]`, spliced from slices of the body and checked as any client's event is.
@@ -179,6 +219,19 @@ pub(super) fn done(answer: Answered) -> Result<Reply, Failure> {
     match answer {
         Ok(Answer::Done { sessions }) if sessions > 0 => Ok(ok(&SessionsAnswer { sessions })),
         Ok(Answer::Done { .. }) => Err(failure(Err(CommandFailed::NotFound))),
+        other => Err(failure(other)),
+    }
+}
+
+/// What an action on a room's members has come to.
+pub(super) fn acted(api: &Api, answer: Answered) -> Result<Reply, Failure> {
+    match answer {
+        Ok(Answer::Gathered(gathered)) if gathered.unserved == 0 => Ok(ok(&ActedAnswer {
+            sessions: gathered.answers.len() as u64,
+            missing: gathered.missing,
+            silent: gathered.silent.iter().map(|node| name_of(api, *node)).collect(),
+        })),
+        Ok(Answer::Gathered(_)) => Err(failure(Err(CommandFailed::Timeout))),
         other => Err(failure(other)),
     }
 }

@@ -221,6 +221,9 @@ impl Api {
         command: mesh_proto::wire::Command,
     ) -> Result<Reply, Failure> {
         let query = call::to_sessions(self, product, who, command)?;
+        if matches!(query, Query::Broadcast(_)) {
+            return call::acted(self, self.ask(query).await);
+        }
         call::done(self.ask(query).await)
     }
 

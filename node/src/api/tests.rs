@@ -2,7 +2,7 @@ use std::sync::Mutex;
 
 use mesh_proto::id::{Cursor, NodeId, NodeRef, SocketSid, Term};
 use mesh_proto::view::View;
-use mesh_proto::wire::{Command, DedupeKey, Member, Members, Payload};
+use mesh_proto::wire::{Action, Command, DedupeKey, Gathered, Member, Members, Payload};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
@@ -142,6 +142,46 @@ async fn a_user_or_a_session_is_sent_to_and_commanded() {
         assert_eq!((answer.status, answer.json()), (200, json!({"sessions": 1})), "{path}");
         assert_eq!(story.last(), Query::Session { product: "rooms".into(), sid: SID, command });
     }
+}
+
+#[tokio::test]
+async fn something_is_done_to_the_members_of_a_room() {
+    let story = Story::new(|query| match query {
+        Query::Broadcast(_) => Ok(Answer::Gathered(Gathered {
+            answers: vec![(SID, None)],
+            missing: 2,
+            silent: vec![me()],
+            ..Gathered::default()
+        })),
+        _ => Err(CommandFailed::NotFound),
+    })
+    .await;
+    for (path, body, action) in [
+        ("join", r#"{"in":"lobby","room":"vip"}"#, Action::Join(vec!["vip".into()])),
+        ("leave", r#"{"in":"lobby","room":"vip"}"#, Action::Leave(vec!["vip".into()])),
+        ("disconnect", r#"{"in":"lobby","close":false}"#, Action::Disconnect { close: false }),
+    ] {
+        let answer = story.post(path, body).await;
+        let told = json!({"sessions": 1, "missing": 2, "silent": ["00000000.1"]});
+        assert_eq!((answer.status, answer.json()), (200, told), "{path}");
+        let Query::Broadcast(asked) = story.last() else { panic!("{:?}", story.last()) };
+        assert_eq!((format!("{:?}", asked.rooms), asked.action), ("[rooms/#lobby]".into(), Some(action)));
+    }
+    let but = r#"{"all":true,"namespace":"/chat","except":{"rooms":["staff"]}}"#;
+    assert_eq!(story.post("disconnect", but).await.status, 200);
+    let Query::Broadcast(asked) = story.last() else { panic!("{:?}", story.last()) };
+    assert!(asked.rooms[0].is_everyone() && asked.event.except_rooms == ["staff".into()]);
+    for (body, code) in [
+        (r#"{"in":"lobby","uid":"alice"}"#, "target"),
+        (r#"{"all":false}"#, "target"),
+        (r#"{"uid":"alice","except":{"rooms":["staff"]}}"#, "arguments"),
+    ] {
+        assert_eq!(story.post("disconnect", body).await.outcome(), (400, code.into()), "{body}");
+    }
+    assert_eq!(story.post("disconnect", r#"{"in":""}"#).await.outcome(), (400, "room".into()));
+    let unserved = || Ok(Answer::Gathered(Gathered { unserved: 1, ..Gathered::default() }));
+    let silent = Story::new(move |_| unserved()).await;
+    assert_eq!(silent.post("disconnect", r#"{"in":"lobby"}"#).await.status, 504);
 }
 
 #[tokio::test]

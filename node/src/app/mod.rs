@@ -283,3 +283,8 @@ impl Namespace {
         self.handlers.get(event).or(self.any.as_ref())
     }
 }
+
+/// The examples of the handbook compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/handlers.md")]
+struct Handbook;
