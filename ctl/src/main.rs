@@ -54,7 +54,7 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         svg: Option<PathBuf>,
     },
-    /// Who owns a user or a room, and what the owner knows of it
+    /// Who owns a user, a room or a binding, and what the owner knows of it
     Explain(Explain),
     /// Hand over what a node owns, close its clients so that they come back elsewhere, and end it
     Drain(Drain),
@@ -70,15 +70,21 @@ enum Command {
 struct Explain {
     /// The product
     product: String,
-    /// The user
-    #[arg(required_unless_present = "room", conflicts_with = "room")]
+    /// The user; of a proxied product also where it is bound to
+    #[arg(required_unless_present_any = ["room", "sid", "upstream"], conflicts_with_all = ["room", "sid", "upstream"])]
     uid: Option<String>,
     /// The room; "" is everyone
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["sid", "upstream"])]
     room: Option<String>,
     /// The room's namespace, if not the main one
-    #[arg(long, value_name = "NAME", conflicts_with = "uid")]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["uid", "sid", "upstream"])]
     namespace: Option<String>,
+    /// The Engine.IO session at an upstream of a proxied product: where it is bound to
+    #[arg(long, conflicts_with = "upstream")]
+    sid: Option<String>,
+    /// The upstream of a proxied product: what is said of it to all nodes
+    #[arg(long, value_name = "NAME")]
+    upstream: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -146,10 +152,12 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
 impl Explain {
     fn path(&self) -> anyhow::Result<String> {
         let mut target = vec![("product", self.product.as_str())];
-        match (&self.uid, &self.room) {
-            (Some(uid), None) => target.push(("uid", uid)),
-            (None, Some(room)) => target.push(("room", room)),
-            _ => bail!("name either a user or a room"),
+        match (&self.uid, &self.room, &self.sid, &self.upstream) {
+            (Some(uid), None, None, None) => target.push(("uid", uid)),
+            (None, Some(room), None, None) => target.push(("room", room)),
+            (None, None, Some(sid), None) => target.push(("sid", sid)),
+            (None, None, None, Some(upstream)) => target.push(("upstream", upstream)),
+            _ => bail!("name one: a user, a room, a session or an upstream"),
         }
         if let Some(namespace) = &self.namespace {
             target.push(("namespace", namespace));
@@ -214,6 +222,8 @@ mod tests {
             "meshctl explain chat",
             "meshctl explain chat alice --room lobby",
             "meshctl explain chat alice --namespace /x",
+            "meshctl explain chat alice --sid s",
+            "meshctl explain chat --sid s --upstream u",
             "meshctl ring --svg",
             "meshctl drain --cancel --force",
             "meshctl drain --cancel --no-wait",
@@ -233,5 +243,7 @@ mod tests {
         assert_eq!(path("meshctl explain chat a&b"), "/v1/explain?product=chat&uid=a%26b");
         let room = path("meshctl explain chat --room é --namespace /x --json");
         assert_eq!(room, "/v1/explain?product=chat&room=%C3%A9&namespace=%2Fx");
+        assert_eq!(path("meshctl explain shop --sid a=b"), "/v1/explain?product=shop&sid=a%3Db");
+        assert_eq!(path("meshctl explain shop --upstream h:1"), "/v1/explain?product=shop&upstream=h%3A1");
     }
 }

@@ -5,8 +5,8 @@
 use std::fmt::Write as _;
 
 use meshd::admin::answers::{
-    ConfigAnswer, Counts, DrainLine, Event, Explained, Facts, NodeLine, OwnershipLine, Problem, RingAnswer,
-    RoomLine, SessionLine, Status,
+    BindingLine, ConfigAnswer, Counts, DrainLine, Event, Explained, Facts, NodeLine, OwnershipLine, Problem,
+    RingAnswer, RoomLine, SessionLine, Status,
 };
 
 /// Width of the bar of a node that owns the whole ring.
@@ -181,12 +181,15 @@ pub(crate) fn explained(explained: &Explained) -> String {
     let mut out = table(&[], rows.into_iter(), &[]);
     out.push('\n');
     match facts {
-        Facts::Nothing => out.push_str("The owner knows nothing of it: no session, no event, no member.\n"),
+        Facts::Nothing => {
+            out.push_str("The owner knows nothing of it: no session, no event, no member, no binding.\n")
+        }
         Facts::Unknown(why) => {
             let _ = writeln!(out, "The owner did not say: {why}.");
         }
         Facts::User(sessions) => out.push_str(&sessions_table(sessions)),
         Facts::Room(room) => out.push_str(&room_table(room)),
+        Facts::Binding(binding) => out.push_str(&binding_table(binding)),
     }
     out
 }
@@ -222,6 +225,22 @@ fn room_table(room: &RoomLine) -> String {
         out.push_str(&table(&["EDGE", "HAS TAKEN"], rows, &[1]));
     }
     out
+}
+
+fn binding_table(binding: &BindingLine) -> String {
+    let BindingLine { upstream, term, decision, ends_in_secs, ownership } = binding;
+    let ends = match ends_in_secs {
+        Some(secs) => format!("in {}, unless it is used", span(*secs)),
+        None => "when it is lifted".into(),
+    };
+    let rows = [
+        vec!["bound to".into(), upstream.clone()],
+        vec!["decision".into(), format!("{decision}, under term {term}")],
+        vec!["ends".into(), ends],
+        vec!["since".into(), came(ownership)],
+        vec!["backup".into(), backup(ownership)],
+    ];
+    table(&[], rows.into_iter(), &[])
 }
 
 /// The last move of an entity and why: `12 s, taken over from n2`.

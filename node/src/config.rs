@@ -284,6 +284,10 @@ section! {
         /// Rooms owned by one node. Default 1,000,000; an idle one costs about 1 KiB. One more is
         /// refused as overload.
         rooms_per_node_max, Kind::Count(1..=100_000_000);
+        /// Users and sessions of proxied products that one node keeps bound to an upstream. Default
+        /// 1,000,000; one costs about 300 B. At one more, the one that would end first is forgotten:
+        /// who has something open there has it made again, others go where the hash says.
+        bindings_per_node_max, Kind::Count(1..=100_000_000);
         /// Sessions of one user of a product. Default 16: tabs and devices. One more closes the
         /// oldest.
         sessions_per_uid_max, Kind::Count(1..=100_000);

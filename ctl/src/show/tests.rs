@@ -203,8 +203,33 @@ EDGE       HAS TAKEN
 a shard 0          8
 ";
     assert!(text.ends_with(expected), "{text}");
-    assert!(explained_as(Facts::Nothing).ends_with("no session, no event, no member.\n"));
+    assert!(explained_as(Facts::Nothing).ends_with("no session, no event, no member, no binding.\n"));
     assert!(explained_as(Facts::Unknown("no answer".into())).ends_with("did not say: no answer.\n"));
+}
+
+#[test]
+fn an_explained_binding() {
+    let binding = |ends_in_secs| BindingLine {
+        upstream: "10.0.0.1:3000".into(),
+        term: "3 by b".into(),
+        decision: 2,
+        ends_in_secs,
+        ownership: OwnershipLine {
+            backup: Some("c".into()),
+            began: "new".into(),
+            ..OwnershipLine::default()
+        },
+    };
+    let expected = "\
+bound to  10.0.0.1:3000
+decision  2, under term 3 by b
+ends      in 30 s, unless it is used
+since     0 s, began here
+backup    c, has all
+";
+    let text = explained_as(Facts::Binding(binding(Some(30))));
+    assert!(text.ends_with(expected), "{text}");
+    assert!(explained_as(Facts::Binding(binding(None))).contains("ends      when it is lifted\n"));
 }
 
 #[test]

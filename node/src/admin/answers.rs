@@ -225,7 +225,7 @@ pub struct Explained {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Facts {
-    /// It has no session of that user, or no log or subscriber of that room.
+    /// It has no session of that user, no log or subscriber of that room, or no such binding.
     #[default]
     Nothing,
     /// It did not say; why.
@@ -234,6 +234,8 @@ pub enum Facts {
     User(Vec<SessionLine>),
     /// The room.
     Room(RoomLine),
+    /// Where a user or a session of a proxied product is bound to, or a word about an upstream.
+    Binding(BindingLine),
 }
 
 /// One session in [`Facts`].
@@ -278,7 +280,23 @@ pub struct RoomLine {
     pub ownership: OwnershipLine,
 }
 
-/// How an owner came to a session or a room, the last move and why; and who holds its copy.
+/// The binding in [`Facts`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BindingLine {
+    /// To which upstream; of an upstream, the word about it.
+    pub upstream: String,
+    /// The term under which it was decided.
+    pub term: String,
+    /// Which decision about this binding it was.
+    pub decision: u64,
+    /// Seconds until it ends, unless it is used; `None`: it stays until it is lifted.
+    pub ends_in_secs: Option<u64>,
+    /// How its owner came to it, and who holds its copy.
+    pub ownership: OwnershipLine,
+}
+
+/// How an owner came to a session, a room or a binding, the last move and why; and who holds its copy.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct OwnershipLine {

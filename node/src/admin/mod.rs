@@ -12,7 +12,7 @@
 //! | `/readyz` | clients may be sent here, else 503 with reasons (no key asked) |
 //! | `/metrics` | Prometheus text (no key asked) |
 //! | `/v1/status` `/v1/ring[?arcs=false]` `/v1/config` | [`answers`] |
-//! | `/v1/explain?product=&uid=`, `…&room=[&namespace=]` | [`answers::Explained`] |
+//! | `/v1/explain?product=&uid=`, `…&room=[&namespace=]`, `…&sid=`, `…&upstream=` | [`answers::Explained`] |
 //! | `/v1/watch` | [`answers::Event`], one a line, until the other side goes |
 //! | `/v1/drain[?node=]` | [`answers::DrainLine`] of that node, this one if none is named |
 //! | `POST /v1/drain[?node=][&force=true \| &cancel=true]` | the same, after having that node drain, or serve again |
@@ -32,6 +32,7 @@ use std::sync::Arc;
 
 use http::{Method, StatusCode};
 use hyper::body::Incoming;
+use mesh_proto::binding::BindingClass;
 use mesh_proto::limits::Limits;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
@@ -236,23 +237,39 @@ fn wants_arcs(query: Option<&str>) -> Result<bool, Failure> {
     }
 }
 
-/// Reads `product`, and `uid` or `room` with an optional `namespace`.
+/// Reads `product`, and `uid`, `room` with an optional `namespace`, `sid` or `upstream`.
 fn explain_key(limits: &Limits, query: Option<&str>) -> Result<Key, Failure> {
     let (mut product, mut uid, mut room, mut namespace) = (None, None, None, None);
+    let (mut sid, mut upstream) = (None, None);
     for (name, value) in web::query_pairs(query)? {
         let slot = match name.as_str() {
             "product" => &mut product,
             "uid" => &mut uid,
             "room" => &mut room,
             "namespace" => &mut namespace,
+            "sid" => &mut sid,
+            "upstream" => &mut upstream,
             _ => {
-                return Err(Failure::bad_request("query", "parameters are product, uid, room and namespace"));
+                let message = "parameters are product, uid, room, namespace, sid and upstream";
+                return Err(Failure::bad_request("query", message));
             }
         };
         *slot = Some(value);
     }
     let product = product.filter(|product| !product.is_empty());
     let product = product.ok_or_else(|| Failure::bad_request("product", "name the product"))?;
+    let bound = match (sid, upstream) {
+        (None, None) => None,
+        (Some(sid), None) => Some((BindingClass::Sid, sid)),
+        (None, Some(upstream)) => Some((BindingClass::Upstream, upstream)),
+        (Some(_), Some(_)) => return Err(no_target()),
+    };
+    if let Some((class, text)) = bound {
+        if uid.is_some() || room.is_some() || namespace.is_some() || text.is_empty() {
+            return Err(no_target());
+        }
+        return Ok(Key::Binding { product, class, text });
+    }
     match (uid, room) {
         (Some(uid), None) if namespace.is_none() => {
             let uid = crate::identity::normal_uid(&uid, limits.uid_bytes_max)
@@ -266,8 +283,12 @@ fn explain_key(limits: &Limits, query: Option<&str>) -> Result<Key, Failure> {
             let message = format!("a room's name is at most {} bytes", limits.room_name_bytes_max);
             Err(Failure::bad_request("room", message))
         }
-        _ => Err(Failure::bad_request("target", "name either uid, or room with an optional namespace")),
+        _ => Err(no_target()),
     }
+}
+
+fn no_target() -> Failure {
+    Failure::bad_request("target", "name one: uid, room with an optional namespace, sid or upstream")
 }
 
 impl From<crate::config::reference::Shown> for ConfigValue {

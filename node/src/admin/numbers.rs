@@ -15,7 +15,7 @@ use super::status::{ready, shares};
 type Read = fn(&ShardReport) -> u64;
 
 /// Per shard: name, kind, help, where it is read.
-const SHARD_FAMILIES: [(&str, Kind, &str, Read); 37] = [
+const SHARD_FAMILIES: [(&str, Kind, &str, Read); 39] = [
     (
         "meshd_clients",
         Kind::Gauge,
@@ -31,6 +31,18 @@ const SHARD_FAMILIES: [(&str, Kind, &str, Read); 37] = [
     ("meshd_rooms", Kind::Gauge, "Rooms this node owns. Not counted: rooms it only has members of.", |r| {
         r.machine.rooms
     }),
+    (
+        "meshd_bindings",
+        Kind::Gauge,
+        "Users and sessions of proxied products that this node keeps bound to an upstream, and those forgotten within 30 s. Not counted: copies held as backup.",
+        |r| r.machine.bindings,
+    ),
+    (
+        "meshd_bindings_evicted_total",
+        Kind::Counter,
+        "Bindings forgotten because there were too many. Not counted: those that ended because nobody used them.",
+        |r| r.machine.bindings_evicted_total,
+    ),
     ("meshd_tails", Kind::Gauge, "Rooms with members among this node's clients.", |r| r.machine.tails),
     (
         "meshd_room_log_bytes",

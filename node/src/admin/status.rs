@@ -5,18 +5,19 @@
 use std::collections::BTreeMap;
 
 use futures_util::future::join_all;
+use mesh_proto::binding::{BindingClass, BindingKey};
 use mesh_proto::id::{Address, NodeRef, Placement, RoomKey, ShardIx, Term};
 use mesh_proto::view::{NodeInfo, NodeState, View};
 use mesh_proto::wire::{
-    Answer, Began, CommandFailed, DrainPhase, DrainStatus, NodeStatus, OwnershipFacts, PROBLEMS_TOLD_MAX,
-    ProblemTold, Query, RoomFacts, SessionFacts,
+    Answer, Began, BindingFacts, CommandFailed, DrainPhase, DrainStatus, NodeStatus, OwnershipFacts,
+    PROBLEMS_TOLD_MAX, ProblemTold, Query, RoomFacts, SessionFacts,
 };
 use tokio::time::timeout;
 
 use super::AdminState;
 use super::answers::{
-    self, Counts, DrainLine, Explained, Facts, NodeLine, OwnershipLine, Problem, Ready, RingAnswer,
-    RingNodeLine, RoomLine, SessionLine, Status, SubscriberLine,
+    self, BindingLine, Counts, DrainLine, Explained, Facts, NodeLine, OwnershipLine, Problem, Ready,
+    RingAnswer, RingNodeLine, RoomLine, SessionLine, Status, SubscriberLine,
 };
 use super::board::Snapshot;
 use super::cluster::ANSWER_WITHIN;
@@ -263,16 +264,33 @@ fn fraction(position: u64) -> f64 {
 pub(super) enum Key {
     User { product: String, uid: String },
     Room { product: String, namespace: String, room: String },
+    Binding { product: String, class: BindingClass, text: String },
 }
 
 pub(super) async fn explain(state: &AdminState, key: Key) -> Explained {
     let view = state.view.borrow().clone();
+    // A user of a proxied product has no session, but may be bound.
+    let mut otherwise = None;
     let (words, placement, query) = match key {
-        Key::User { product, uid } => (
-            format!("user {uid:?} of product {product:?}"),
-            Placement::of_user(&product, &uid),
-            Query::ExplainUser { product: product.into(), uid: uid.into() },
-        ),
+        Key::User { product, uid } => {
+            let bound = BindingKey::new(&product.as_str().into(), BindingClass::Uid, &uid);
+            otherwise = Some(Query::ExplainBinding(bound));
+            (
+                format!("user {uid:?} of product {product:?}"),
+                Placement::of_user(&product, &uid),
+                Query::ExplainUser { product: product.into(), uid: uid.into() },
+            )
+        }
+        Key::Binding { product, class, text } => {
+            let key = BindingKey::new(&product.as_str().into(), class, &text);
+            let words = match class {
+                BindingClass::Upstream => format!("upstream {text:?} of product {product:?}"),
+                BindingClass::Uid => format!("user {text:?} of product {product:?}"),
+                // It is a secret.
+                BindingClass::Sid => format!("a session at an upstream of product {product:?}"),
+            };
+            (words, key.placement(), Query::ExplainBinding(key))
+        }
         Key::Room { product, namespace, room } => {
             let key = RoomKey::new(&product.as_str().into(), &namespace.as_str().into(), &room);
             let words = match room.as_str() {
@@ -282,7 +300,14 @@ pub(super) async fn explain(state: &AdminState, key: Key) -> Explained {
             (words, key.placement(), Query::ExplainRoom(key))
         }
     };
-    let asked = timeout(ANSWER_WITHIN, state.shards.ask(ShardIx(0), query)).await;
+    let ask = async |query| {
+        let asked = timeout(ANSWER_WITHIN, state.shards.ask(ShardIx(0), query)).await;
+        facts(&view, asked.unwrap_or(Err(CommandFailed::Timeout)))
+    };
+    let mut told = ask(query).await;
+    if let (Facts::Nothing, Some(query)) = (&told, otherwise) {
+        told = ask(query).await;
+    }
     let replicas = view.ring.replicas(placement, 2 + NEXT_NAMED);
     let named = |node: &NodeRef| name_of(&view, *node);
     let shards = replicas.first().and_then(|owner| view.node(*owner)?.record.as_ref()).map(|r| r.shards);
@@ -295,7 +320,7 @@ pub(super) async fn explain(state: &AdminState, key: Key) -> Explained {
         shard: shards.map(|shards| placement.shard(shards).0),
         backup: replicas.get(1).map(named),
         next: replicas.iter().skip(2).map(named).collect(),
-        facts: facts(&view, asked.unwrap_or(Err(CommandFailed::Timeout))),
+        facts: told,
     }
 }
 
@@ -304,6 +329,7 @@ fn facts(view: &View, answer: Result<Answer, CommandFailed>) -> Facts {
         Ok(Answer::User(sessions)) if sessions.is_empty() => Facts::Nothing,
         Ok(Answer::User(sessions)) => Facts::User(sessions.iter().map(|s| session_line(view, s)).collect()),
         Ok(Answer::Room(room)) => Facts::Room(room_line(view, &room)),
+        Ok(Answer::Binding(binding)) => Facts::Binding(binding_line(view, &binding)),
         Ok(_) => Facts::Unknown("an answer of the wrong kind".into()),
         Err(CommandFailed::NotFound) => Facts::Nothing,
         Err(error) => Facts::Unknown(error.to_string()),
@@ -336,6 +362,16 @@ fn room_line(view: &View, room: &RoomFacts) -> RoomLine {
         seconds_kept: room.seconds_kept,
         subscribers: subscribers.collect(),
         ownership: ownership_line(view, &room.ownership),
+    }
+}
+
+fn binding_line(view: &View, binding: &BindingFacts) -> BindingLine {
+    BindingLine {
+        upstream: binding.upstream.to_string(),
+        term: term_text(view, binding.at.term),
+        decision: binding.at.seq,
+        ends_in_secs: binding.ends_in_secs,
+        ownership: ownership_line(view, &binding.ownership),
     }
 }
 

@@ -137,6 +137,14 @@ fn explained(query: &Query) -> Result<wire::Answer, CommandFailed> {
             subscribers: vec![(edge, Cursor { term, seq: 8 })],
             ownership: OwnershipFacts { backup: None, lag_ops: 0, began: Began::New, since_secs: 0 },
         })),
+        Query::ExplainBinding(key) if key.expose_text() == "carol" => {
+            Ok(wire::Answer::Binding(wire::BindingFacts {
+                upstream: "10.0.0.1:3000".into(),
+                at: Cursor { term, seq: 2 },
+                ends_in_secs: Some(30),
+                ownership: OwnershipFacts { backup: Some(a), lag_ops: 0, began: Began::New, since_secs: 5 },
+            }))
+        }
         _ => Err(CommandFailed::NotFound),
     }
 }
@@ -282,7 +290,7 @@ async fn the_ring_is_whole_and_its_arcs_follow_each_other() {
 }
 
 #[tokio::test]
-async fn a_user_and_a_room_are_explained() {
+async fn a_user_a_room_and_a_binding_are_explained() {
     let story = Story::open(state(&three(), "", "", true)).await;
     let explained: Explained =
         serde_json::from_value(story.get("/v1/explain?product=chat&uid=alice").await.json()).unwrap();
@@ -302,6 +310,14 @@ async fn a_user_and_a_room_are_explained() {
     assert_eq!(room.hash, "6c4a280454f71bd6");
     let Facts::Room(line) = &room.facts else { panic!("{room:?}") };
     assert_eq!((line.seq, line.subscribers[0].seq), (9, 8));
+    for target in ["uid", "sid", "upstream"] {
+        let answer = story.get(&format!("/v1/explain?product=chat&{target}=carol")).await;
+        let bound: Explained = serde_json::from_value(answer.json()).unwrap();
+        let Facts::Binding(line) = &bound.facts else { panic!("{bound:?}") };
+        assert_eq!((&*line.upstream, &*line.term, line.decision), ("10.0.0.1:3000", "3 by a", 2));
+        assert_eq!((line.ends_in_secs, line.ownership.backup.as_deref()), (Some(30), Some("a")));
+        assert_eq!(bound.key.contains("carol"), target != "sid", "a sid is a secret: {}", bound.key);
+    }
     let nobody = story.get("/v1/explain?product=chat&uid=bob").await;
     assert_eq!(nobody.json()["facts"], "nothing");
 }
@@ -334,6 +350,9 @@ async fn requests_that_are_wrong_have_exact_statuses() {
         ("GET", "/v1/explain?product=p", "", 400, "target"),
         ("GET", "/v1/explain?product=p&uid=a&room=b", "", 400, "target"),
         ("GET", "/v1/explain?product=p&uid=a&namespace=%2F", "", 400, "target"),
+        ("GET", "/v1/explain?product=p&uid=a&sid=b", "", 400, "target"),
+        ("GET", "/v1/explain?product=p&sid=a&upstream=b", "", 400, "target"),
+        ("GET", "/v1/explain?product=p&upstream=", "", 400, "target"),
         ("GET", "/v1/explain?product=p&uid=", "", 400, "uid_required"),
         ("GET", "/v1/explain?product=p&uid=%00", "", 400, "uid_invalid"),
         ("GET", "/v1/explain?product=p&uid=%ff", "", 400, "query"),
