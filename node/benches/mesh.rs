@@ -156,7 +156,7 @@ fn envelope(from: NodeRef) -> Bytes {
     let payload = Payload::json(vec![b'x'; PAYLOAD_BYTES]);
     let event = RoomEvent { except_sids: vec![SocketSid([7; 16])], ..RoomEvent::new(payload) };
     let term = Term { number: 1, owner: from };
-    let entries = vec![RoomEntry { term, id, event }];
+    let entries = vec![RoomEntry::new(term, id, event)];
     let body = Body::RoomToEdge(RoomToEdge::Entries { room, term, first: 1_000, entries });
     wire::encode(&Envelope { from: Address { node: from, shard: ShardIx(0) }, to: To::Shards(1), body })
 }

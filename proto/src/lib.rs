@@ -21,6 +21,7 @@
 //! | [`mutant`] | planted bugs that the simulator must find |
 
 pub mod binding;
+pub mod births;
 pub mod collections;
 mod edge;
 pub mod engineio;

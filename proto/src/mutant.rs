@@ -66,6 +66,10 @@ mutants! {
     AfterIgnored,
     /// An edge forgets what earlier owners of a room have served it.
     CarriesNothing,
+    /// An edge takes a POST again that was asked of an earlier life of it.
+    PostTakenAgain,
+    /// An edge serves what a merge brings whatever was before a member joined.
+    BirthsIgnored,
     /// An edge forgets a room as soon as its last member has left.
     DepartedForgotten,
     /// An edge asks a new owner for what follows the entry after the last one it has served.

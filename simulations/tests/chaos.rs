@@ -146,6 +146,18 @@ fn what_was_fetched_does_not_come_again() {
     strictly_clean(&[4713, 7377, 8453, 10094, 10165]);
 }
 
+/// What a merge brought was news to an edge that had begun after it, or had gone on after a hole.
+#[test]
+fn what_was_before_a_member_joined_does_not_come_after_it() {
+    strictly_clean(&[3776, 5072, 5564, 8400, 9692, 12236, 16723, 19896]);
+}
+
+/// An answer of more than 256 packets was none to the simulated client.
+#[test]
+fn a_client_that_polls_takes_whatever_there_is() {
+    strictly_clean(&[15923]);
+}
+
 /// An answer came without the event, in whose place its edge had been told of a hole.
 #[test]
 fn an_answer_does_not_wait_for_what_is_in_a_hole() {

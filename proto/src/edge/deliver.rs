@@ -12,7 +12,7 @@ use super::Edge;
 use super::asks::{own_id, tell_reached};
 use super::carried::with_tail;
 use super::session::{Form, Owed};
-use super::tail::{Frames, Place, TailEntry};
+use super::tail::{Begins, Frames, Place, TailEntry};
 use crate::engineio;
 use crate::id::{Address, ClientIx, Cursor, RoomKey, SocketSid, Term};
 use crate::mutant::{Mutant, is_planted};
@@ -31,14 +31,14 @@ const HELD_MAX: Duration = Duration::from_secs(1);
 impl Edge {
     pub(crate) fn take_from_room(&mut self, ctx: &mut Ctx<'_>, from: Address, message: RoomToEdge) {
         match message {
-            RoomToEdge::Subscribed { room, term, from: cursor, gap, asked } => {
+            RoomToEdge::Subscribed { room, term, from: cursor, gap, births, asked } => {
                 let Some(tail) = self.tail_of(ctx, from, &room) else { return };
                 // What was asked before the last member left, and answered after another had come, would
                 // put the tail where this subscription is not.
                 if self.tails[tail as usize].asked != asked && !is_planted(Mutant::OlderAnswerTaken) {
                     return;
                 }
-                self.subscribed(ctx, tail, from, term, cursor, gap);
+                self.subscribed(ctx, tail, from, term, Begins { from: cursor, gap, births });
             }
             RoomToEdge::Entries { room, term, first, entries } => {
                 let Some(tail) = self.tail_of(ctx, from, &room) else {
@@ -82,17 +82,10 @@ impl Edge {
         tail
     }
 
-    fn subscribed(
-        &mut self,
-        ctx: &mut Ctx<'_>,
-        tail: u32,
-        from: Address,
-        term: Term,
-        cursor: Cursor,
-        gap: bool,
-    ) {
+    fn subscribed(&mut self, ctx: &mut Ctx<'_>, tail: u32, from: Address, term: Term, begins: Begins) {
         let t = &mut self.tails[tail as usize];
-        if !t.subscribed(ctx.now, from.node, term, cursor, gap) {
+        let gap = begins.gap;
+        if !t.subscribed(ctx.now, from.node, term, begins) {
             if t.owner == Some(from.node) && !t.live {
                 // A term below one we have seen: the owner is to begin above it.
                 self.bounced_rooms.insert(t.key.clone());

@@ -9,6 +9,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use crate::births::Births;
 use crate::collections::FixedMap;
 use crate::id::{Cursor, PublishNumber, Publisher, RoomKey, Term};
 use crate::mutant::{Mutant, is_planted};
@@ -23,6 +24,7 @@ const DEPARTED_MAX: usize = 4_096;
 pub(super) struct Memory {
     pub(super) last: Cursor,
     pub(super) term: Term,
+    pub(super) births: Births,
     pub(super) served: FixedMap<Publisher, PublishNumber>,
 }
 

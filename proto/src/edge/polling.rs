@@ -44,6 +44,9 @@ pub(super) struct Polling {
     poll: Option<Asker>,
     /// The POST that is answered when the client may send more.
     post: Option<Asker>,
+    /// The last of each that was taken, as it was asked for first.
+    last_poll: Option<Asker>,
+    last_post: Option<Asker>,
     /// A WebSocket that tries the way, or is to take over.
     pub(super) probe: Option<Probe>,
     /// A WebSocket has been let in and may try the way until then.
@@ -82,6 +85,8 @@ impl Polling {
             bytes: 0,
             poll: None,
             post: None,
+            last_poll: None,
+            last_post: None,
             probe: None,
             reserved: None,
             noop_due: None,
@@ -136,14 +141,16 @@ impl Edge {
 
     pub(crate) fn take_from_asker(&mut self, ctx: &mut Ctx<'_>, from: Address, message: ToEngine) {
         match message {
-            ToEngine::Request { call, sid, request } => {
+            ToEngine::Request { call, sid, request, again } => {
                 let asker = Asker { by: from, call };
+                let first = Asker { by: again.unwrap_or(from), call };
                 if let Some(ix) = self.polling_client(&sid) {
                     // What is due comes before what has only just come.
                     self.client_due(ctx, ix);
                 }
                 match self.polling_client(&sid) {
-                    Some(ix) => self.engine_request(ctx, ix, asker, request),
+                    Some(ix) if again.is_some() && self.has_come_again(ctx, ix, asker, first, &request) => {}
+                    Some(ix) => self.engine_request(ctx, ix, asker, first, request),
                     None if self.has_upgraded(&sid) => refuse(ctx, &sid, asker, EngineRefusal::Upgraded),
                     None => refuse(ctx, &sid, asker, EngineRefusal::UnknownSid),
                 }
@@ -164,7 +171,42 @@ impl Edge {
         }
     }
 
-    fn engine_request(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, asker: Asker, request: EngineRequest) {
+    /// A request that an earlier life of this edge was asked as well, as `first`: whether it was taken then.
+    /// A POST is not taken twice. A GET that has been answered may have reached nobody, and another one would
+    /// say that it has.
+    fn has_come_again(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        ix: ClientIx,
+        asker: Asker,
+        first: Asker,
+        request: &EngineRequest,
+    ) -> bool {
+        let Some(polling) = self.polling(ix).filter(|_| !is_planted(Mutant::PostTakenAgain)) else {
+            return false;
+        };
+        let sid = polling.sid;
+        match request {
+            EngineRequest::Post(_) if polling.last_post == Some(first) => {
+                self.answer_post(ctx, ix, &sid, asker);
+            }
+            EngineRequest::Poll if polling.last_poll == Some(first) => {
+                refuse(ctx, &sid, asker, EngineRefusal::UnknownSid);
+                self.close(ctx, ix, CloseCode::Normal, DetachReason::TransportClose);
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    fn engine_request(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        ix: ClientIx,
+        asker: Asker,
+        first: Asker,
+        request: EngineRequest,
+    ) {
         let upgrade_timeout = self.limits.upgrade_timeout;
         let Some(polling) = self.polling(ix) else { return };
         let sid = polling.sid;
@@ -174,8 +216,14 @@ impl Edge {
         match request {
             EngineRequest::Poll if polling.poll.is_some() => self.overlap(ctx, ix, asker),
             EngineRequest::Post(_) if polling.post.is_some() => self.overlap(ctx, ix, asker),
-            EngineRequest::Poll => self.poll(ctx, ix, asker),
-            EngineRequest::Post(body) => self.post(ctx, ix, asker, &body),
+            EngineRequest::Poll => {
+                polling.last_poll = Some(first);
+                self.poll(ctx, ix, asker);
+            }
+            EngineRequest::Post(body) => {
+                polling.last_post = Some(first);
+                self.post(ctx, ix, asker, &body);
+            }
             EngineRequest::MayUpgrade if polling.is_probed(ctx.now) => {
                 refuse(ctx, &sid, asker, EngineRefusal::Upgraded);
             }
@@ -226,13 +274,18 @@ impl Edge {
             // One that ends the session ends the payload as well.
             self.packet(ctx, ix, packet);
         }
+        self.answer_post(ctx, ix, &sid, asker);
+    }
+
+    /// Answers a POST that has been taken, now or when the client may send more.
+    fn answer_post(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, sid: &EngineSid, asker: Asker) {
         if self.client(ix).is_some_and(|client| !client.may_read())
             && let Some(polling) = self.polling(ix)
         {
             polling.post = Some(asker);
             return;
         }
-        answer(ctx, &sid, asker, EngineResponse::Taken);
+        answer(ctx, sid, asker, EngineResponse::Taken);
     }
 
     /// The client may send more: the POST that waited for that is answered.

@@ -35,6 +35,8 @@ pub(super) struct Requests {
 #[derive(Debug)]
 struct Asked {
     edge: Address,
+    /// Who we were when we asked first.
+    first: Address,
     sid: EngineSid,
     request: EngineRequest,
     since: Instant,
@@ -77,7 +79,7 @@ impl Edge {
             self.requests.unknown.insert(ix, Unknown { sid, request, since: ctx.now });
             return ctx.timers.set(ctx.now + UNKNOWN_HELD, TimerKey::Retry);
         };
-        self.pass_on(ctx, ix, edge, sid, request);
+        self.pass_on(ctx, ix, edge, sid, request, None);
     }
 
     fn pass_on(
@@ -87,10 +89,12 @@ impl Edge {
         edge: Address,
         sid: EngineSid,
         request: EngineRequest,
+        again: Option<Address>,
     ) {
-        let asked = Asked { edge, sid, request: request.clone(), since: ctx.now };
+        let first = again.unwrap_or(self.me);
+        let asked = Asked { edge, first, sid, request: request.clone(), since: ctx.now };
         self.requests.asked.insert(ix, asked);
-        let request = ToEngine::Request { call: ix.0, sid, request };
+        let request = ToEngine::Request { call: ix.0, sid, request, again };
         ctx.out.send_to_address(edge, lane_of(&sid), Body::ToEngine(request));
     }
 
@@ -98,7 +102,7 @@ impl Edge {
     pub(super) fn place_requests(&mut self, ctx: &mut Ctx<'_>) {
         for (ix, Unknown { sid, request, since }) in std::mem::take(&mut self.requests.unknown) {
             match edge_of(ctx.view, &sid) {
-                Some(edge) => self.pass_on(ctx, ix, edge, sid, request),
+                Some(edge) => self.pass_on(ctx, ix, edge, sid, request, None),
                 None if ctx.now.since(since) >= UNKNOWN_HELD => refuse(ctx, ix),
                 None => drop(self.requests.unknown.insert(ix, Unknown { sid, request, since })),
             }
@@ -129,14 +133,15 @@ impl Edge {
     }
 
     /// Ends the requests for which `lost` holds. Where another life of the node is known, that is asked: the
-    /// session is of that life, or unknown to it.
+    /// session is of that life, unknown to it, or has had the request.
     pub(super) fn requests_lost(&mut self, ctx: &mut Ctx<'_>, lost: impl Fn(NodeRef) -> bool) {
         let edges = self.requests.asked.iter().filter(|(_, asked)| lost(asked.edge.node));
         let gone: Vec<RequestIx> = edges.map(|(ix, _)| *ix).collect();
         for ix in gone {
-            let Some(Asked { edge, sid, request, .. }) = self.requests.asked.remove(&ix) else { continue };
+            let Some(asked) = self.requests.asked.remove(&ix) else { continue };
+            let Asked { edge, first, sid, request, .. } = asked;
             match edge_of(ctx.view, &sid).filter(|next| next.node != edge.node && !lost(next.node)) {
-                Some(next) => self.pass_on(ctx, ix, next, sid, request),
+                Some(next) => self.pass_on(ctx, ix, next, sid, request, Some(first)),
                 None => refuse(ctx, ix),
             }
         }

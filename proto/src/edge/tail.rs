@@ -16,6 +16,7 @@ use std::time::Duration;
 use super::departed::Memory;
 use super::older::Older;
 use super::session::{Form, Membership};
+use crate::births::{Births, Has};
 use crate::collections::FixedMap;
 use crate::engineio;
 use crate::id::{Cursor, NodeRef, PublishId, PublishNumber, Publisher, RoomKey, Term};
@@ -65,7 +66,13 @@ pub(super) struct Tail {
     /// What readers before `floor` are served from, if there are any.
     pub(super) older: Option<Box<Older>>,
     taken_bytes: usize,
-    /// The last publish of each publisher served under earlier owners.
+    /// Everything served here, and what is not to be served any more: it lies before where this tail began,
+    /// or before where it went on after a hole.
+    births: Births,
+    /// The same when the present history began: what comes of that comes again.
+    born_before: Births,
+    /// The last publish of each publisher served in earlier histories: another owner may have taken the same
+    /// publish as its own.
     carried: FixedMap<Publisher, PublishNumber>,
     carried_since: Instant,
     /// The last publish of each publisher among the entries trimmed, or fetched for readers before the tail,
@@ -82,6 +89,7 @@ pub(super) struct Tail {
 #[derive(Debug)]
 pub(super) struct TailEntry {
     pub(super) at: Cursor,
+    born: Cursor,
     pub(super) id: PublishId,
     pub(super) event: RoomEvent,
     pub(super) bytes: usize,
@@ -89,6 +97,17 @@ pub(super) struct TailEntry {
     /// Served in an earlier history at another place: only for who was not there.
     pub(super) repeat: bool,
     frames: Frames,
+}
+
+/// Where an owner's answer puts a tail.
+#[derive(Debug)]
+pub(super) struct Begins {
+    /// What follows this comes.
+    pub(super) from: Cursor,
+    /// What lay between is gone.
+    pub(super) gap: bool,
+    /// What lies before `from`.
+    pub(super) births: Births,
 }
 
 /// Where a reader finds what follows its cursor.
@@ -145,8 +164,9 @@ impl Frames {
 impl TailEntry {
     pub(super) fn new(now: Instant, at: Cursor, entry: RoomEntry, repeat: bool) -> Self {
         let bytes = entry_bytes(&entry);
+        let born = entry.born(at.seq);
         let RoomEntry { id, event, .. } = entry;
-        Self { at, id, event, bytes, since: now, repeat, frames: Frames::default() }
+        Self { at, born, id, event, bytes, since: now, repeat, frames: Frames::default() }
     }
 
     /// Whether `at` is the place before this entry, under the term of this entry.
@@ -182,6 +202,8 @@ impl Tail {
             mark: Mark::default(),
             older: None,
             taken_bytes: 0,
+            births: memory.births.clone(),
+            born_before: memory.births,
             carried: memory.served,
             carried_since: now,
             trimmed: Default::default(),
@@ -220,33 +242,34 @@ impl Tail {
     }
 
     /// The owner's answer; `false` if it is not the one asked or its term is past.
-    pub(super) fn subscribed(
-        &mut self,
-        now: Instant,
-        owner: NodeRef,
-        term: Term,
-        from: Cursor,
-        gap: bool,
-    ) -> bool {
+    pub(super) fn subscribed(&mut self, now: Instant, owner: NodeRef, term: Term, begins: Begins) -> bool {
         if self.owner != Some(owner) || term < self.term {
             return false;
         }
-        if gap {
-            self.carry(now);
-            self.before_gap = self.last;
-        }
+        let Begins { from, gap, births } = begins;
+        self.births.join(&births);
         self.term = term;
         self.next_seq = from.seq + 1;
+        let before = self.last;
         self.last = self.last.max(from);
         if gap {
-            self.history += 1;
-            self.history_start = self.last;
+            self.begin_history(now, before);
         }
         if std::mem::take(&mut self.fresh) {
             self.floor = self.last;
+            self.born_before = self.births.clone();
         }
         self.live = true;
         true
+    }
+
+    /// There is a hole after `before`.
+    fn begin_history(&mut self, now: Instant, before: Cursor) {
+        self.carry(now);
+        self.before_gap = before;
+        self.history += 1;
+        self.history_start = self.last;
+        self.born_before = self.births.clone();
     }
 
     /// Whether this tail has been at `at`: it keeps that very entry, or has got past it. Sequence numbers
@@ -315,8 +338,14 @@ impl Tail {
 
     /// Whether a publish that was fetched has been served to the reader of `m` at another place.
     pub(super) fn is_repeat_for(&self, m: &Membership, entry: &TailEntry) -> bool {
-        let repeat = entry.repeat || (entry.at > self.history_start && self.is_carried(entry.id));
+        let repeat = entry.repeat || (entry.at > self.history_start && self.is_repeat(entry.born, entry.id));
         repeat && !self.is_exact(m)
+    }
+
+    /// Whether an entry of the present history was served, or passed over, in an earlier one.
+    fn is_repeat(&self, born: Cursor, id: PublishId) -> bool {
+        let was_here = self.born_before.has(born) != Has::No && !is_planted(Mutant::BirthsIgnored);
+        was_here || (self.is_carried(id) && !is_planted(Mutant::CarriesNothing))
     }
 
     fn is_carried(&self, id: PublishId) -> bool {
@@ -354,7 +383,7 @@ impl Tail {
     /// What is worth knowing when a member comes back.
     pub(super) fn into_memory(mut self, now: Instant) -> Memory {
         self.carry(now);
-        Memory { last: self.last, term: self.term, served: self.carried }
+        Memory { last: self.last, term: self.term, births: self.births, served: self.carried }
     }
 
     /// Another history begins: what was served of this one is not served again, nor anything of a
@@ -383,8 +412,14 @@ impl Tail {
         if at <= self.last {
             return None;
         }
+        let born = entry.born(seq);
+        if self.born_before.has(born) == Has::Unknown {
+            // Had or missed, nobody can tell: it is not served, and that is a hole.
+            self.begin_history(now, self.last);
+        }
         self.last = at;
-        let repeat = self.is_carried(entry.id) && !is_planted(Mutant::CarriesNothing);
+        let repeat = self.is_repeat(born, entry.id);
+        self.births.add(born);
         if repeat {
             self.last_repeat = at;
         }
@@ -454,7 +489,7 @@ mod tests {
     fn entry(term: Term, number: u64) -> RoomEntry {
         let via = Address { node: node(9), shard: ShardIx(0) };
         let event = RoomEvent::new(Payload::json("[\"m\"]"));
-        RoomEntry { term, id: PublishId::Api { via, number }, event }
+        RoomEntry::new(term, PublishId::Api { via, number }, event)
     }
 
     #[test]
@@ -464,12 +499,13 @@ mod tests {
         let (dead, next) = (Term { number: 1, owner: node(1) }, Term { number: 2, owner: node(2) });
         let at = |term, seq| Cursor { term, seq };
         tail.asks(Some(dead.owner));
-        assert!(tail.subscribed(Instant::ZERO, dead.owner, dead, at(dead, 4), false));
+        let begins = |from| Begins { from, gap: false, births: Births::default() };
+        assert!(tail.subscribed(Instant::ZERO, dead.owner, dead, begins(at(dead, 4))));
         assert!(tail.take(Instant::ZERO, 5, entry(dead, 5)).is_some());
         assert!(tail.has_served(at(dead, 5)) && !tail.has_served(at(dead, 6)));
         // Its owner dies; the next one's log has one entry more of it, then its own.
         tail.asks(Some(next.owner));
-        assert!(tail.subscribed(Instant::ZERO, next.owner, next, at(dead, 5), false));
+        assert!(tail.subscribed(Instant::ZERO, next.owner, next, begins(at(dead, 5))));
         assert!(tail.take(Instant::ZERO, 6, entry(dead, 6)).is_some());
         assert!(tail.take(Instant::ZERO, 7, entry(next, 7)).is_some());
         assert!(tail.has_served(at(dead, 5)) && tail.has_served(at(dead, 6)) && tail.has_served(at(next, 7)));

@@ -85,7 +85,7 @@ mod tests {
             let event = RoomEvent::new(payload);
             log.append(
                 crate::time::Instant::ZERO,
-                RoomEntry { term: term(*of), id: PublishId::Api { via, number }, event },
+                RoomEntry::new(term(*of), PublishId::Api { via, number }, event),
             );
         }
         log

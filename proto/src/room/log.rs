@@ -67,11 +67,6 @@ impl RoomLog {
         self.before_first
     }
 
-    /// The place of every entry.
-    pub(super) fn places(&self) -> impl Iterator<Item = Cursor> {
-        (self.first..).zip(self.iter()).map(|(seq, entry)| Cursor { term: entry.term, seq })
-    }
-
     pub(super) fn iter(&self) -> impl Iterator<Item = &RoomEntry> {
         self.entries.iter().map(|kept| &kept.entry)
     }

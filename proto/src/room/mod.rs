@@ -19,6 +19,7 @@ mod sweep;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use crate::births::Births;
 use crate::entity::{CommitQueue, Committed};
 use crate::host::{Event, Host, MessageOf, Open, Ownership};
 use crate::id::{Address, Cursor, NodeRef, RoomKey, Term};
@@ -256,7 +257,7 @@ impl Rooms {
                         let head = room.state.log.head();
                         room.live.effects.push(room.applied(), Effect::Serve(head));
                         if is_partial {
-                            room.live.tell_gap(ctx, &key, room.term, &room.state.log);
+                            room.live.tell_gap(ctx, &key, room.term, room.state);
                         }
                         self.dirty.insert(key);
                     }
@@ -347,7 +348,7 @@ impl Rooms {
             return Published::At { at, duplicate: false };
         }
         let name = asked_by(&event);
-        let entry = RoomEntry { term, id, event };
+        let entry = RoomEntry::new(term, id, event);
         let op = room.apply(RoomOp::Append { entry, dedupe });
         let at = room.state.log.last();
         room.live.effects.push(op, Effect::Serve(at.seq));
@@ -394,8 +395,9 @@ impl Rooms {
         };
         ctx.stats.gaps_total += u64::from(gap);
         let start = if known && !at_head { after } else { log.position(seq) };
+        let births = if gap || at_head { room.state.births_upto(seq) } else { Births::default() };
         let (room_key, term) = (key.clone(), room.term);
-        let subscribed = RoomToEdge::Subscribed { room: room_key, term, from: start, gap, asked };
+        let subscribed = RoomToEdge::Subscribed { room: room_key, term, from: start, gap, births, asked };
         let taken_offset = log.offset_after(seq);
         room.live.subscribers.insert(from, Subscriber { asked, sent: seq, taken_offset });
         ctx.out.send_to_address(from, key.placement(), Body::RoomToEdge(subscribed));
@@ -417,7 +419,7 @@ impl Rooms {
             while let Some(effect) = room.live.effects.release() {
                 room.live.carry_out(ctx, key, effect);
             }
-            room.live.serve(ctx, key, room.term, &room.state.log);
+            room.live.serve(ctx, key, room.term, room.state);
         }
         sent || !dirty.is_empty()
     }
@@ -532,6 +534,22 @@ impl Rooms {
     }
 }
 
+impl Subscriber {
+    /// Something before what it is sent next is not to come.
+    fn tell_gap(&self, ctx: &mut Ctx<'_>, to: Address, key: &RoomKey, term: Term, room: &RoomState) {
+        ctx.stats.gaps_total += 1;
+        let gap = RoomToEdge::Subscribed {
+            room: key.clone(),
+            term,
+            from: room.log.position(self.sent),
+            gap: true,
+            births: room.births_upto(self.sent),
+            asked: self.asked,
+        };
+        ctx.out.send_to_address(to, key.placement(), Body::RoomToEdge(gap));
+    }
+}
+
 impl RoomLive {
     /// Whether half of the log is not safe yet: more could trim what nobody has been served.
     fn is_full(&self, log: &RoomLog, limits: &Limits) -> bool {
@@ -542,12 +560,9 @@ impl RoomLive {
     }
 
     /// Something of another history is lost to all who are served from this one.
-    fn tell_gap(&self, ctx: &mut Ctx<'_>, key: &RoomKey, term: Term, log: &RoomLog) {
+    fn tell_gap(&self, ctx: &mut Ctx<'_>, key: &RoomKey, term: Term, room: &RoomState) {
         for (address, subscriber) in &self.subscribers {
-            ctx.stats.gaps_total += 1;
-            let (from, asked) = (log.position(subscriber.sent), subscriber.asked);
-            let gap = RoomToEdge::Subscribed { room: key.clone(), term, from, gap: true, asked };
-            ctx.out.send_to_address(*address, key.placement(), Body::RoomToEdge(gap));
+            subscriber.tell_gap(ctx, *address, key, term, room);
         }
     }
 
@@ -567,17 +582,15 @@ impl RoomLive {
 
     /// Sends each subscriber what its window allows; those of one node who are equally far share one
     /// copy on the wire.
-    fn serve(&mut self, ctx: &mut Ctx<'_>, key: &RoomKey, term: Term, log: &RoomLog) {
+    fn serve(&mut self, ctx: &mut Ctx<'_>, key: &RoomKey, term: Term, room: &RoomState) {
+        let log = &room.log;
         let mut groups: BTreeMap<(NodeRef, u64, u64), u64> = BTreeMap::new();
         for (address, subscriber) in &mut self.subscribers {
             if subscriber.sent + 1 < log.first() {
                 // What it has not been sent is gone: a hole, to be told.
                 subscriber.sent = log.first() - 1;
                 subscriber.taken_offset = log.offset_after(subscriber.sent);
-                ctx.stats.gaps_total += 1;
-                let (from, asked) = (log.position(subscriber.sent), subscriber.asked);
-                let gap = RoomToEdge::Subscribed { room: key.clone(), term, from, gap: true, asked };
-                ctx.out.send_to_address(*address, key.placement(), Body::RoomToEdge(gap));
+                subscriber.tell_gap(ctx, *address, key, term, room);
             }
             let mut last = subscriber.sent;
             let taken = subscriber.taken_offset;

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use super::dedupe::Dedupe;
 use super::log::{RoomLog, entry_bytes};
 use super::{RoomInput, RoomLive};
+use crate::births::{Births, Has};
 use crate::collections::FixedSet;
 use crate::host::{Entity, MessageOf, SingleCopy};
 use crate::id::{Cursor, Placement, PublishId, PublishNumber, Publisher, RoomKey, Term};
@@ -22,6 +23,10 @@ use crate::wire::{Body, RoomCopy, RoomEntry, RoomOp};
 pub(crate) struct RoomState {
     pub(super) log: RoomLog,
     pub(super) dedupe: Dedupe,
+    /// Everything that was ever in the log, or is not to come into it any more.
+    births: Births,
+    /// Of that, what is not in the log (any more).
+    gone: Births,
     log_mark: Mark,
     dedupe_mark: Mark,
 }
@@ -57,7 +62,14 @@ impl RoomsShared {
 
 impl RoomState {
     fn empty(log: RoomLog) -> Self {
-        Self { log, dedupe: Dedupe::default(), log_mark: Mark::default(), dedupe_mark: Mark::default() }
+        Self {
+            log,
+            dedupe: Dedupe::default(),
+            births: Births::default(),
+            gone: Births::default(),
+            log_mark: Mark::default(),
+            dedupe_mark: Mark::default(),
+        }
     }
 
     /// The room's mark has come up: drops the oldest entry, if it is as old as `upto`, and marks it anew.
@@ -94,6 +106,9 @@ impl RoomState {
 
     /// Drops the oldest entry.
     fn trim_first(&mut self, shared: &mut RoomsShared) {
+        if let Some(entry) = self.log.get(self.log.first()) {
+            self.gone.add(entry.born(self.log.first()));
+        }
         shared.log_bytes -= self.log.trim_first();
     }
 
@@ -107,44 +122,27 @@ impl RoomState {
 
     fn append(&mut self, shared: &mut RoomsShared, key: &RoomKey, now: Instant, entry: RoomEntry) {
         shared.log_bytes += entry_bytes(&entry);
+        self.births.add(entry.born(self.log.head() + 1));
         self.log.append(now, entry);
         shared.by_log.set(&mut self.log_mark, key, Some(now));
     }
 }
 
 impl RoomState {
-    /// Entries of a copy that this log does not have, with their places there. Up to the last place that
-    /// both logs have they are the same (Raft's log matching); see [`is_past`] for where there is none.
-    /// Second: whether the other has a hole that is not known here.
-    fn only_in<'a>(&self, other: &'a RoomCopy) -> (Vec<(Cursor, &'a RoomEntry)>, bool) {
-        let here: FixedSet<PublishId> = self.log.iter().map(|entry| entry.id).collect();
-        let places = (other.first..).zip(&other.entries);
-        let places = places.map(|(seq, entry)| (Cursor { term: entry.term, seq }, entry));
-        let common = places.clone().map(|(at, _)| at).filter(|at| self.log.contains(*at)).last();
-        let common = common.or(Some(other.before_first).filter(|at| self.log.contains(*at)));
-        let begin = self.log.before_first();
-        let was_here = |entry: &RoomEntry| {
-            let (publisher, number) = entry.id.split();
-            self.dedupe.highest(publisher).is_some_and(|known| number <= known)
-        };
-        let is_past = |at: Cursor, entry: &RoomEntry| is_past(common, begin, at, || was_here(entry));
-        let has_hole = match common {
-            Some(common) => other.hole > common.seq.max(self.log.hole()),
-            None => other.hole > 0 && Self::last_of(other) > begin,
-        };
-        let only = places.filter(|(at, entry)| !is_past(*at, entry) && !here.contains(&entry.id));
-        (only.collect(), has_hole)
+    /// Everything that lies at entry `seq` or before it, and what will not come after it either.
+    pub(super) fn births_upto(&self, seq: u64) -> Births {
+        let mut births = self.births.clone();
+        for (at, entry) in (self.log.first()..).zip(self.log.iter()).filter(|(at, _)| *at > seq) {
+            births.cut(entry.born(at));
+        }
+        births
     }
-}
 
-/// Whether the entry at `at` of another log was in a log that begins at `begin`. Two logs without a common
-/// place may be one, of which the other has trimmed the older part: there a publisher's highest number tells
-/// what was here. What is later than that place cannot have been trimmed: it is of another history, and its
-/// publisher may have gone on here before that has come.
-fn is_past(common: Option<Cursor>, begin: Cursor, at: Cursor, was_here: impl FnOnce() -> bool) -> bool {
-    match common {
-        Some(common) => at.seq <= common.seq,
-        None => at <= begin && was_here(),
+    /// What is gone of `other` and never was here.
+    fn lost_with(&self, other: &RoomCopy) -> Births {
+        let mut lost = Births::default();
+        other.gone.each().filter(|born| self.births.has(*born) != Has::Yes).for_each(|born| lost.add(born));
+        lost
     }
 }
 
@@ -181,6 +179,10 @@ impl Entity for RoomState {
                 self.trim_to_bounds(shared);
             }
             RoomOp::Hole => self.log.has_hole_before(self.log.head() + 1),
+            RoomOp::Merged { births, gone } => {
+                self.births.join(births);
+                self.gone.join(gone);
+            }
             RoomOp::Remember { id, at } => {
                 self.change_dedupe(shared, key, |table, limits| table.remember(now, limits, *id, None, *at));
             }
@@ -193,14 +195,17 @@ impl Entity for RoomState {
             first: self.log.first(),
             hole: self.log.hole(),
             entries: self.log.iter().cloned().collect(),
+            births: self.births.clone(),
+            gone: self.gone.clone(),
             publishers: self.dedupe.publishers(),
             keys: self.dedupe.keys(),
         }
     }
 
     fn from_copy(shared: &mut RoomsShared, key: &RoomKey, now: Instant, copy: RoomCopy) -> Self {
-        let RoomCopy { before_first, first, hole, entries, publishers, keys } = copy;
+        let RoomCopy { before_first, first, hole, entries, births, gone, publishers, keys } = copy;
         let mut state = Self::empty(RoomLog::after(before_first, first));
+        (state.births, state.gone) = (births, gone);
         state.log.has_hole_before(hole);
         for entry in entries {
             state.append(shared, key, now, entry);
@@ -237,23 +242,40 @@ impl Entity for RoomState {
     }
 
     fn missing(&self, term: Term, other: &RoomCopy) -> (Vec<RoomOp>, bool) {
+        let here: FixedSet<PublishId> = self.log.iter().map(|entry| entry.id).collect();
         let mut highest: BTreeMap<Publisher, PublishNumber> = BTreeMap::new();
         let mut ops = Vec::new();
-        let (only_there, mut is_partial) = self.only_in(other);
-        for (at, entry) in only_there {
+        let mut gone = self.lost_with(other);
+        let mut is_partial = gone != Births::default() || other.births.has_forgotten_more(&self.births);
+        for (seq, entry) in (other.first..).zip(&other.entries) {
+            let born = entry.born(seq);
+            match self.births.has(born) {
+                _ if here.contains(&entry.id) => continue,
+                Has::Yes => continue,
+                Has::Unknown => {
+                    is_partial = true;
+                    continue;
+                }
+                Has::No => {}
+            }
             let (publisher, number) = entry.id.split();
             // A session's events keep their order: what it sent later is here already. Requests of backends
             // have none.
-            let later = self.dedupe.highest(publisher).is_some_and(|known| number <= known);
-            if later && matches!(publisher, Publisher::Session(_)) {
-                is_partial = true;
+            let known = self.dedupe.highest(publisher).filter(|_| matches!(publisher, Publisher::Session(_)));
+            if known.is_some_and(|known| number <= known) {
+                // The last that was here may be this very one, published here as well.
+                if known != Some(number) {
+                    gone.add(born);
+                    is_partial = true;
+                }
                 continue;
             }
             let known = highest.entry(publisher).or_insert(number);
             *known = number.max(*known);
+            let at = Cursor { term: entry.term, seq };
             let dedupe = other.keys.iter().find(|(_, place)| *place == at).map(|(key, _)| key.clone());
-            let mut entry = entry.clone();
-            entry.term = term;
+            let RoomEntry { id, event, .. } = entry.clone();
+            let entry = RoomEntry { term, first: Some(Box::new(born)), id, event };
             ops.push(RoomOp::Append { entry, dedupe });
         }
         // What the other had appended and trimmed again is not to be appended here if it is repeated.
@@ -262,6 +284,9 @@ impl Entity for RoomState {
             if known.is_none_or(|known| *number > known) {
                 ops.push(RoomOp::Remember { id: PublishId::join(*publisher, *number), at: *at });
             }
+        }
+        if is_partial || !self.births.has_all(&other.births) {
+            ops.push(RoomOp::Merged { births: other.births.clone(), gone });
         }
         if is_partial {
             ops.insert(0, RoomOp::Hole);
@@ -277,22 +302,8 @@ impl Entity for RoomState {
             *known = number.max(*known);
         }
         let knows = |publisher: &Publisher, number| theirs.get(publisher).is_some_and(|n| *n >= number);
-        let lacks_publisher = self.dedupe.publishers().iter().any(|(who, number, _)| !knows(who, *number));
-        lacks_publisher || {
-            let copy_has = |at: Cursor| {
-                let index = at.seq.checked_sub(copy.first).and_then(|index| usize::try_from(index).ok());
-                let entry = index.and_then(|index| copy.entries.get(index));
-                entry.is_some_and(|entry| entry.term == at.term) || at == copy.before_first
-            };
-            let ids: FixedSet<PublishId> = copy.entries.iter().map(|entry| entry.id).collect();
-            let common = self.log.places().filter(|at| copy_has(*at)).last();
-            let common = common.or(Some(self.log.before_first()).filter(|at| copy_has(*at)));
-            self.log.places().zip(self.log.iter()).any(|(at, entry)| {
-                let (publisher, number) = entry.id.split();
-                let is_past = is_past(common, copy.before_first, at, || knows(&publisher, number));
-                !is_past && !ids.contains(&entry.id)
-            })
-        }
+        !copy.births.has_all(&self.births)
+            || self.dedupe.publishers().iter().any(|(who, number, _)| !knows(who, *number))
     }
 
     fn copy_bytes(&self) -> usize {
@@ -308,6 +319,7 @@ impl Entity for RoomState {
         }
         bytes.extend_from_slice(&self.log.head().to_le_bytes());
         bytes.extend_from_slice(&self.log.hole().to_le_bytes());
+        bytes.extend_from_slice(&crate::wire::encode(&self.births));
         xxhash_rust::xxh3::xxh3_64(&bytes)
     }
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{AskRef, Done, Inbound, OwnEntry, SessionIdentity};
-use crate::id::{ClientIx, Cursor, EngineSid, Pid, RoomKey, SocketSid, Term};
+use crate::id::{Address, ClientIx, Cursor, EngineSid, Pid, RoomKey, SocketSid, Term};
 use crate::shard::{Packet, Refusal};
 
 /// What an HTTP request of a polling client asks for.
@@ -56,6 +56,9 @@ pub enum ToEngine {
         sid: EngineSid,
         /// What.
         request: EngineRequest,
+        /// Asked of another life of this edge before, by the asker as it was then: what became of that is not
+        /// known to it.
+        again: Option<Address>,
     },
     /// Nobody waits for the answer to a request any more: its connection broke.
     Gone {

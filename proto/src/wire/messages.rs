@@ -13,6 +13,7 @@ use super::ask::{Action, Ask, Gathered};
 use super::binding::{BindingFacts, Wish};
 use super::status::{DrainCommand, DrainStatus, NodeStatus, OwnershipFacts};
 use crate::binding::BindingKey;
+use crate::births::Births;
 use crate::id::{Address, ClientIx, Cursor, NodeRef, Pid, Placement, PublishId, RoomKey, SocketSid, Term};
 
 /// An event or ack argument list as it came from a client: raw JSON array text (already checked by
@@ -628,6 +629,9 @@ pub enum RoomToEdge {
         from: Cursor,
         /// Whether entries between the asked cursor and `from` are gone: a hole, to be told.
         gap: bool,
+        /// Everything that lies before `from`, where the edge does not know that already: where it begins,
+        /// and after a hole. None of these is news to anybody, should another history bring it back.
+        births: Births,
         /// That of the subscription.
         asked: u64,
     },
@@ -668,10 +672,26 @@ pub enum RoomToEdge {
 pub struct RoomEntry {
     /// The term it was appended under.
     pub term: Term,
+    /// The place it had first, if that is another: a merge has appended it again.
+    pub first: Option<Box<Cursor>>,
     /// By whom.
     pub id: PublishId,
     /// What.
     pub event: RoomEvent,
+}
+
+impl RoomEntry {
+    /// An entry that has not been in any log.
+    #[must_use]
+    pub fn new(term: Term, id: PublishId, event: RoomEvent) -> Self {
+        Self { term, first: None, id, event }
+    }
+
+    /// The place it had first. Its own is `seq`.
+    #[must_use]
+    pub fn born(&self, seq: u64) -> Cursor {
+        self.first.as_deref().copied().unwrap_or(Cursor { term: self.term, seq })
+    }
 }
 
 /// The receiver does not own what it was sent.

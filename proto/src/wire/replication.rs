@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{DedupeKey, RoomEntry, SessionOp};
+use crate::births::Births;
 use crate::id::{Cursor, NodeRef, PublishId, PublishNumber, Publisher, RoomKey, SocketSid, Term};
 pub use crate::session::SessionState;
 
@@ -135,6 +136,13 @@ pub enum RoomOp {
     /// Something that was served from another history is not in this log and never will be: who is at the
     /// present end of it or before has missed it.
     Hole,
+    /// Another history has been merged: what is not to come from it any more, and what of that is lost here.
+    Merged {
+        /// Everything that was in it.
+        births: Births,
+        /// Of that, what this log has not and never had.
+        gone: Births,
+    },
     /// Remember a publish that is in the log under another id, or was: at this place.
     Remember {
         /// Which.
@@ -155,6 +163,10 @@ pub struct RoomCopy {
     pub hole: u64,
     /// Every entry kept.
     pub entries: Vec<RoomEntry>,
+    /// Everything that was ever in this log, or is not to come into it any more.
+    pub births: Births,
+    /// Of that, what is not among its entries (any more).
+    pub gone: Births,
     /// The highest publish of each publisher, and where it is; oldest first.
     pub publishers: Vec<(Publisher, PublishNumber, Cursor)>,
     /// Idempotency keys, and where their events are; oldest first.

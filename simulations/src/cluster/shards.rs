@@ -274,7 +274,7 @@ fn is_gap(output: &Output) -> bool {
 fn entries_of<'a>(news: &'a News<RoomOp, RoomCopy>) -> Vec<&'a RoomEntry> {
     let appended = |op: &'a RoomOp| match op {
         RoomOp::Append { entry, .. } => Some(entry),
-        RoomOp::Hole | RoomOp::Remember { .. } => None,
+        RoomOp::Hole | RoomOp::Merged { .. } | RoomOp::Remember { .. } => None,
     };
     match news {
         News::Ops { ops, .. } => ops.iter().filter_map(appended).collect(),

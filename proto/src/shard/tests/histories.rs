@@ -123,3 +123,42 @@ fn a_new_history_without_an_entry_is_not_the_base() {
     let got = mesh.take(member);
     assert_eq!(events(&got), ["42[\"e\",1]", "42[\"e\",2]"], "old is from before the join");
 }
+
+/// A room of node 0 with an event; bob joins it at node 2, which is then cut off and goes on with a history of
+/// its own. When all see each other again, node 0 is in another life and the other history is the base.
+fn merged_into_a_history_that_began_later(both: &[&str]) -> Vec<String> {
+    let mut mesh = Mesh::new(3, 1);
+    let room = room_of(&mesh, [false, false, true], 2);
+    mesh.query(0, api_publish(&room, "[\"old\"]", None)).unwrap();
+    let bob = mesh.client((2, 0), "bob");
+    mesh.say(bob, &format!("421[\"join\",\"{room}\"]"));
+    for event in both {
+        mesh.query(0, api_publish(&room, event, None)).unwrap();
+    }
+    mesh.seen = Some(vec![[(0, 1), (1, 1)].into(), [(0, 1), (1, 1)].into(), [(2, 1)].into()]);
+    mesh.sides = vec![0, 0, 1];
+    (0..3).for_each(|n| mesh.show(n));
+    mesh.settle();
+    mesh.query(0, api_publish(&room, "[\"beside\"]", None)).unwrap();
+    mesh.query(2, api_publish(&room, "[\"new\"]", None)).unwrap();
+    mesh.sides = vec![0; 3];
+    mesh.nodes[0].incarnation = 2;
+    mesh.seen = Some(vec![[(0, 2), (1, 1), (2, 1)].into(); 3]);
+    (0..3).for_each(|n| mesh.show(n));
+    mesh.wait(3 * second());
+    let merged = history(&mut mesh, 0, &room);
+    assert_eq!(merged[..2], ["[\"new\"]", "[\"old\"]"], "{merged:?}");
+    assert_eq!(merged.last().unwrap(), "[\"beside\"]");
+    events(&mesh.take(bob)).into_iter().map(str::to_owned).collect()
+}
+
+#[test]
+fn what_a_merge_brings_from_before_a_join_is_not_served() {
+    assert_eq!(merged_into_a_history_that_began_later(&[]), ["42[\"new\"]", "42[\"beside\"]"]);
+}
+
+#[test]
+fn what_a_merge_brings_and_members_have_had_is_not_served_again() {
+    let got = merged_into_a_history_that_began_later(&["[\"e\",1]", "[\"e\",2]"]);
+    assert_eq!(got, ["42[\"e\",1]", "42[\"e\",2]", "42[\"new\"]", "42[\"beside\"]"]);
+}

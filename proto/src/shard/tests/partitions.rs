@@ -261,3 +261,49 @@ fn a_gap_is_told_to_who_subscribes_after_the_merge() {
     assert!(events(&mesh.take(bob)).is_empty(), "its publisher has gone on since");
     assert_eq!(mesh.shards[&(2, 0)].holes_told(&room_key(&room)), 1);
 }
+
+#[test]
+fn a_gap_is_told_where_the_log_has_let_go_of_all_that_both_sides_had() {
+    let limits = Limits { room_log_entries_max: 4, ..Limits::default() };
+    let mut mesh = Mesh::with(3, 1, limits, ProductRules::open("chat"));
+    let (room, uid) = (mesh.room_at(1), mesh.user_at(2));
+    let (alice, bob) = (mesh.client((0, 0), &uid), mesh.client((2, 0), "bob"));
+    for client in [alice, bob] {
+        mesh.say(client, &format!("421[\"join\",\"{room}\"]"));
+        mesh.take(client);
+    }
+    let publish = |n: u32| format!("421[\"publish\",\"{room}\",\"e\",{n}]");
+    mesh.seen = Some(vec![[(0, 1)].into(), [(1, 1), (2, 1)].into(), [(1, 1), (2, 1)].into()]);
+    mesh.sides = vec![1, 0, 0];
+    (0..3).for_each(|n| mesh.show(n));
+    mesh.settle();
+    mesh.say(alice, &publish(1));
+    assert!(mesh.take(alice)[0].starts_with("431["), "served by its side");
+    // The other side has had three terms when both see each other again.
+    for life in 2..4 {
+        mesh.nodes[1].incarnation = life;
+        mesh.seen = Some(vec![[(0, 1)].into(), [(1, life), (2, 1)].into(), [(1, life), (2, 1)].into()]);
+        mesh.show(2);
+        mesh.show(1);
+        mesh.wait(second());
+    }
+    // Before the copy of node 0 has been merged, its publisher goes on, and so much is published that nothing
+    // is left of what was before the cut.
+    mesh.sides = vec![0; 3];
+    mesh.seen = Some(vec![[(0, 1), (1, 3), (2, 1)].into(); 3]);
+    mesh.cut = Some((0, 1));
+    (0..3).for_each(|n| mesh.show(n));
+    mesh.wait(second());
+    mesh.say(alice, &publish(2));
+    for n in 3..9 {
+        mesh.query(2, api_publish(&room, &format!("[\"e\",{n}]"), None)).unwrap();
+    }
+    let got = mesh.take(bob);
+    assert_eq!(events(&got).len(), 7);
+    let told = |mesh: &Mesh| mesh.shards[&(2, 0)].holes_told(&room_key(&room));
+    let before = told(&mesh);
+    mesh.heal();
+    mesh.wait(3 * second());
+    assert!(events(&mesh.take(bob)).is_empty(), "its publisher has gone on since");
+    assert_eq!(told(&mesh), before + 1);
+}

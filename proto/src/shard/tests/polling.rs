@@ -504,3 +504,45 @@ fn an_edge_that_dies_with_the_session_on_its_way_leaves_a_session_to_come_back_t
     assert_eq!(mesh.closed(socket), Some(CloseCode::Normal));
     assert_eq!(mesh.stats(|s| s.parked_sessions), 1);
 }
+
+/// What node 1 asks of node 0 reaches it, and no answer comes back before node 0 is in another life.
+fn asked_across_two_lives(mesh: &mut Mesh, poller: Poller, request: EngineRequest) -> u64 {
+    mesh.requests += 1;
+    let ix = RequestIx(mesh.requests);
+    mesh.input((1, 0), Input::Request(ix, poller.sid, request));
+    let (to, envelope) = mesh.queue.pop_front().unwrap();
+    mesh.deliver(to, envelope);
+    mesh.queue.retain(|(_, envelope)| !matches!(&envelope.body, Body::FromEngine(_)));
+    mesh.settle();
+    assert!(!mesh.responses.contains_key(&ix.0));
+    mesh.nodes[0].incarnation = 2;
+    mesh.views();
+    mesh.wait(second());
+    ix.0
+}
+
+#[test]
+fn a_post_that_an_earlier_life_of_its_edge_has_taken_is_not_taken_again() {
+    let mut mesh = Mesh::new(3, 1);
+    let a = mesh.poller((0, 0), "alice");
+    let member = mesh.client((2, 0), "bob");
+    mesh.ask(member, "421[\"join\",\"r\"]");
+    mesh.post((0, 0), a, "421[\"join\",\"r\"]");
+    let post = EngineRequest::Post("421[\"publish\",\"r\",\"e\"]".into());
+    let request = asked_across_two_lives(&mut mesh, a, post);
+    assert_eq!(mesh.responses.remove(&request), Some(EngineResponse::Taken));
+    let got = mesh.take(member);
+    assert_eq!(events(&got), ["42[\"e\"]"]);
+}
+
+#[test]
+fn a_get_whose_answer_is_lost_does_not_say_that_it_arrived() {
+    let mut mesh = Mesh::new(3, 1);
+    mesh.offsets = true;
+    let a = mesh.poller((0, 0), "alice");
+    mesh.post((0, 0), a, "421[\"rooms\"]");
+    let request = asked_across_two_lives(&mut mesh, a, EngineRequest::Poll);
+    let refused = EngineResponse::Refused(EngineRefusal::UnknownSid);
+    assert_eq!(mesh.responses.remove(&request), Some(refused));
+    assert_eq!(mesh.closed(a.client), Some(CloseCode::Normal), "its client comes back by its offset");
+}
