@@ -9,6 +9,7 @@
 use std::collections::VecDeque;
 
 use crate::id::{NodeRef, Term};
+use crate::small::give_back;
 use crate::wire::COUNTER_END;
 
 /// Hands out terms of one shard.
@@ -87,7 +88,9 @@ impl<E> CommitQueue<E> {
         if *op > self.confirmed {
             return None;
         }
-        self.waiting.pop_front().map(|(_, effect)| Committed(effect))
+        let released = self.waiting.pop_front().map(|(_, effect)| Committed(effect));
+        give_back(&mut self.waiting);
+        released
     }
 
     /// Takes out what is not safe, to be undone.

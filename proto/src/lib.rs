@@ -43,6 +43,7 @@ pub mod ring;
 mod room;
 mod session;
 pub mod shard;
+mod small;
 pub mod socketio;
 pub mod time;
 pub mod upstream;

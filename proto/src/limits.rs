@@ -65,6 +65,9 @@ pub struct Limits {
     pub recovery_window: Duration,
     /// A node on the ring for this long has been given what it owns: its "I hold nothing" counts.
     pub settle_time: Duration,
+    /// Keys that a shard looks at in one turn after the cluster has changed; one that gets another owner or
+    /// backup counts as 16. A turn of it takes 0.5 to 1 ms, for which everything else waits.
+    pub placed_per_turn: usize,
     /// How long a publish id or an idempotency key is remembered.
     pub dedupe_window: Duration,
     /// Publish ids and idempotency keys remembered per room.
@@ -120,6 +123,7 @@ impl Default for Limits {
             own_log_bytes_max: 64 << 10,
             recovery_window: Duration::from_secs(120),
             settle_time: Duration::from_secs(10),
+            placed_per_turn: 1_024,
             dedupe_window: Duration::from_secs(120),
             dedupe_entries_max: 10_000,
             dedupe_entries_per_node_max: 2_000_000,

@@ -7,6 +7,7 @@
 //! looks there, and puts it back where it belongs.
 
 use std::collections::BTreeSet;
+use std::ops::Bound;
 
 use crate::time::Instant;
 
@@ -45,6 +46,15 @@ impl<K: Ord + Clone> Marks<K> {
     /// The one that may keep the oldest thing of all.
     pub(crate) fn first(&self) -> Option<(Instant, K)> {
         self.0.first().cloned()
+    }
+
+    /// The mark after `last`, or the first. Marks move towards the end only: whoever goes on like this sees every
+    /// name that has had a mark all the time.
+    pub(crate) fn next_after(&self, last: Option<(Instant, K)>) -> Option<(Instant, K)> {
+        match last {
+            None => self.first(),
+            Some(last) => self.0.range((Bound::Excluded(last), Bound::Unbounded)).next().cloned(),
+        }
     }
 
     pub(crate) fn len(&self) -> usize {

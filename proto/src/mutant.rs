@@ -150,6 +150,9 @@ mutants! {
     UnconfirmedForgottenInMove,
     /// A binding is decided anew by whoever asks.
     BindingOverwritten,
+    /// A change of the ring that comes while one is carried out is left to that: what has been looked at is not
+    /// looked at again.
+    ChangeLeftToTheLast,
 }
 
 impl std::str::FromStr for Mutant {

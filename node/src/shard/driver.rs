@@ -60,6 +60,8 @@ pub(super) trait Machine {
     fn handle(&mut self, now: Instant, input: Input);
     fn poll(&mut self) -> Option<Output>;
     fn next_deadline(&self) -> Option<Instant>;
+    /// The machine has left something for the next turn that waits for nothing.
+    fn has_more(&self) -> bool;
     fn stats(&self) -> ShardStats;
 }
 
@@ -74,6 +76,10 @@ impl Machine for Shard {
 
     fn next_deadline(&self) -> Option<Instant> {
         Self::next_deadline(self)
+    }
+
+    fn has_more(&self) -> bool {
+        Self::has_more(self)
     }
 
     fn stats(&self) -> ShardStats {
@@ -198,7 +204,8 @@ impl<M: Machine> Driver<M> {
 
     /// Whether a turn would find something to do.
     pub(super) fn has_work(&self) -> bool {
-        self.fed || !self.to_write.is_empty() || !self.wanted.is_empty() || self.outgoing.has_own()
+        let own = self.fed || !self.to_write.is_empty() || !self.wanted.is_empty() || self.outgoing.has_own();
+        own || self.machine.has_more()
     }
 
     /// Tasks to start, each to be given back by [`Self::started`].

@@ -77,7 +77,7 @@ impl Bindings {
         let owned_max = (limits.bindings_per_node_max / usize::from(shards.max(1))).max(1);
         Self {
             // The oldest give way: there is always room for one more.
-            host: Host::new(me, usize::MAX, ()),
+            host: Host::new(me, usize::MAX, limits.placed_per_turn, ()),
             owned_max,
             ends: Marks::default(),
             dirty: BTreeSet::new(),
@@ -202,6 +202,7 @@ impl Bindings {
                 Event::Confirmed(key) => {
                     self.dirty.insert(key);
                 }
+                Event::Cut(_) => {}
                 Event::Lost(key, live) => self.give_back(ctx, &key, live),
             }
         }
@@ -274,10 +275,31 @@ impl Bindings {
         self.react(ctx);
     }
 
-    /// The cluster has changed.
+    /// The cluster has changed: bindings follow the ring, some in each turn ([`Bindings::place_some`]).
     pub(crate) fn on_view(&mut self, ctx: &mut Ctx<'_>) {
         self.host.on_view(ctx);
         self.react(ctx);
+    }
+
+    /// Some more bindings follow the ring, those with something under way first.
+    pub(crate) fn place_some(&mut self, ctx: &mut Ctx<'_>) {
+        self.host.place_some(ctx);
+        self.react(ctx);
+    }
+
+    /// Somebody asks about this binding: it is what the present ring says.
+    pub(crate) fn place(&mut self, ctx: &mut Ctx<'_>, key: &BindingKey) {
+        self.host.place(ctx, key);
+        self.react(ctx);
+    }
+
+    /// Whether the last turn has left something that the next can do without hearing anything.
+    pub(crate) fn has_more(&self) -> bool {
+        self.host.has_more()
+    }
+
+    pub(crate) fn turn_ends(&mut self) {
+        self.host.turn_ends();
     }
 
     /// What was under way to `peer` is lost.

@@ -48,8 +48,8 @@ impl Edge {
     /// Files a session under its id and with its client.
     pub(super) fn keep_session(&mut self, session: EdgeSession) -> u32 {
         let (sid, ix) = (session.identity.sid, session.client);
-        let index =
-            u32::try_from(self.sessions.insert(session)).expect("sessions of one shard are far fewer");
+        let index = u32::try_from(self.sessions.insert(Box::new(session)))
+            .expect("sessions of one shard are far fewer");
         self.by_sid.insert(sid, index);
         if let Some(client) = self.client(ix) {
             client.sessions.push(index);
@@ -144,10 +144,13 @@ impl Edge {
         by: AskedBy,
     ) {
         let tail = match self.by_room.get(room) {
-            Some(&tail) => tail,
+            Some(&tail) => {
+                self.place_tail(ctx, tail);
+                tail
+            }
             None => {
                 let tail = Tail::new(ctx.now, room.clone(), self.departed.recall(room));
-                let tail = u32::try_from(self.tails.insert(tail)).expect("bounded");
+                let tail = u32::try_from(self.tails.insert(Box::new(tail))).expect("bounded");
                 self.by_room.insert(room.clone(), tail);
                 self.subscribe(ctx, [tail]);
                 tail
@@ -162,6 +165,10 @@ impl Edge {
                 self.say_joined(ctx, index, tail);
             }
             return;
+        }
+        // Most sessions are in the room of everyone and one more.
+        if session.rooms.len() < 2 {
+            session.rooms.reserve_exact(1);
         }
         session.rooms.push(Membership {
             tail,
@@ -270,7 +277,7 @@ impl Edge {
 
     /// Asks the owners the ring names now to serve these tails from their cursors; one envelope per
     /// peer, shard and lane.
-    fn subscribe(&mut self, ctx: &mut Ctx<'_>, tails: impl IntoIterator<Item = u32>) {
+    pub(super) fn subscribe(&mut self, ctx: &mut Ctx<'_>, tails: impl IntoIterator<Item = u32>) {
         let mut groups: BTreeMap<SubscribeGroup, Vec<Subscription>> = BTreeMap::new();
         for tail in tails {
             let t = &mut self.tails[tail as usize];
@@ -305,16 +312,24 @@ impl Edge {
                 if session.owner != Some(from.node) {
                     return;
                 }
+                if ctx.view.owner(session.placement) != session.owner {
+                    // It is another's by now: no need to wait until views agree.
+                    self.attach_if_moved(ctx, index);
+                    return;
+                }
                 session.attached = false;
                 self.bounced_sessions.insert(*sid);
             }
             Subject::Room(room) => {
                 let Some(&tail) = self.by_room.get(room) else { return };
-                let tail = &mut self.tails[tail as usize];
-                if tail.owner != Some(from.node) {
+                let t = &mut self.tails[tail as usize];
+                if t.owner != Some(from.node) {
                     return;
                 }
-                tail.asks(Some(from.node));
+                if ctx.view.owner(room.placement()) != t.owner {
+                    return self.moving.ask_first(tail);
+                }
+                t.asks(Some(from.node));
                 self.bounced_rooms.insert(room.clone());
             }
             Subject::Call(_) => return,
@@ -336,18 +351,22 @@ impl Edge {
         self.subscribe(ctx, tails);
     }
 
-    /// What was under way to `peer` is lost.
+    /// What was under way to `peer` is lost: whatever is there is asked for anew.
     pub(crate) fn on_link_reset(&mut self, ctx: &mut Ctx<'_>, peer: NodeRef) {
         self.lost(ctx, |node| node == peer);
-        self.ask_again(ctx, |owner, _, _| owner == Some(peer));
+        self.ask_resumes_again(ctx, |owner, _, _| owner == Some(peer));
+        self.forget_owner(|owner| owner == Some(peer));
+        self.look_at_all(ctx);
+        self.place_some(ctx);
     }
 
-    /// The cluster has changed: whatever has moved is asked for at its new owner.
+    /// The cluster has changed: whatever has moved is asked for at its new owner, some in each turn.
     pub(crate) fn on_view(&mut self, ctx: &mut Ctx<'_>) {
         let view = ctx.view;
         self.lost(ctx, |node| !view.is_up(node));
         self.place_requests(ctx);
-        self.ask_again(ctx, |owner, placement, ctx| owner != ctx.view.owner(placement));
+        self.ask_resumes_again(ctx, |owner, placement, ctx| owner != ctx.view.owner(placement));
+        self.look_at_all(ctx);
     }
 
     /// Another life of this node: nobody knows its address yet.
@@ -357,7 +376,19 @@ impl Edge {
             session.attachment += 1;
         }
         self.lost(ctx, |_| true);
-        self.ask_again(ctx, |_, _, _| true);
+        self.ask_resumes_again(ctx, |_, _, _| true);
+        self.forget_owner(|_| true);
+    }
+
+    /// Nothing that was asked of these owners will be answered.
+    fn forget_owner(&mut self, which: impl Fn(Option<NodeRef>) -> bool) {
+        for (_, session) in self.sessions.iter_mut().filter(|(_, session)| which(session.owner)) {
+            session.owner = None;
+            session.attached = false;
+        }
+        for (_, tail) in self.tails.iter_mut().filter(|(_, tail)| which(tail.owner)) {
+            tail.asks(None);
+        }
     }
 
     /// Requests and upgrades between here and nodes for which `which` holds are lost.
@@ -365,29 +396,6 @@ impl Edge {
         self.requests_lost(ctx, &which);
         self.askers_lost(ctx, &which);
         self.upgrades_lost(ctx, &which);
-    }
-
-    fn ask_again(&mut self, ctx: &mut Ctx<'_>, which: impl Fn(Option<NodeRef>, Placement, &Ctx<'_>) -> bool) {
-        self.ask_resumes_again(ctx, &which);
-        let sessions: Vec<u32> = self
-            .sessions
-            .iter()
-            .filter(|(_, s)| which(s.owner, s.placement, ctx))
-            .filter_map(|(index, _)| u32::try_from(index).ok())
-            .collect();
-        for index in sessions {
-            let session = &self.sessions[index as usize];
-            ctx.stats.reattached_total += u64::from(session.welcomed);
-            self.bounced_sessions.remove(&session.identity.sid);
-            self.attach(ctx, index);
-        }
-        let tails: Vec<u32> = self
-            .tails
-            .iter()
-            .filter(|(_, t)| which(t.owner, t.key.placement(), ctx))
-            .filter_map(|(index, _)| u32::try_from(index).ok())
-            .collect();
-        self.subscribe(ctx, tails);
     }
 
     /// Answers an owner that serves a session this edge does not have.

@@ -290,10 +290,11 @@ impl Edge {
             }
             return;
         };
-        let session = &mut self.sessions[index as usize];
-        if session.owner != Some(from.node) {
-            return;
+        if self.sessions[index as usize].owner != Some(from.node) {
+            // It may speak for the owner that the ring names by now.
+            return self.place_session(ctx, index);
         }
+        let session = &mut self.sessions[index as usize];
         match message {
             SessionToEdge::Resumed(_)
             | SessionToEdge::NotResumed { .. }
@@ -456,6 +457,7 @@ impl Edge {
         if !waiting.contains(&index) {
             waiting.push_back(index);
         }
+        self.place_tail(ctx, tail);
     }
 
     pub(crate) fn held_long_enough(&mut self, ctx: &mut Ctx<'_>, sid: SocketSid) {

@@ -17,6 +17,7 @@ mod client;
 mod deliver;
 mod departed;
 mod inbound;
+mod moving;
 mod older;
 mod polling;
 mod readers;
@@ -49,6 +50,7 @@ use crate::wire::{Body, DetachReason, EngineResponse, Member, Members, ToSession
 use asks::Asks;
 use client::{Carrier, Client, Due, Silence};
 use departed::Departed;
+use moving::Moving;
 use polling::Polling;
 use requests::Requests;
 use resume::Resuming;
@@ -72,9 +74,9 @@ pub(crate) struct Edge {
     rng: StdRng,
     clients: Vec<Option<Box<Client>>>,
     client_count: usize,
-    sessions: Slab<EdgeSession>,
+    sessions: Slab<Box<EdgeSession>>,
     by_sid: FixedMap<SocketSid, u32>,
-    tails: Slab<Tail>,
+    tails: Slab<Box<Tail>>,
     by_room: FixedMap<RoomKey, u32>,
     tail_bytes: usize,
     departed: Departed,
@@ -107,6 +109,8 @@ pub(crate) struct Edge {
     asked: u64,
     /// What members of rooms are to answer.
     asks: Asks,
+    /// What follows the ring to another owner.
+    moving: Moving,
     /// Where offsets are put together.
     scratch: Vec<u8>,
     products: FixedMap<Arc<str>, Arc<ProductRules>>,
@@ -170,6 +174,7 @@ impl Edge {
             resumes_asked: 0,
             asked: 0,
             asks,
+            moving: Moving::default(),
             scratch: Vec::new(),
             products: by_name(products),
             requests: Requests::default(),
@@ -326,6 +331,7 @@ impl Edge {
     /// The driver begins to write: what comes after is another turn.
     pub(crate) fn turn_ends(&mut self) {
         self.turn += 1;
+        self.moving_turn_ends();
     }
 
     /// Whether some client that is behind could be served right away.
@@ -562,7 +568,7 @@ impl Edge {
         self.asked_is_gone(&session);
         self.by_sid.remove(&session.identity.sid);
         self.bounced_sessions.remove(&session.identity.sid);
-        session
+        *session
     }
 
     /// The session of a client is over, its transport stays: it may connect again over it.
@@ -609,8 +615,10 @@ impl Edge {
 
     /// Sends owners what this turn has made ready. Returns whether there was anything.
     pub(crate) fn flush(&mut self, ctx: &mut Ctx<'_>) -> bool {
+        self.ask_moved(ctx);
         let dirty = std::mem::take(&mut self.dirty);
         for &session in &dirty {
+            self.place_session(ctx, session);
             if !self.sessions[session as usize].has_answers_enough(&self.limits) {
                 self.send_inbound(ctx, session);
             }

@@ -16,6 +16,7 @@ use crate::limits::Limits;
 use crate::mutant::{Mutant, is_planted};
 use crate::recovery::OffsetKey;
 use crate::shard::ClientProtocol;
+use crate::small::give_back;
 use crate::time::Instant;
 use crate::wire::{
     Action, Done, Inbound, MovedAsk, MovedOwed, MovedRoom, MovedSession, OwnEntry, Payload, SessionIdentity,
@@ -344,6 +345,7 @@ impl EdgeSession {
             self.unconfirmed_bytes -= PACKET_OVERHEAD_BYTES;
             self.confirmed += 1;
         }
+        give_back(&mut self.unconfirmed);
         true
     }
 
@@ -392,6 +394,7 @@ impl EdgeSession {
     /// Takes the next of what is owed.
     pub(super) fn pop_owed(&mut self) -> Option<Owed> {
         let owed = self.owed.pop_front()?;
+        give_back(&mut self.owed);
         match &owed {
             Owed::Entry(..) => {
                 self.own_done += 1;

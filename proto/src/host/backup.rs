@@ -2,7 +2,8 @@
 //!
 //! Belongs here: one batch per turn and peer shard, its confirm, whole copies within a budget.
 //! Stays out: what a backup does with it (`copies`).
-//! Units: `COPY_BYTES_MAX` of whole copies are under way to one peer; those with ops that wait go first.
+//! Units: `COPIES_MAX` whole copies, and `COPY_BYTES_MAX` of them, are under way to one peer, and a turn makes
+//! `COPIES_PER_TURN_MAX`; those with ops that wait go first.
 //! When it breaks: a lost link or a refusal makes the next news of that entity a whole copy.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,12 +17,17 @@ use crate::shard::{Ctx, TimerKey};
 use crate::time::Instant;
 use crate::wire::{Item, News, Refusal, Replication, To};
 
-/// Whole copies under way to one peer.
-const COPY_BYTES_MAX: usize = 4 << 20;
+/// Whole copies under way to one peer: they share their lane with the ops of all others, which wait behind them.
+const COPY_BYTES_MAX: usize = 1 << 20;
+/// The same as a count: small copies cost by the piece, here and there about 10 µs, and every shard of every peer
+/// may send so many.
+const COPIES_MAX: usize = 64;
+/// Whole copies made in one turn, for all peers.
+const COPIES_PER_TURN_MAX: usize = 128;
 /// In place of the epoch of an ownership: it is over.
 const ENDED: u64 = 0;
 /// A batch is sent on when it holds so much.
-const BATCH_BYTES: usize = 1 << 20;
+const BATCH_BYTES: usize = 256 << 10;
 /// What a refused owner that stays one waits before it speaks again: about the time views take to agree.
 const REFUSED_PAUSE: Duration = Duration::from_millis(50);
 /// A backup silent for this long is reported (DESIGN §4).
@@ -34,8 +40,10 @@ pub(super) struct Backups<E: Entity> {
     next_batch: u64,
     /// News sent so far.
     sent: u64,
-    /// Bytes of whole copies under way, per peer.
-    copying: BTreeMap<NodeRef, usize>,
+    /// Whole copies under way, per peer.
+    copying: BTreeMap<NodeRef, Copying>,
+    /// How many more this turn may make.
+    turn_left: usize,
     /// Entities that need a whole copy at that backup.
     waiting: BTreeMap<NodeRef, Waiting<E>>,
     /// Refused for now.
@@ -65,6 +73,13 @@ impl<E: Entity> Waiting<E> {
     }
 }
 
+/// Whole copies under way to one peer.
+#[derive(Clone, Copy, Debug, Default)]
+struct Copying {
+    count: usize,
+    bytes: usize,
+}
+
 /// News under way.
 #[derive(Debug)]
 struct Sent<E: Entity> {
@@ -81,7 +96,7 @@ struct Sent<E: Entity> {
 struct Batch<E: Entity> {
     to: NodeRef,
     sent: Instant,
-    copy_bytes: usize,
+    copies: Copying,
     items: Vec<Sent<E>>,
 }
 
@@ -92,6 +107,7 @@ impl<E: Entity> Default for Backups<E> {
             next_batch: 1,
             sent: 0,
             copying: BTreeMap::new(),
+            turn_left: COPIES_PER_TURN_MAX,
             waiting: BTreeMap::new(),
             paused: BTreeSet::new(),
             under_way: FixedMap::default(),
@@ -126,34 +142,55 @@ impl<E: Entity> Backups<E> {
     }
 
     /// Nothing that was under way to `peer` will be answered. What has ended is told again, if the peer
-    /// is still there.
-    pub(super) fn forget_peer(&mut self, peer: NodeRef, is_up: bool) {
+    /// is still there. Returns whose news are lost.
+    pub(super) fn forget_peer(&mut self, peer: NodeRef, is_up: bool) -> Vec<E::Key> {
         let lost: Vec<u64> = self.batches.iter().filter(|(_, b)| b.to == peer).map(|(n, _)| *n).collect();
+        let mut keys = Vec::new();
         for number in lost {
             let Some(batch) = self.take(number) else { continue };
-            let ended = batch.items.into_iter().filter(|sent| is_up && sent.epoch == ENDED);
-            let ended: Vec<_> = ended.map(|sent| (sent.key, sent.version.term)).collect();
-            if !ended.is_empty() {
-                self.ended.entry(peer).or_default().extend(ended);
+            for sent in batch.items {
+                if sent.epoch != ENDED {
+                    keys.push(sent.key);
+                } else if is_up {
+                    self.ended.entry(peer).or_default().push((sent.key, sent.version.term));
+                }
             }
         }
         self.copying.remove(&peer);
+        keys
     }
 
-    pub(super) fn on_view(&mut self, ctx: &Ctx<'_>) {
+    /// What is for the dead is not sent. Returns the keys whose ops wait for another backup now.
+    pub(super) fn on_view(&mut self, ctx: &Ctx<'_>) -> Vec<E::Key> {
         let gone: BTreeSet<NodeRef> =
             self.batches.values().map(|b| b.to).filter(|node| !ctx.view.is_up(*node)).collect();
-        for peer in gone {
-            self.forget_peer(peer, false);
-        }
+        let mut waited_for: Vec<E::Key> =
+            gone.into_iter().flat_map(|peer| self.forget_peer(peer, false)).collect();
         self.ended.retain(|node, _| ctx.view.is_up(*node));
-        self.waiting.retain(|node, _| ctx.view.is_up(*node));
+        self.waiting.retain(|node, waiting| {
+            let is_up = ctx.view.is_up(*node);
+            if !is_up {
+                waited_for.extend(std::mem::take(&mut waiting.urgent));
+            }
+            is_up
+        });
+        waited_for
+    }
+
+    pub(super) fn turn_ends(&mut self) {
+        self.turn_left = COPIES_PER_TURN_MAX;
+    }
+
+    /// Whether more copies could be sent to somebody.
+    pub(super) fn has_more(&self) -> bool {
+        self.waiting.keys().any(|peer| self.may_copy_to(*peer))
     }
 
     fn take(&mut self, number: u64) -> Option<Batch<E>> {
         let batch = self.batches.remove(&number)?;
         if let Some(copying) = self.copying.get_mut(&batch.to) {
-            *copying = copying.saturating_sub(batch.copy_bytes);
+            copying.bytes = copying.bytes.saturating_sub(batch.copies.bytes);
+            copying.count = copying.count.saturating_sub(batch.copies.count);
         }
         for Sent { key, .. } in &batch.items {
             if let Some(count) = self.under_way.get_mut(key) {
@@ -186,8 +223,10 @@ impl<E: Entity> Backups<E> {
         late.map(|b| b.to).collect()
     }
 
-    fn copying_to(&self, peer: NodeRef) -> usize {
-        self.copying.get(&peer).copied().unwrap_or(0)
+    /// Whether one more may be under way.
+    fn may_copy_to(&self, peer: NodeRef) -> bool {
+        let Copying { count, bytes } = self.copying.get(&peer).copied().unwrap_or_default();
+        self.turn_left > 0 && count < COPIES_MAX && bytes < COPY_BYTES_MAX
     }
 
     pub(super) fn check_invariants(&self) {
@@ -203,12 +242,12 @@ type Group = (NodeRef, To);
 struct Filling<E: Entity> {
     items: Vec<Item<E::Key, E::Op, E::Copy>>,
     sent: Vec<Sent<E>>,
-    copy_bytes: usize,
+    copies: Copying,
 }
 
 impl<E: Entity> Default for Filling<E> {
     fn default() -> Self {
-        Self { items: Vec::new(), sent: Vec::new(), copy_bytes: 0 }
+        Self { items: Vec::new(), sent: Vec::new(), copies: Copying::default() }
     }
 }
 
@@ -229,6 +268,14 @@ impl<E: Entity> Host<E> {
                     self.backups.wait(backup, key, urgent);
                 }
             }
+        }
+    }
+
+    /// The backup gets a whole copy, whatever it has.
+    pub(super) fn fill_anew(&mut self, key: &E::Key) {
+        if let Some(owning) = self.held.get_mut(key).and_then(|held| held.owning.as_deref_mut()) {
+            owning.lose_backup();
+            self.backup_changed(key);
         }
     }
 
@@ -261,7 +308,7 @@ impl<E: Entity> Host<E> {
         }
         let peers: Vec<NodeRef> = self.backups.waiting.keys().copied().collect();
         for peer in peers {
-            while self.backups.copying_to(peer) < COPY_BYTES_MAX
+            while self.backups.may_copy_to(peer)
                 && let Some(key) = self.backups.waiting.get_mut(&peer).and_then(Waiting::pop)
             {
                 self.fill_copy(ctx, &mut filling, peer, &key);
@@ -276,6 +323,7 @@ impl<E: Entity> Host<E> {
 
     /// Puts the news of one entity into its batch.
     fn fill(&mut self, ctx: &mut Ctx<'_>, filling: &mut BTreeMap<Group, Filling<E>>, key: &E::Key) {
+        self.place(ctx, key);
         let Some(held) = self.held.get_mut(key) else { return };
         let Some(owning) = held.owning.as_deref_mut() else { return };
         let Some(backup) = owning.backup else {
@@ -317,6 +365,7 @@ impl<E: Entity> Host<E> {
         peer: NodeRef,
         key: &E::Key,
     ) {
+        self.place(ctx, key);
         let Some(held) = self.held.get_mut(key) else { return };
         let Some(owning) = held.owning.as_deref_mut() else { return };
         if owning.backup != Some(peer) || owning.base.is_some() {
@@ -336,9 +385,12 @@ impl<E: Entity> Host<E> {
         owning.copied = self.backups.sent;
         let number = owning.copied;
         batch.sent.push(Sent { key: key.clone(), epoch: owning.epoch, version: held.version, number });
-        batch.copy_bytes += bytes;
-        *self.backups.copying.entry(peer).or_default() += bytes;
-        if batch.copy_bytes >= BATCH_BYTES {
+        self.backups.turn_left = self.backups.turn_left.saturating_sub(1);
+        for copies in [&mut batch.copies, self.backups.copying.entry(peer).or_default()] {
+            copies.bytes += bytes;
+            copies.count += 1;
+        }
+        if batch.copies.bytes >= BATCH_BYTES {
             let full = std::mem::take(batch);
             self.send_batch(ctx, to, full);
         }
@@ -353,7 +405,7 @@ impl<E: Entity> Host<E> {
         for Sent { key, .. } in &filled.sent {
             *self.backups.under_way.entry(key.clone()).or_default() += 1;
         }
-        let batch = Batch { to: peer, sent: ctx.now, copy_bytes: filled.copy_bytes, items: filled.sent };
+        let batch = Batch { to: peer, sent: ctx.now, copies: filled.copies, items: filled.sent };
         self.backups.batches.insert(number, batch);
         let message: MessageOf<E> = Replication::Replicate { batch: number, items: filled.items };
         ctx.out.send(peer, to, self.lane(), E::body(message));
@@ -394,7 +446,10 @@ impl<E: Entity> Host<E> {
                 }
                 // A whole copy has followed, or is the answer to what was refused before.
                 Some(_) if number < owning.copied => {}
-                Some(refusal) => self.on_refused(ctx, &key, refusal),
+                Some(refusal) => {
+                    self.place(ctx, &key);
+                    self.on_refused(ctx, &key, from.node, refusal);
+                }
             }
         }
         // There may be room for more copies now.
@@ -403,12 +458,13 @@ impl<E: Entity> Host<E> {
         }
     }
 
-    fn on_refused(&mut self, ctx: &mut Ctx<'_>, key: &E::Key, refusal: Refusal<E::Copy>) {
+    fn on_refused(&mut self, ctx: &mut Ctx<'_>, key: &E::Key, by: NodeRef, refusal: Refusal<E::Copy>) {
         let placement = E::placement(&self.shared, key);
         let mine = ctx.view.owns(placement);
         let Some(held) = self.held.get_mut(key) else { return };
         let Some(owning) = held.owning.as_deref_mut() else { return };
-        let Some(backup) = owning.backup else { return };
+        // By the present view it may be another's by now.
+        let Some(backup) = owning.backup.filter(|backup| *backup == by) else { return };
         owning.lose_backup();
         match refusal {
             Refusal::Missing => {

@@ -37,6 +37,7 @@ impl<E: Entity> Host<E> {
     ) -> Result<(), Refusal<E::Copy>> {
         let Item { key, term, news } = item;
         self.terms.heard(term);
+        self.place(ctx, &key);
         if let Some(held) = self.held.get(&key) {
             let mine = held.owning.as_deref().map_or(held.version.term, |owning| owning.term);
             if term < mine && !is_planted(Mutant::FenceDropped) {
@@ -120,6 +121,6 @@ impl<E: Entity> Host<E> {
     pub(super) fn hold(&mut self, ctx: &Ctx<'_>, key: &E::Key, version: Version, copy: E::Copy) {
         self.let_go(key);
         let state = E::from_copy(&mut self.shared, key, ctx.now, copy);
-        self.held.insert(key.clone(), Held::new(version, state));
+        self.held.insert(key.clone(), Held::new(version, state, self.placing.view()));
     }
 }

@@ -16,6 +16,8 @@
 //! | `copies` | what backups do with that |
 //! | `opening` | how a node comes to own a key: it asks, it is given, it takes over |
 //! | `offers` | how a copy gets to whoever should have it |
+//! | `placing` | what each key is after a change of the cluster, a part of them at a time |
+//! | `table` | entities by key, and in an order to walk through |
 //!
 //! Source: DESIGN §4; terms and log matching after Raft (Ongaro, Ousterhout 2014) §5.
 
@@ -24,17 +26,18 @@ mod copies;
 mod durability;
 mod offers;
 mod opening;
+mod placing;
+mod table;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Debug;
 use std::hash::Hash;
 
-use crate::collections::FixedMap;
 use crate::entity::Terms;
 use crate::id::{Address, Cursor, NodeRef, Placement, Term};
 use crate::shard::Ctx;
 use crate::time::Instant;
-use crate::view::{NodeInfo, NodeState};
+use crate::view::View;
 use crate::wire::{self, Body, OwnershipFacts, Replication, Version};
 use backup::Backups;
 
@@ -42,6 +45,9 @@ pub(crate) use durability::SingleCopy;
 use offers::Offers;
 pub(crate) use opening::Open;
 use opening::{Opening, Ready};
+pub(crate) use placing::CHANGE_COSTS;
+use placing::{Placing, backup_for};
+use table::Table;
 
 /// What is hosted: replicated state that changes by ops.
 pub(crate) trait Entity: Debug + Sized {
@@ -60,6 +66,10 @@ pub(crate) trait Entity: Debug + Sized {
 
     /// Where a key lives.
     fn placement(shared: &Self::Shared, key: &Self::Key) -> Placement;
+    /// The cluster has changed: what is live of the dead is forgotten. Whether [`Event::Cut`] is to say so.
+    fn on_view(&self, _live: &mut Self::Live, _view: &View) -> bool {
+        false
+    }
     /// Whether this entity is to survive its owner.
     fn is_durable(&self, shared: &Self::Shared, key: &Self::Key) -> bool;
     /// A new one, if anybody may begin one that nobody holds.
@@ -103,6 +113,8 @@ pub(crate) enum Event<E: Entity> {
     Confirmed(E::Key),
     /// It has taken in what another copy held, by ops of its own; `true`: not all of it.
     Merged(E::Key, bool),
+    /// The cluster has changed, and it has lost something by that.
+    Cut(E::Key),
     /// Another owns it, or is about to; what was live is to be sent there by those it came from.
     Lost(E::Key, E::Live),
 }
@@ -149,6 +161,8 @@ pub(crate) enum Began {
 struct Held<E: Entity> {
     version: Version,
     state: E,
+    /// By which view of the cluster it is what it is here (see [`placing`]).
+    placed: u64,
     owning: Option<Box<Owning<E>>>,
     /// Given to that node, which is to own it: nobody else's ops are taken until it is gone or this
     /// has passed.
@@ -186,8 +200,8 @@ struct Owning<E: Entity> {
 }
 
 impl<E: Entity> Held<E> {
-    fn new(version: Version, state: E) -> Self {
-        Self { version, state, owning: None, promised: None, unsure: false, absorbed: Vec::new() }
+    fn new(version: Version, state: E, placed: u64) -> Self {
+        Self { version, state, placed, owning: None, promised: None, unsure: false, absorbed: Vec::new() }
     }
 }
 
@@ -210,7 +224,8 @@ pub(crate) struct Host<E: Entity> {
     epochs: u64,
     owned_max: usize,
     owned: usize,
-    held: FixedMap<E::Key, Held<E>>,
+    held: Table<E::Key, Held<E>>,
+    placing: Placing<E::Key>,
     openings: BTreeMap<E::Key, Opening<E>>,
     ready: VecDeque<Ready<E>>,
     events: VecDeque<Event<E>>,
@@ -258,7 +273,7 @@ impl<E: Entity> Owned<'_, E> {
 }
 
 impl<E: Entity> Host<E> {
-    pub(crate) fn new(me: Address, owned_max: usize, shared: E::Shared) -> Self {
+    pub(crate) fn new(me: Address, owned_max: usize, placed_per_turn: usize, shared: E::Shared) -> Self {
         Self {
             me,
             now: Instant::ZERO,
@@ -267,7 +282,8 @@ impl<E: Entity> Host<E> {
             epochs: 0,
             owned_max,
             owned: 0,
-            held: FixedMap::default(),
+            held: Table::default(),
+            placing: Placing::new(placed_per_turn),
             openings: BTreeMap::new(),
             ready: VecDeque::new(),
             events: VecDeque::new(),
@@ -321,13 +337,6 @@ impl<E: Entity> Host<E> {
         self.owns(key) || self.openings.contains_key(key)
     }
 
-    /// Looks at what only owners have, of each owned entity.
-    pub(crate) fn for_each_live(&mut self, mut look: impl FnMut(&mut E::Live)) {
-        for owning in self.held.values_mut().filter_map(|held| held.owning.as_deref_mut()) {
-            look(&mut owning.live);
-        }
-    }
-
     /// The state of any copy, to be trimmed by a bound that is not the entity's own.
     pub(crate) fn copy_mut(&mut self, key: &E::Key) -> Option<(&mut E, &mut E::Shared)> {
         self.held.get_mut(key).map(|held| (&mut held.state, &mut self.shared))
@@ -339,11 +348,6 @@ impl<E: Entity> Host<E> {
             let owning = held.owning.as_deref()?;
             Some((key, &held.state, &owning.live))
         })
-    }
-
-    /// The names of owned entities for which `which` holds.
-    pub(crate) fn owned_keys(&self, which: impl Fn(&E, &E::Live) -> bool) -> Vec<E::Key> {
-        self.iter().filter(|(_, state, live)| which(state, live)).map(|(key, ..)| key.clone()).collect()
     }
 
     /// How many are owned.
@@ -365,7 +369,7 @@ impl<E: Entity> Host<E> {
 
     /// Begins what nobody holds.
     fn begin_new(&mut self, ctx: &Ctx<'_>, key: &E::Key, term: Term, state: E) {
-        self.held.insert(key.clone(), Held::new(Version { term, op: 0 }, state));
+        self.held.insert(key.clone(), Held::new(Version { term, op: 0 }, state, self.placing.view()));
         self.begin(ctx, key, term, Began::New, None);
     }
 
@@ -442,6 +446,7 @@ impl<E: Entity> Host<E> {
         self.owned += usize::from(held.owning.is_none());
         held.owning = Some(Box::new(owning));
         held.promised = None;
+        held.placed = self.placing.view();
         self.events.push_back(Event::Began(key.clone()));
         self.dirty.insert(key.clone());
         self.cancel_opening(key);
@@ -507,64 +512,6 @@ impl<E: Entity> Host<E> {
         }
     }
 
-    /// The cluster has changed.
-    pub(crate) fn on_view(&mut self, ctx: &mut Ctx<'_>) {
-        self.now = ctx.now;
-        let me = self.me.node;
-        let mut promote = Vec::new();
-        let mut recheck = Vec::new();
-        for (key, held) in &mut self.held {
-            let owner = ctx.view.owner(E::placement(&self.shared, key));
-            held.absorbed.clear();
-            let orphan = is_orphan(ctx, me, held);
-            match held.owning.as_deref_mut() {
-                Some(owning) => {
-                    let leaving = owner.is_some_and(|owner| owner != me);
-                    if leaving {
-                        self.offers.look_at(key.clone());
-                    }
-                    // Until it is handed over the old backup keeps up with it.
-                    let stays = leaving && owning.backup.is_some_and(|backup| ctx.view.is_up(backup));
-                    let backup = backup_for(ctx, &self.shared, me, key, &held.state);
-                    if !stays && backup != owning.backup {
-                        owning.backup = backup;
-                        owning.lose_backup();
-                        recheck.push(key.clone());
-                    }
-                }
-                None if owner == Some(me) && orphan => promote.push(key.clone()),
-                None => self.offers.look_at(key.clone()),
-            }
-        }
-        for key in recheck {
-            self.backup_changed(&key);
-        }
-        for key in promote {
-            self.take_over(ctx, &key);
-        }
-        self.backups.on_view(ctx);
-        self.openings_on_view(ctx);
-    }
-
-    /// What was under way to `peer` is lost.
-    pub(crate) fn on_link_reset(&mut self, ctx: &mut Ctx<'_>, peer: NodeRef) {
-        self.backups.forget_peer(peer, true);
-        let mut again = Vec::new();
-        for (key, held) in &mut self.held {
-            if let Some(owning) = held.owning.as_deref_mut()
-                && owning.backup == Some(peer)
-            {
-                owning.lose_backup();
-                again.push(key.clone());
-            }
-        }
-        for key in again {
-            self.backup_changed(&key);
-        }
-        self.offers.repeat();
-        self.ask_again_after_reset(ctx, peer);
-    }
-
     /// Another life of this node: what it owned was another's ownership, and is offered to its owner.
     pub(crate) fn on_rebirth(&mut self, me: Address) {
         self.me = me;
@@ -574,12 +521,23 @@ impl<E: Entity> Host<E> {
         for key in owned {
             self.step_down(&key);
         }
-        for (key, held) in &mut self.held {
+        for (key, held) in self.held.iter_mut() {
             held.unsure = true;
             self.offers.look_at(key.clone());
         }
         self.backups = Backups::default();
         self.cancel_openings();
+    }
+
+    /// The turn is over: the next may send as many copies, and look at as many offers.
+    pub(crate) fn turn_ends(&mut self) {
+        self.backups.turn_ends();
+        self.offers.turn_ends();
+    }
+
+    /// Whether the last turn has left something that the next can do without hearing anything.
+    pub(crate) fn has_more(&self) -> bool {
+        self.is_placing() || self.backups.has_more() || self.offers.has_more()
     }
 
     /// Sends what this turn has made ready. Returns whether there was anything.
@@ -602,14 +560,23 @@ impl<E: Entity> Host<E> {
 
     /// Asserts bounds and cross references.
     pub(crate) fn check_invariants(&self) {
-        assert_eq!(self.owned, self.held.values().filter(|held| held.owning.is_some()).count());
-        for (key, held) in &self.held {
+        assert_eq!(self.owned, self.held.iter().filter(|(_, held)| held.owning.is_some()).count());
+        for (key, held) in self.held.iter() {
+            assert!(
+                held.placed == self.placing.view() || self.placing.is_under_way(),
+                "{key:?}: not placed, and nobody will"
+            );
             let Some(owning) = held.owning.as_deref() else { continue };
             assert!(owning.confirmed <= held.version.op, "{key:?}: more confirmed than applied");
             assert!(owning.term >= held.version.term, "{key:?}: applied under a term above its own");
             assert!(owning.term.owner == self.me.node, "{key:?}: owned under another's term");
             let waits = owning.confirmed < held.version.op || !owning.pending.is_empty();
-            if waits && owning.backup.is_some() && !self.dirty.contains(key) {
+            // One that is not placed yet may wait for a backup that is gone.
+            if waits
+                && held.placed == self.placing.view()
+                && owning.backup.is_some()
+                && !self.dirty.contains(key)
+            {
                 let sent = self.backups.is_under_way(key) || self.backups.waits(key);
                 assert!(sent, "{key:?}: ops that nobody will confirm");
             }
@@ -617,28 +584,6 @@ impl<E: Entity> Host<E> {
         }
         self.backups.check_invariants();
     }
-}
-
-/// Who holds the copy of a key that this node owns: the next on the ring, whoever that is.
-fn backup_for<E: Entity>(
-    ctx: &Ctx<'_>,
-    shared: &E::Shared,
-    me: NodeRef,
-    key: &E::Key,
-    state: &E,
-) -> Option<NodeRef> {
-    if !state.is_durable(shared, key) {
-        return None;
-    }
-    ctx.view.ring.replicas(E::placement(shared, key), 2).into_iter().find(|node| *node != me)
-}
-
-/// Whether nobody alive is likely to have more than this copy. An earlier life of this node was declared
-/// down, so another may have gone on since; and a node that drains may have been the backup.
-fn is_orphan<E: Entity>(ctx: &Ctx<'_>, me: NodeRef, held: &Held<E>) -> bool {
-    let former = held.version.term.owner;
-    let drains = |n: &NodeInfo| n.state() == NodeState::Draining && n.node != me;
-    !held.unsure && former.id != me.id && !ctx.view.is_up(former) && !ctx.view.nodes.iter().any(drains)
 }
 
 /// One owned entity without a host, for tests of what ops lead to.

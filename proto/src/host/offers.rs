@@ -2,11 +2,13 @@
 //!
 //! Belongs here: which copies are offered, how many at a time, what an owner answers.
 //! Stays out: the copy itself, which is asked for (`opening`).
-//! Units: `OFFERED_MAX` keys under way to one peer; repeated each second until answered.
+//! Units: `OFFERED_MAX` keys under way to one peer; repeated each second until answered; a turn looks at
+//! `LOOKED_AT_MAX` of them.
 //! Invariants: a copy that the ring does not place here is dropped only when the owner and its backup
 //! hold all of it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use super::{Entity, Host};
 use crate::collections::FixedMap;
@@ -15,8 +17,10 @@ use crate::mutant::{Mutant, is_planted};
 use crate::shard::Ctx;
 use crate::wire::{Offered, Replication, To, Version};
 
-/// Keys offered to one peer and not answered.
-const OFFERED_MAX: usize = 64;
+/// Keys offered to one peer and not answered. It asks for each, is given it, and others wait behind that.
+const OFFERED_MAX: usize = 32;
+/// Keys looked at in one turn: some 100 µs.
+const LOOKED_AT_MAX: usize = 256;
 /// Keys looked for at a time because this node holds a copy; those that somebody wants come on top.
 const OPENINGS_MAX: usize = 256;
 
@@ -27,6 +31,10 @@ pub(super) struct Offers<E: Entity> {
     keys: BTreeSet<E::Key>,
     /// Those of them that were not looked at since.
     fresh: BTreeSet<E::Key>,
+    /// All are looked at again, from the first after this one on; `None` in here: from the first.
+    again_after: Option<Option<E::Key>>,
+    /// How many more this turn may look at.
+    turn_left: usize,
     /// Those to be offered to each peer; to this node itself: to be asked for.
     queues: BTreeMap<NodeRef, BTreeSet<E::Key>>,
     /// Offered, and to whom.
@@ -39,6 +47,8 @@ impl<E: Entity> Default for Offers<E> {
         Self {
             keys: BTreeSet::new(),
             fresh: BTreeSet::new(),
+            again_after: None,
+            turn_left: LOOKED_AT_MAX,
             queues: BTreeMap::new(),
             offered: FixedMap::default(),
             per_peer: BTreeMap::new(),
@@ -82,7 +92,36 @@ impl<E: Entity> Offers<E> {
         self.offered.clear();
         self.per_peer.clear();
         self.queues.clear();
-        self.fresh = self.keys.clone();
+        self.fresh.clear();
+        self.again_after = (!self.keys.is_empty()).then_some(None);
+    }
+
+    /// The next key to look at, if this turn may look at one more.
+    fn next_to_look_at(&mut self) -> Option<E::Key> {
+        if self.turn_left == 0 {
+            return None;
+        }
+        let next = self.fresh.pop_first().or_else(|| self.next_again())?;
+        self.turn_left -= 1;
+        Some(next)
+    }
+
+    fn next_again(&mut self) -> Option<E::Key> {
+        let next = match self.again_after.as_ref()? {
+            None => self.keys.first(),
+            Some(last) => self.keys.range((Bound::Excluded(last), Bound::Unbounded)).next(),
+        };
+        let next = next.cloned();
+        self.again_after = next.clone().map(Some);
+        next
+    }
+
+    pub(super) fn turn_ends(&mut self) {
+        self.turn_left = LOOKED_AT_MAX;
+    }
+
+    pub(super) fn has_more(&self) -> bool {
+        !self.fresh.is_empty() || self.again_after.is_some()
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -93,7 +132,7 @@ impl<E: Entity> Offers<E> {
 impl<E: Entity> Host<E> {
     /// Offers what is to be offered, as many as may be under way.
     pub(super) fn send_offers(&mut self, ctx: &mut Ctx<'_>) -> bool {
-        for key in std::mem::take(&mut self.offers.fresh) {
+        while let Some(key) = self.offers.next_to_look_at() {
             match self.who_should_have(ctx, &key) {
                 Some(owner) => {
                     // Should the ring bring it home again, it may have ended elsewhere meanwhile.
@@ -130,7 +169,7 @@ impl<E: Entity> Host<E> {
 
     /// The node that the ring names for a copy held here; `None` if it is where it should be, or nobody
     /// owns anything.
-    fn who_should_have(&self, ctx: &Ctx<'_>, key: &E::Key) -> Option<NodeRef> {
+    pub(super) fn who_should_have(&self, ctx: &Ctx<'_>, key: &E::Key) -> Option<NodeRef> {
         let placement = E::placement(&self.shared, key);
         let held = self.held.get(key)?;
         let owner = ctx.view.owner(placement)?;
@@ -155,6 +194,7 @@ impl<E: Entity> Host<E> {
     pub(super) fn on_offer(&mut self, ctx: &mut Ctx<'_>, from: Address, offered: Offered<E::Key>) {
         let Offered { key, version, last } = offered;
         self.terms.heard(version.term);
+        self.place(ctx, &key);
         let placement = E::placement(&self.shared, &key);
         if !ctx.view.owns(placement) {
             return;
@@ -177,6 +217,11 @@ impl<E: Entity> Host<E> {
         // It may go once the backup has all that we have now.
         let (backup, upto) = (owning.backup, held.version.op);
         if backup == Some(from.node) {
+            // It has seen a ring that we have not, and does not trust its copy any more; nothing that is under way
+            // will tell it otherwise.
+            if owning.base.is_some() && !self.backups.is_under_way(&key) {
+                self.fill_anew(&key);
+            }
             return;
         }
         if let Some(owning) = self.held.get_mut(&key).and_then(|held| held.owning.as_deref_mut()) {
@@ -221,6 +266,7 @@ impl<E: Entity> Host<E> {
 
     /// Copies that are to go to other nodes, or wait for word that they may be dropped.
     pub(crate) fn to_hand_over(&self, view: &crate::view::View) -> usize {
-        if view.ring.nodes().is_empty() { 0 } else { self.offers.keys.len() }
+        // One not placed yet may be among them.
+        if view.ring.nodes().is_empty() { 0 } else { self.offers.keys.len() + self.placing.left() }
     }
 }

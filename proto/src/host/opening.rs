@@ -10,7 +10,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::{Began, Entity, Event, Host, Version, is_orphan};
+use super::placing::is_orphan;
+use super::{Began, Entity, Event, Host, Version};
 use crate::id::{Address, NodeRef, Term};
 use crate::mutant::{Mutant, is_planted};
 use crate::shard::{Ctx, TimerKey};
@@ -77,6 +78,7 @@ impl<E: Entity> Host<E> {
     /// heard.
     pub(crate) fn open(&mut self, ctx: &mut Ctx<'_>, key: &E::Key, shown: Term) -> Open {
         self.now = ctx.now;
+        self.place(ctx, key);
         if self.owns(key) {
             return Open::Yes;
         }
@@ -217,6 +219,7 @@ impl<E: Entity> Host<E> {
         if let Some((version, _)) = &copy {
             self.terms.heard(version.term);
         }
+        self.place(ctx, &key);
         if let Some(opening) = self.openings.get_mut(&key) {
             if opening.asked != Some(from.node) {
                 return;

@@ -14,6 +14,7 @@ use crate::id::{Cursor, PublishId, PublishNumber, Publisher};
 use crate::limits::Limits;
 use crate::mutant::{Mutant, is_planted};
 use crate::shard::Budget;
+use crate::small::give_back;
 use crate::time::Instant;
 use crate::wire::DedupeKey;
 
@@ -190,6 +191,7 @@ impl Dedupe {
             }
             _ => {
                 self.highest.remove(&publisher);
+                self.give_back();
                 true
             }
         }
@@ -199,13 +201,27 @@ impl Dedupe {
         let went = (0..PASSED_OVER_MAX).any(|_| self.pass_over_or_forget());
         if !went && let Some((_, publisher)) = self.publisher_ages.pop_front() {
             self.highest.remove(&publisher);
+            self.give_back();
         }
     }
 
     fn forget_oldest_key(&mut self) {
         if let Some((_, key)) = self.key_ages.pop_front() {
             self.keys.remove(&key);
+            self.give_back();
         }
+    }
+
+    /// Tables that remember nothing hold nothing.
+    fn give_back(&mut self) {
+        if self.highest.is_empty() && self.highest.capacity() > 0 {
+            self.highest = FixedMap::default();
+        }
+        if self.keys.is_empty() && self.keys.capacity() > 0 {
+            self.keys = FixedMap::default();
+        }
+        give_back(&mut self.publisher_ages);
+        give_back(&mut self.key_ages);
     }
 }
 

@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 
 use crate::id::Cursor;
+use crate::small::give_back;
 use crate::time::Instant;
 use crate::wire::{Action, RoomEntry};
 
@@ -112,6 +113,7 @@ impl RoomLog {
     /// Drops the oldest entry; returns the bytes freed.
     pub(super) fn trim_first(&mut self) -> usize {
         let Some(kept) = self.entries.pop_front() else { return 0 };
+        give_back(&mut self.entries);
         self.before_first = Cursor { term: kept.entry.term, seq: self.first };
         self.first += 1;
         let freed = kept.end_offset - self.start_offset;

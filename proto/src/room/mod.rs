@@ -25,6 +25,7 @@ use crate::host::{Event, Host, MessageOf, Open, Ownership};
 use crate::id::{Address, Cursor, NodeRef, RoomKey, Term};
 use crate::limits::Limits;
 use crate::shard::{Ctx, ProductRules};
+use crate::small::FewMap;
 use crate::time::Instant;
 use crate::wire::{
     Answer, AskRef, Body, COUNTER_END, CommandFailed, Lane, Payload, Publish, PublishRefused, RoomEntry,
@@ -62,7 +63,7 @@ pub(crate) struct RoomLive {
     committed: u64,
     /// Seq of the last entry there was when this ownership began.
     inherited: u64,
-    subscribers: BTreeMap<Address, Subscriber>,
+    subscribers: FewMap<Address, Subscriber>,
     effects: CommitQueue<Effect>,
     used: Instant,
     /// When it was last seen whether it is in use.
@@ -124,7 +125,12 @@ impl Rooms {
         let rooms_max = (limits.rooms_per_node_max / usize::from(shards.max(1))).max(1);
         let single_copy = products.iter().collect();
         Self {
-            host: Host::new(me, rooms_max, RoomsShared::new(limits, shards, single_copy)),
+            host: Host::new(
+                me,
+                rooms_max,
+                limits.placed_per_turn,
+                RoomsShared::new(limits, shards, single_copy),
+            ),
             limits: limits.clone(),
             rooms_max,
             dirty: BTreeSet::new(),
@@ -265,6 +271,7 @@ impl Rooms {
                 Event::Confirmed(key) => {
                     self.dirty.insert(key);
                 }
+                Event::Cut(_) => {}
                 Event::Lost(key, live) => give_back(ctx, &key, live),
             }
         }
@@ -430,12 +437,31 @@ impl Rooms {
         self.react(ctx);
     }
 
-    /// The cluster has changed: dead subscribers are forgotten, rooms follow the ring.
+    /// The cluster has changed: rooms follow the ring, some in each turn ([`Rooms::place_some`]).
     pub(crate) fn on_view(&mut self, ctx: &mut Ctx<'_>) {
-        let view = ctx.view;
-        self.host.for_each_live(|live| live.subscribers.retain(|address, _| view.is_up(address.node)));
         self.host.on_view(ctx);
         self.react(ctx);
+    }
+
+    /// Some more rooms follow the ring, those with traffic first.
+    pub(crate) fn place_some(&mut self, ctx: &mut Ctx<'_>) {
+        self.host.place_some(ctx);
+        self.react(ctx);
+    }
+
+    /// Somebody asks about this room: it is what the present ring says.
+    pub(crate) fn place(&mut self, ctx: &mut Ctx<'_>, key: &RoomKey) {
+        self.host.place(ctx, key);
+        self.react(ctx);
+    }
+
+    /// Whether the last turn has left something that the next can do without hearing anything.
+    pub(crate) fn has_more(&self) -> bool {
+        self.host.has_more()
+    }
+
+    pub(crate) fn turn_ends(&mut self) {
+        self.host.turn_ends();
     }
 
     /// What was under way to `peer` is lost.
@@ -527,7 +553,7 @@ impl Rooms {
         for (key, room, live) in self.host.iter() {
             assert!(live.committed <= room.log.head(), "{key:?}: served ahead of the log");
             let bound = live.committed.max(live.inherited);
-            for (address, s) in &live.subscribers {
+            for (address, s) in live.subscribers.iter() {
                 assert!(s.sent <= bound, "{key:?}: {address:?} was sent an uncommitted entry");
             }
         }
@@ -561,7 +587,7 @@ impl RoomLive {
 
     /// Something of another history is lost to all who are served from this one.
     fn tell_gap(&self, ctx: &mut Ctx<'_>, key: &RoomKey, term: Term, room: &RoomState) {
-        for (address, subscriber) in &self.subscribers {
+        for (address, subscriber) in self.subscribers.iter() {
             subscriber.tell_gap(ctx, *address, key, term, room);
         }
     }
@@ -585,7 +611,7 @@ impl RoomLive {
     fn serve(&mut self, ctx: &mut Ctx<'_>, key: &RoomKey, term: Term, room: &RoomState) {
         let log = &room.log;
         let mut groups: BTreeMap<(NodeRef, u64, u64), u64> = BTreeMap::new();
-        for (address, subscriber) in &mut self.subscribers {
+        for (address, subscriber) in self.subscribers.iter_mut() {
             if subscriber.sent + 1 < log.first() {
                 // What it has not been sent is gone: a hole, to be told.
                 subscriber.sent = log.first() - 1;

@@ -16,6 +16,7 @@ use crate::id::{Cursor, Placement, PublishId, PublishNumber, Publisher, RoomKey,
 use crate::limits::Limits;
 use crate::marks::{Mark, Marks};
 use crate::time::Instant;
+use crate::view::View;
 use crate::wire::{Body, RoomCopy, RoomEntry, RoomOp};
 
 /// The replicated part of a room.
@@ -156,6 +157,12 @@ impl Entity for RoomState {
 
     fn placement(_: &RoomsShared, key: &RoomKey) -> Placement {
         key.placement()
+    }
+
+    /// Nobody takes what is sent to a dead subscriber.
+    fn on_view(&self, live: &mut RoomLive, view: &View) -> bool {
+        live.subscribers.retain(|address| view.is_up(address.node));
+        false
     }
 
     fn is_durable(&self, shared: &RoomsShared, key: &RoomKey) -> bool {

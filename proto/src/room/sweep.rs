@@ -40,7 +40,7 @@ impl Rooms {
         let mut budget = Budget::step();
         self.trim_old(ctx.now, &mut budget);
         self.forget_old(ctx.now, &mut budget);
-        self.end_unused(ctx.now, &mut budget);
+        self.end_unused(ctx, &mut budget);
         self.host.sweep();
         self.react(ctx);
         budget.is_spent()
@@ -70,13 +70,15 @@ impl Rooms {
         }
     }
 
-    fn end_unused(&mut self, now: Instant, budget: &mut Budget) {
+    fn end_unused(&mut self, ctx: &mut Ctx<'_>, budget: &mut Budget) {
+        let now = ctx.now;
         let age_max = self.limits.room_log_age_max;
         while let Some((since, key)) = self.unused.front().cloned()
             && now.since(since) >= age_max
             && budget.spend()
         {
             self.unused.pop_front();
+            self.host.place(ctx, &key);
             let Some(room) = self.host.owned(&key).filter(|room| room.live.looked_at == since) else {
                 continue;
             };

@@ -27,12 +27,13 @@ mod run;
 mod state;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::collections::{FixedMap, FixedSet};
-use crate::host::{Event, Host, MessageOf, Open};
+use crate::host::{CHANGE_COSTS, Event, Host, MessageOf, Open};
 use crate::id::{ANONYMOUS, Address, NodeRef, Placement, PublishId, RoomKey, SocketSid, Term};
 use crate::keys::IdKey;
 use crate::limits::Limits;
@@ -45,7 +46,7 @@ use crate::wire::{
     NotResumed, Publish, Resume, RoomToPublisher, SessionFacts, SessionIdentity, SessionOp, SessionToEdge,
     Shadow, Subject, ToSession, next_transport,
 };
-use live::{Effect, Session, SessionLive};
+use live::{Effect, Session};
 pub use state::SessionState;
 use state::SessionsShared;
 
@@ -67,6 +68,9 @@ pub(crate) struct Sessions {
     busy: BTreeSet<SocketSid>,
     /// Sessions with publishes to be sent again.
     bounced: BTreeSet<SocketSid>,
+    /// The publishes of those after this one, among the busy, may be at owners of a former ring; `None` in
+    /// here: of all.
+    misdirected: Option<Option<SocketSid>>,
     /// Sessions taken over whose edges have not attached, in the order in which they are asked again. A mark
     /// may be void.
     expected: VecDeque<(Instant, SocketSid)>,
@@ -131,11 +135,12 @@ impl Sessions {
             limits: limits.clone(),
             ids,
             products,
-            host: Host::new(me, usize::MAX, shared),
+            host: Host::new(me, usize::MAX, limits.placed_per_turn, shared),
             by_user: FixedMap::default(),
             dirty: BTreeSet::new(),
             busy: BTreeSet::new(),
             bounced: BTreeSet::new(),
+            misdirected: None,
             expected: VecDeque::new(),
             without_edge: FixedSet::default(),
             pending: BTreeMap::new(),
@@ -154,6 +159,15 @@ impl Sessions {
     }
 
     pub(crate) fn handle(&mut self, ctx: &mut Ctx<'_>, from: Address, message: ToSession) {
+        let sid = match &message {
+            ToSession::Attach { identity, .. } => identity.sid,
+            ToSession::Resume(resume) => self.ids.sid_of(&resume.pid),
+            ToSession::Inbound { sid, .. }
+            | ToSession::OwnReceived { sid, .. }
+            | ToSession::Joined { sid, .. }
+            | ToSession::Detach { sid, .. } => *sid,
+        };
+        self.place(ctx, &sid);
         match message {
             ToSession::Attach { identity, edge, shadow, hello } => {
                 self.on_attach(ctx, from, Attach { identity, edge, shadow, hello });
@@ -302,6 +316,7 @@ impl Sessions {
                     self.dirty.insert(sid);
                 }
                 Event::Merged(sid, _) => self.replaced(ctx, sid),
+                Event::Cut(sid) => self.park_if_edge_is_gone(ctx, sid),
                 Event::Lost(sid, mut live) => {
                     live.effects.drain(|effect| {
                         if let Effect::Told(answer) = effect {
@@ -582,7 +597,7 @@ impl Sessions {
     }
 
     /// Sends again what was bounced, by the present ring.
-    fn send_bounced(&mut self, ctx: &mut Ctx<'_>) {
+    pub(crate) fn send_bounced(&mut self, ctx: &mut Ctx<'_>) {
         for sid in std::mem::take(&mut self.bounced) {
             let Some(mut session) = self.host.owned(&sid) else { continue };
             if !session.send_held(ctx) {
@@ -591,18 +606,56 @@ impl Sessions {
         }
     }
 
-    /// The cluster has changed: sessions follow the ring, publishes follow their rooms.
+    /// The cluster has changed: sessions follow the ring, publishes their rooms, some in each turn
+    /// ([`Sessions::place_some`], [`Sessions::hold_misdirected`]).
     pub(crate) fn on_view(&mut self, ctx: &mut Ctx<'_>) {
         self.host.on_view(ctx);
         self.react(ctx);
-        let view = ctx.view;
-        let at_dead_edge =
-            |s: &SessionState, _: &SessionLive| s.edge.is_some_and(|edge| !view.is_up(edge.edge.node));
-        for sid in self.host.owned_keys(at_dead_edge) {
-            self.park_if_edge_is_gone(ctx, sid);
+        self.misdirected = Some(None);
+    }
+
+    /// Some more sessions follow the ring, those with something under way first.
+    pub(crate) fn place_some(&mut self, ctx: &mut Ctx<'_>) {
+        self.host.place_some(ctx);
+        self.react(ctx);
+    }
+
+    /// Somebody asks about this session: it is what the present ring says.
+    pub(crate) fn place(&mut self, ctx: &mut Ctx<'_>, sid: &SocketSid) {
+        self.host.place(ctx, sid);
+        self.react(ctx);
+    }
+
+    /// Takes back publishes of some more sessions whose rooms have other owners by now. Returns those rooms:
+    /// [`Sessions::send_bounced`] sends them.
+    pub(crate) fn hold_misdirected(&mut self, ctx: &Ctx<'_>) -> Vec<RoomKey> {
+        let mut rooms = Vec::new();
+        for _ in 0..(self.limits.placed_per_turn / CHANGE_COSTS).max(1) {
+            let next = match self.misdirected {
+                None => break,
+                Some(None) => self.busy.first().copied(),
+                Some(Some(last)) => {
+                    self.busy.range((Bound::Excluded(last), Bound::Unbounded)).next().copied()
+                }
+            };
+            self.misdirected = next.map(Some);
+            let Some(sid) = next else { break };
+            let Some(mut session) = self.host.owned(&sid) else { continue };
+            if session.hold(|publish, sent_to| ctx.view.owner(publish.room.placement()) != Some(sent_to)) {
+                rooms.extend(session.held_rooms());
+                self.bounced.insert(sid);
+            }
         }
-        self.hold_where(|publish, sent_to| view.owner(publish.room.placement()) != Some(sent_to));
-        self.send_bounced(ctx);
+        rooms
+    }
+
+    /// Whether the last turn has left something that the next can do without hearing anything.
+    pub(crate) fn has_more(&self) -> bool {
+        self.misdirected.is_some() || self.host.has_more()
+    }
+
+    pub(crate) fn turn_ends(&mut self) {
+        self.host.turn_ends();
     }
 
     /// Asks again for edges that have not attached, which may have let the session go while nobody heard
@@ -705,8 +758,8 @@ impl Sessions {
     ) {
         let placement = Placement::of_user(&user.0, &user.1);
         let sids = self.by_user.get(user).cloned().unwrap_or_default();
-        if sids.is_empty() && ctx.pace.is_moving(ctx.now) {
-            // They may be on their way here.
+        if (sids.is_empty() && ctx.pace.is_moving(ctx.now)) || self.host.is_placing() {
+            // They may be on their way here, or here and not filed yet.
             return ctx.ask_again(from, placement, Subject::Call(call));
         }
         self.command_all(ctx, Pending { from, call, placement, left: 0, reached: 0 }, &sids, command);
@@ -723,6 +776,7 @@ impl Sessions {
         command: &Command,
     ) {
         let placement = self.ids.placement_of(sid);
+        self.place(ctx, &sid);
         match self.host.peek(&sid) {
             Some((state, _)) if &*state.identity.product == product => {
                 let pending = Pending { from, call, placement, left: 0, reached: 0 };

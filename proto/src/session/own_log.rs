@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::Limits;
 use crate::mutant::{Mutant, is_planted};
+use crate::small::give_back;
 use crate::wire::OwnEntry;
 
 /// Bookkeeping of an entry beside its payload.
@@ -126,6 +127,7 @@ impl OwnLog {
                 self.dropped = self.before;
             }
         }
+        give_back(&mut self.entries);
     }
 
     /// An edge that has everything up to `seq` attaches. If that is more than there is here, it is the

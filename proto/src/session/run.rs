@@ -17,6 +17,7 @@ use crate::limits::Limits;
 use crate::product::rooms::{self, Request};
 use crate::product::{ErrorCode, RequestError, ack_ok, ack_rooms};
 use crate::shard::{AppEvent, Ctx, ProductRules};
+use crate::small::give_back;
 use crate::wire::{
     Action, AskedBy, Body, Command, DedupeKey, DisconnectCode, Done, EmitKey, Inbound, Payload, Publish,
     PublishRefused, RoomEvent, SessionOp, ToRoom,
@@ -43,6 +44,8 @@ impl Sessions {
             self.dirty.insert(sid);
         }
         let Some(session) = self.host.owned(&sid) else { return };
+        give_back(&mut session.live.program);
+        give_back(&mut session.live.open);
         if session.live.open.is_empty() {
             self.busy.remove(&sid);
         } else {
@@ -296,6 +299,14 @@ impl Session<'_> {
             }
         }
         waiting.is_empty()
+    }
+
+    /// The rooms of publishes that are not under way.
+    pub(super) fn held_rooms(&self) -> impl Iterator<Item = RoomKey> {
+        self.live.open.iter().filter_map(|open| match &open.waits_for {
+            Wait::Publish { publish, sent_to: None, .. } => Some(publish.room.clone()),
+            _ => None,
+        })
     }
 
     pub(super) fn has_held(&self) -> bool {

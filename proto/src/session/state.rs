@@ -20,6 +20,7 @@ use crate::keys::IdKey;
 use crate::limits::Limits;
 use crate::mutant::{Mutant, is_planted};
 use crate::time::Instant;
+use crate::view::View;
 use crate::wire::{
     AskedBy, Body, EdgeRef, NEXT_PACKET, OwnEntry, SessionIdentity, SessionOp, ShadowRoom,
     before_first_packet,
@@ -218,6 +219,10 @@ impl SessionState {
 
     fn ask_to_join(&mut self, room: RoomKey, by: AskedBy) {
         let own_seq = self.own.push(OwnEntry::Join(room.clone(), by));
+        // Most sessions are in one room.
+        if self.rooms.is_empty() {
+            self.rooms.reserve_exact(1);
+        }
         let (join, acted) = (Join::Asked(own_seq), Cursor::NONE);
         self.rooms.push(Membership { room, join, since: own_seq, acted });
     }
@@ -336,6 +341,11 @@ impl Entity for SessionState {
 
     fn placement(shared: &SessionsShared, key: &SocketSid) -> Placement {
         shared.ids.placement_of(*key)
+    }
+
+    /// It may have lost its edge.
+    fn on_view(&self, _: &mut SessionLive, view: &View) -> bool {
+        self.edge.is_some_and(|edge| !view.is_up(edge.edge.node))
     }
 
     fn is_durable(&self, shared: &SessionsShared, _: &SocketSid) -> bool {

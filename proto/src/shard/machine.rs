@@ -135,17 +135,37 @@ impl Shard {
         let mut ctx = context!(self);
         self.rooms.on_view(&mut ctx);
         self.bindings.on_view(&mut ctx);
-        // First how far our members are, then what we publish: a room's new owner begins above both.
         self.edge.on_view(&mut ctx);
         self.sessions.on_view(&mut ctx);
         ctx.asks_on_view();
+        self.place_some();
         let view = self.view.clone();
+        let mut ctx = context!(self);
         self.calls.on_lost(&mut ctx, |node, placement| view.owner(placement) != Some(node));
         self.out.local.extend(self.early.drain(..));
         self.drain_local();
     }
 
+    /// Some more of what this shard holds follows the ring: what there is of it may keep a thread busy for a
+    /// second, and clients wait meanwhile.
+    fn place_some(&mut self) {
+        let mut ctx = context!(self);
+        self.rooms.place_some(&mut ctx);
+        self.bindings.place_some(&mut ctx);
+        self.edge.place_some(&mut ctx);
+        self.sessions.place_some(&mut ctx);
+        // First how far our members are, then what we publish: a room's new owner begins above both.
+        let rooms = self.sessions.hold_misdirected(&ctx);
+        if !rooms.is_empty() {
+            self.edge.place_rooms(&mut ctx, &rooms);
+            self.sessions.send_bounced(&mut ctx);
+        }
+    }
+
     fn on_timers(&mut self) {
+        if self.has_more() {
+            self.place_some();
+        }
         while let Some(key) = self.timers.pop_due(self.now) {
             let mut ctx = context!(self);
             match key {
@@ -232,6 +252,7 @@ impl Shard {
         let answer = match query {
             Query::Publish(publish) => return self.rooms.on_call(&mut ctx, from, call, publish),
             Query::Members { room, list } => {
+                self.rooms.place(&mut ctx, &room);
                 let edges = self.rooms.subscribers(&room);
                 return self.calls.gather_room(&mut ctx, from, call, room, list, edges);
             }
@@ -245,18 +266,21 @@ impl Shard {
                 Ok(Answer::Members(self.edge.local_members(&rooms, &except_sids, &except_rooms, list)))
             }
             Query::History { room, count } => {
+                self.rooms.place(&mut ctx, &room);
                 self.rooms.history(&room, count).map(Answer::History).ok_or(CommandFailed::NotFound)
             }
             Query::ExplainUser { product, uid } => {
                 Ok(Answer::User(self.sessions.facts(self.now, &product, &uid)))
             }
             Query::ExplainRoom(room) => {
+                self.rooms.place(&mut ctx, &room);
                 self.rooms.facts(self.now, &room).map(Answer::Room).ok_or(CommandFailed::NotFound)
             }
             Query::Bind { key, wish, keep } => {
                 return self.bindings.on_call(&mut ctx, from, call, &key, wish, keep);
             }
             Query::ExplainBinding(key) => {
+                self.bindings.place(&mut ctx, &key);
                 self.bindings.facts(self.now, &key).map(Answer::Binding).ok_or(CommandFailed::NotFound)
             }
             Query::NodeStatus | Query::Drain(_) | Query::MembersOf { .. } | Query::Broadcast(_) => {
@@ -275,6 +299,9 @@ impl Shard {
         let output = self.out.outputs.pop_front();
         if output.is_none() {
             self.edge.turn_ends();
+            self.rooms.turn_ends();
+            self.bindings.turn_ends();
+            self.sessions.turn_ends();
         }
         output
     }
@@ -309,10 +336,18 @@ impl Shard {
         self.timers.set(at, TimerKey::Sweep);
     }
 
+    /// Whether something is left that one turn would do too much of at once: [`Input::Timer`] goes on with it,
+    /// in each turn a part. The driver serves its sockets in between.
+    #[must_use]
+    pub fn has_more(&self) -> bool {
+        let any = self.rooms.has_more() || self.bindings.has_more() || self.edge.has_more();
+        any || self.sessions.has_more()
+    }
+
     /// When to call [`Shard::handle`] with [`Input::Timer`] at the latest.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        if self.edge.has_ready_behind() {
+        if self.has_more() || self.edge.has_ready_behind() {
             return Some(self.now);
         }
         self.timers.next()
@@ -399,6 +434,7 @@ impl Shard {
     /// When one does not hold, with the state that broke it.
     pub fn check_invariants(&self) {
         self.edge.check_invariants();
+        self.edge.check_moving(&self.view);
         self.sessions.check_invariants();
         self.rooms.check_invariants();
         self.bindings.check_invariants();

@@ -41,7 +41,7 @@ pub(crate) use calls::asks_of;
 pub use interface::*;
 pub use machine::Shard;
 pub(crate) use out::Out;
-pub(crate) use sweep::Budget;
+pub(crate) use sweep::{Budget, Round};
 pub(crate) use timers::{TimerKey, Timers};
 
 /// What every machine of a shard is handed: the moment, the cluster, and where its words go.

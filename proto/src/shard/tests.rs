@@ -14,6 +14,7 @@ mod misplaced;
 mod namespaces;
 mod owners;
 mod partitions;
+mod placing;
 mod polling;
 mod products;
 mod readers;

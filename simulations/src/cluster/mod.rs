@@ -279,11 +279,15 @@ const UPGRADING_CLIENTS_PER_MILLE: u32 = 500;
 /// So that what is drawn for clients that poll is not what is drawn for all else.
 const POLLING_SALT: u64 = 0x706f_6c6c_696e_6721;
 
+/// The same for how much of a change of the ring a shard carries out in one turn.
+const PLACING_SALT: u64 = 0x706c_6163_696e_6721;
+
 /// Slots for nodes that join later.
 const SPARE_SLOTS: usize = 2;
 
 /// Bounds that a short run can reach, in some seeds.
-fn limits(random: &mut Random) -> Limits {
+fn limits(seed: u64, random: &mut Random) -> Limits {
+    let mut placing = Random::new(seed ^ PLACING_SALT);
     let defaults = Limits::default();
     let narrow = |random: &mut Random, bound: usize, tight: usize| {
         if random.per_mille(300) { tight } else { bound }
@@ -295,6 +299,8 @@ fn limits(random: &mut Random) -> Limits {
         inbound_packets_max: narrow(random, defaults.inbound_packets_max, 8),
         // A client that polls and is lost leaves a session behind until its heartbeat is missed.
         sessions_per_uid_max: 1_000,
+        // A shard holds some tens of keys: here a change of the ring takes it many turns.
+        placed_per_turn: if placing.per_mille(500) { 1 } else { defaults.placed_per_turn },
         ..defaults
     }
 }
@@ -305,7 +311,7 @@ impl Cluster {
     pub fn new(seed: u64, size: Size, story: Option<Instant>) -> Self {
         let mut random = Random::new(seed);
         let seeds = (0..size.nodes.min(3)).collect();
-        let limits = limits(&mut random);
+        let limits = limits(seed, &mut random);
         let key = ClusterKey::new([7; 32]);
         let products = ["alpha", "beta"].map(|name| Arc::new(ProductRules::open(name))).to_vec();
         let common = Common { products, key, limits, timing: Timing::lan(), seeds };

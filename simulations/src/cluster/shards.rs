@@ -1,6 +1,7 @@
 //! Turns of shards: what `node::shard` does in its thread.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use mesh_proto::id::NodeRef;
 use mesh_proto::link;
@@ -15,6 +16,9 @@ use crate::plot::Mark;
 
 /// A machine's promises are asserted every so many turns of all shards.
 const CHECKED_EVERY: u64 = 8;
+
+/// What one turn leaves over the next goes on with after this long: others have theirs in between.
+const BETWEEN_TURNS: Duration = Duration::from_micros(200);
 
 /// Turns in a row at one moment before a shard counts as spinning.
 const TURNS_AT_ONCE_MAX: u32 = 10_000;
@@ -99,7 +103,9 @@ impl Cluster {
     fn schedule_wake(&mut self, slot: usize, shard: usize) {
         let now = self.clock.now();
         let Some(life) = &mut self.slots[slot].life else { return };
-        let wake_at = life.shards[shard].shard.next_deadline().map(|at| life.global(at).max(now));
+        let at = &life.shards[shard].shard;
+        let earliest = if at.has_more() { now + BETWEEN_TURNS } else { now };
+        let wake_at = at.next_deadline().map(|at| life.global(at).max(earliest));
         let at = &mut life.shards[shard];
         at.spinning = if wake_at == Some(now) { at.spinning + 1 } else { 0 };
         if at.spinning > TURNS_AT_ONCE_MAX {

@@ -77,6 +77,10 @@ impl Machine for Echo {
         None
     }
 
+    fn has_more(&self) -> bool {
+        false
+    }
+
     fn stats(&self) -> ShardStats {
         ShardStats::default()
     }
