@@ -27,6 +27,8 @@ macro_rules! mutants {
                 !matches!(
                     self,
                     Self::AfterIgnored
+                        | Self::BirthsIgnored
+                        | Self::PostTakenAgain
                         | Self::TakeOverBeginsLow
                         | Self::LinkResetUntold
                         | Self::OffsetUnchecked
