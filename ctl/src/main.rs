@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand};
-use meshd::admin::answers::{ConfigAnswer, Explained, RingAnswer, Status};
+use meshd::admin::answers::{ConfigAnswer, Explained, ReloadAnswer, RingAnswer, Status};
 use meshd::config::PORTS;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -58,6 +58,8 @@ enum Command {
     Explain(Explain),
     /// Hand over what a node owns, close its clients so that they come back elsewhere, and end it
     Drain(Drain),
+    /// Have nodes take over their settings as they are now; exit code 1 if one could not
+    Reload(Reload),
     /// Follow what happens, one line each: nodes, the ring, drains, moves, takeovers
     Watch,
     /// Every setting of the node, with what set it
@@ -102,6 +104,15 @@ struct Drain {
     no_wait: bool,
 }
 
+#[derive(Debug, Args)]
+struct Reload {
+    /// The node's name; the node that is asked if left out
+    node: Option<String>,
+    /// Every node
+    #[arg(long, conflicts_with = "node")]
+    all: bool,
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(&cli) {
@@ -139,6 +150,13 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
             print(cli, &explained, show::explained)?;
         }
         Command::Drain(drain) => return follow::drain(&client, drain, cli.json),
+        Command::Reload(reload) => {
+            let node = reload.node.iter().map(|node| ("node", node.as_str()));
+            let asked: Vec<_> = node.chain(reload.all.then_some(("all", "true"))).collect();
+            let told: ReloadAnswer = client.tell(&format!("/v1/reload?{}", query(&asked)))?;
+            print(cli, &told, show::reload)?;
+            return Ok(ExitCode::from(u8::from(told.nodes.iter().any(|line| !line.problems.is_empty()))));
+        }
         Command::Watch => follow::watch(&client, cli.json)?,
         Command::Config => {
             let config: ConfigAnswer = client.ask("/v1/config")?;
@@ -228,6 +246,7 @@ mod tests {
             "meshctl drain --cancel --force",
             "meshctl drain --cancel --no-wait",
             "meshctl drain n1 n2",
+            "meshctl reload n1 --all",
         ] {
             assert_eq!(parse(line).map(drop), Err(2), "{line}");
         }

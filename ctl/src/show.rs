@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use meshd::admin::answers::{
     BindingLine, ConfigAnswer, Counts, DrainLine, Event, Explained, Facts, NodeLine, OwnershipLine, Problem,
-    RingAnswer, RoomLine, SessionLine, Status,
+    ReloadAnswer, ReloadLine, RingAnswer, RoomLine, SessionLine, Status,
 };
 
 /// Width of the bar of a node that owns the whole ring.
@@ -85,6 +85,25 @@ pub(crate) fn drain_step(line: &DrainLine) -> String {
     };
     let time = if *elapsed_ms == 0 { String::new() } else { format!(", {}", tenths(*elapsed_ms)) };
     format!("{node}  {phase:<9}  {left}{time}\n")
+}
+
+/// What each node has made of its settings.
+pub(crate) fn reload(told: &ReloadAnswer) -> String {
+    let mut out = String::new();
+    for ReloadLine { node, changed, restart, problems } in &told.nodes {
+        let verdict = match (problems.is_empty(), changed.is_empty()) {
+            (false, _) => "nothing taken over",
+            (true, true) => "nothing has changed",
+            (true, false) => "taken over",
+        };
+        let _ = writeln!(out, "{node}  {verdict}");
+        for (what, keys) in [("changed", changed), ("needs a restart", restart), ("problem", problems)] {
+            for key in keys {
+                let _ = writeln!(out, "  {what}: {key}");
+            }
+        }
+    }
+    out
 }
 
 /// One line of `watch`: the time of day in UTC, the kind, what happened.

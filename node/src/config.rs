@@ -9,6 +9,7 @@
 //! Invariants: a [`Config`] that [`Config::load`] returns has passed every check.
 
 mod check;
+pub mod live;
 mod origin;
 pub mod product;
 pub mod reference;
@@ -364,6 +365,15 @@ section! {
 pub(crate) const SECTIONS: [&str; 8] = ["node", "drain", "mesh", "client", "api", "admin", "log", "limits"];
 
 impl Config {
+    /// With these products, as they are by default where no source names them.
+    #[must_use]
+    pub fn with_products(mut self, names: &[String]) -> Self {
+        for name in names {
+            self.products.0.entry(name.clone()).or_default();
+        }
+        self
+    }
+
     /// A fixed section by its name.
     #[must_use]
     pub fn section(&self, name: &str) -> Option<&dyn Section> {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use mesh_proto::id::{EngineSid, NodeRef, ShardIx, SocketSid};
-use mesh_proto::shard::{AppOutcome, NewClient, RequestIx, ShardStats};
+use mesh_proto::shard::{AppOutcome, NewClient, ProductRules, RequestIx, ShardStats};
 use mesh_proto::view::View;
 use mesh_proto::wire::{Answer, CommandFailed, EngineRequest, EngineResponse, Envelope, Query, To};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -48,6 +48,8 @@ pub enum ToShard {
     LinkReset(NodeRef),
     /// From the HTTP API or the admin listener.
     Query(Query, oneshot::Sender<Result<Answer, CommandFailed>>),
+    /// New products, or new rules of known ones.
+    Products(Vec<Arc<ProductRules>>),
     /// Close so many clients now (drain, shutdown).
     CloseClients(usize),
     /// Counts, for metrics and status.

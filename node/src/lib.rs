@@ -19,6 +19,7 @@ pub mod mesh;
 pub mod metrics;
 pub mod node;
 pub mod proxy;
+pub mod reload;
 pub mod shard;
 pub mod tasks;
 pub mod transport;

@@ -19,7 +19,7 @@ use mesh_proto::shard::Transport;
 use mesh_proto::wire::{EngineRefusal, EngineRequest, EngineResponse};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 use crate::admission::{Admission, ClientPlace, Reason};
@@ -74,16 +74,12 @@ pub struct ListenError {
 pub struct ClientPort {
     /// Where clients go.
     pub shards: Shards,
-    /// What they are for.
-    pub products: Arc<Products>,
-    /// Who they are.
-    pub doorkeeper: Arc<dyn Doorkeeper>,
+    /// What an operator may change meanwhile; each request goes by the newest.
+    pub settings: watch::Receiver<Arc<PortSettings>>,
     /// Takes requests of products of kind `proxy`; without it they are answered 503.
     pub proxy: Option<Arc<dyn Forward>>,
     /// Answers what is for no client transport.
     pub site: Option<Site>,
-    /// What a handshake may carry, and what is kept of it.
-    pub policy: Arc<RoutePolicy>,
     /// Who may come in.
     pub admission: Arc<Admission>,
     /// A whole request head must arrive within this time.
@@ -94,6 +90,17 @@ pub struct ClientPort {
     pub requests: Arc<AtomicU64>,
     /// The node's clock.
     pub clock: Clock,
+}
+
+/// What a running client port can be told anew.
+#[derive(Clone)]
+pub struct PortSettings {
+    /// What clients are for.
+    pub products: Arc<Products>,
+    /// Who they are.
+    pub doorkeeper: Arc<dyn Doorkeeper>,
+    /// What a handshake may carry.
+    pub policy: RoutePolicy,
 }
 
 /// A bound client port.
@@ -182,7 +189,7 @@ async fn accept(listener: TcpListener, door: Arc<Door>, tasks: Tasks) {
         exhausted = false;
         let door = door.clone();
         let admission = &door.port.admission;
-        let admitted = match door.port.policy.proxies.contain(remote.ip()) {
+        let admitted = match door.settings().policy.proxies.contain(remote.ip()) {
             // For whom it stands is known when the head is read.
             true => admission.admit_proxy(door.port.clock.now()),
             false => admission.admit(remote.ip(), door.port.clock.now()),
@@ -236,7 +243,8 @@ async fn connection(door: &Door, mut stream: ClientStream, peer: SocketAddr, mut
             Ok(head) => head,
             Err(error) => return door.refuse_head(stream, peer, error).await,
         };
-        let remote = match door.client_of(peer, &head, &mut place) {
+        let settings = door.settings();
+        let remote = match door.client_of(&settings.policy, peer, &head, &mut place) {
             Ok(remote) => remote,
             Err((reason, answer)) => {
                 door.count(reason, peer.ip());
@@ -244,13 +252,13 @@ async fn connection(door: &Door, mut stream: ClientStream, peer: SocketAddr, mut
             }
         };
         let head_only = head.method == "HEAD";
-        let chosen = door.port.products.chosen(&head);
+        let chosen = settings.products.chosen(&head);
         if let Ok(chosen) = &chosen
             && chosen.product.rules().is_none()
         {
             let product = chosen.product.clone();
-            let facts = door.facts(&head, peer, remote);
-            let deciding = door.port.doorkeeper.identify(&product, &facts);
+            let facts = door.facts(&settings.policy, &head, peer, remote);
+            let deciding = settings.doorkeeper.identify(&product, &facts);
             let is_from_proxy = facts.is_from_proxy;
             drop(head);
             let identified = match deciding.await {
@@ -280,12 +288,13 @@ async fn connection(door: &Door, mut stream: ClientStream, peer: SocketAddr, mut
         if let Ok(chosen) = &chosen {
             head.path = &head.path[chosen.prefix_len..];
         }
-        let cors = route::cors(&head, &door.port.policy);
+        let cors = route::cors(&head, &settings.policy);
         let admitting = |head: &RequestHead<'_>, protocol| {
             let product = chosen.as_ref().map(|chosen| &*chosen.product).map_err(Denied::clone);
-            door.port.doorkeeper.admit(product, protocol, &door.facts(head, peer, remote))
+            let facts = door.facts(&settings.policy, head, peer, remote);
+            settings.doorkeeper.admit(product, protocol, &facts)
         };
-        let answer = match route::route(&head, &door.port.policy) {
+        let answer = match route::route(&head, &settings.policy) {
             Route::WebSocket { protocol, accept_key, upgrades } => {
                 let admitting = admitting(&head, protocol);
                 drop(head);
@@ -369,6 +378,10 @@ struct Opening {
 }
 
 impl Door {
+    fn settings(&self) -> Arc<PortSettings> {
+        self.port.settings.borrow().clone()
+    }
+
     fn count(&self, reason: Reason, ip: IpAddr) {
         self.port.admission.count_refusal(reason, ip, self.port.clock.now());
     }
@@ -405,12 +418,12 @@ impl Door {
     /// Whom a request comes from; its connection counts for that address from now on.
     fn client_of(
         &self,
+        policy: &RoutePolicy,
         peer: SocketAddr,
         head: &RequestHead<'_>,
         place: &mut ClientPlace,
     ) -> Result<SocketAddr, (Reason, Response)> {
-        let proxies = &self.port.policy.proxies;
-        let Ok(origin) = proxies.origin(peer.ip(), head, &self.port.policy.identity_headers) else {
+        let Ok(origin) = policy.proxies.origin(peer.ip(), head, &policy.identity_headers) else {
             let body = r#"{"error":{"code":"forwarded","message":"more than 10 hops in X-Forwarded-For"}}"#;
             return Err((Reason::Malformed, Response::json(400, body)));
         };
@@ -426,8 +439,14 @@ impl Door {
         }
     }
 
-    fn facts<'r>(&self, head: &'r RequestHead<'r>, peer: SocketAddr, remote: SocketAddr) -> RequestFacts<'r> {
-        let is_from_proxy = self.port.policy.proxies.contain(peer.ip());
+    fn facts<'r>(
+        &self,
+        policy: &RoutePolicy,
+        head: &'r RequestHead<'r>,
+        peer: SocketAddr,
+        remote: SocketAddr,
+    ) -> RequestFacts<'r> {
+        let is_from_proxy = policy.proxies.contain(peer.ip());
         let is_said = is_from_proxy && head.header("x-forwarded-proto") == Some(b"https");
         let is_secure = self.tls.is_some() || is_said;
         RequestFacts { head, remote, is_from_proxy, is_secure, loopback_listener: self.loopback }

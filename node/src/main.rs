@@ -160,7 +160,8 @@ fn node(args: &NodeArgs) -> Result<(), Failure> {
         return Ok(());
     }
     let logs = logs::start(&config.log).map_err(|text| Failure(1, format!("meshd: no log: {text}")))?;
-    let options = Options { demo_control: args.demo_control.clone(), ..Options::default() };
+    let demo_control = args.demo_control.clone();
+    let options = Options { demo_control, sources: Some(sources), ..Options::default() };
     let ended = run(config, options, args.supervised);
     logs.flush();
     ended

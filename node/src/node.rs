@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::{App, Io};
 use crate::config::secrets::{self, DevelopmentKey};
-use crate::config::{Config, ConfigErrors};
+use crate::config::{Config, ConfigErrors, Sources};
 use crate::handles::ViewWatch;
 use crate::listener::ListenError;
 use crate::mesh::MeshError;
@@ -110,6 +110,8 @@ pub struct Options {
     /// The code of products, by name. A product of the settings with the same name is otherwise as they say;
     /// one that they do not have is as a product of the settings without any.
     pub apps: BTreeMap<String, App>,
+    /// Where its settings come from; without it they cannot be taken over anew.
+    pub sources: Option<Sources>,
 }
 
 impl Options {
@@ -234,7 +236,8 @@ impl Running {
         self.stopper.clone()
     }
 
-    /// Lets SIGTERM and SIGINT stop the node; the second of them ends it at once.
+    /// Lets SIGTERM and SIGINT stop the node, the second of them at once, and SIGHUP have it take over its
+    /// settings.
     ///
     /// # Errors
     /// When the operating system gives no signal handler.
@@ -243,6 +246,21 @@ impl Running {
         let _entered = self.runtime.enter();
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hang_up = signal(SignalKind::hangup())?;
+        let settings = self.parts.settings.clone();
+        let stopping = self.parts.tasks.stopping();
+        self.parts.tasks.spawn("hangups", OnPanic::EndTask, async move {
+            let hang_ups = async {
+                while hang_up.recv().await.is_some() {
+                    // What became of it is logged, and shown by `meshctl status`.
+                    let _ = settings.reload().await;
+                }
+            };
+            tokio::select! {
+                () = hang_ups => {}
+                () = stopping.cancelled() => {}
+            }
+        });
         let (stopper, impatient) = (self.stopper.clone(), self.impatient.clone());
         let stopping = self.parts.tasks.stopping();
         self.parts.tasks.spawn("signals", OnPanic::EndTask, async move {

@@ -136,6 +136,28 @@ pub struct DrainLine {
     pub elapsed_ms: u64,
 }
 
+/// The answer to `/v1/reload`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReloadAnswer {
+    /// What became of it at each node that was asked.
+    pub nodes: Vec<ReloadLine>,
+}
+
+/// What one node has made of its settings.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReloadLine {
+    /// The node.
+    pub node: String,
+    /// Settings that have other values now.
+    pub changed: Vec<String>,
+    /// Settings that are other in their sources, and take effect at the next start.
+    pub restart: Vec<String>,
+    /// Why nothing was taken over; empty when all is well.
+    pub problems: Vec<String>,
+}
+
 /// One line of `/v1/watch`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

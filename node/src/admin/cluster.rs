@@ -12,13 +12,16 @@ use futures_util::future::join_all;
 use mesh_proto::id::{NodeId, NodeRef, ShardIx};
 use mesh_proto::membership::Stats;
 use mesh_proto::shard::ShardStats;
-use mesh_proto::wire::{Answer, CommandFailed, DrainCommand, DrainStatus, NodeStatus, Query, Safety};
+use mesh_proto::wire::{
+    Answer, CommandFailed, DrainCommand, DrainStatus, NodeStatus, Query, Reloaded, Safety,
+};
 use tokio::sync::oneshot;
 
 use super::board::Board;
 use crate::drain::DrainControl;
 use crate::handles::{ShardReport, Shards, ToShard, ViewWatch};
 use crate::mesh::MeshHandle;
+use crate::reload::ReloadControl;
 
 /// A shard, or a peer, that has not answered by then is reported as silent.
 pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(1);
@@ -36,6 +39,8 @@ pub trait Cluster: Send + Sync {
         node: NodeRef,
         command: DrainCommand,
     ) -> Answering<'_, Result<DrainStatus, CommandFailed>>;
+    /// Has a node, this one included, take over its settings.
+    fn reload(&self, node: NodeRef) -> Answering<'_, Result<Reloaded, CommandFailed>>;
     /// What gossip and links know; `None` before gossip has started.
     fn facts(&self) -> Answering<'_, Option<MeshFacts>>;
 }
@@ -105,6 +110,15 @@ impl Cluster for MeshHandle {
         })
     }
 
+    fn reload(&self, node: NodeRef) -> Answering<'_, Result<Reloaded, CommandFailed>> {
+        Box::pin(async move {
+            match self.ask_node(node, Query::Reload).await? {
+                Answer::Reloaded(reloaded) => Ok(reloaded),
+                _ => Err(CommandFailed::Refused("an answer of the wrong kind".into())),
+            }
+        })
+    }
+
     fn facts(&self) -> Answering<'_, Option<MeshFacts>> {
         Box::pin(async move {
             let gossip = self.gossip().await?;
@@ -160,6 +174,8 @@ pub struct OwnAnswers {
     pub board: Board,
     /// Its drain.
     pub drain: DrainControl,
+    /// Its settings.
+    pub settings: ReloadControl,
 }
 
 impl OwnAnswers {
@@ -174,6 +190,7 @@ impl OwnAnswers {
                 let view = self.view.borrow().clone();
                 self.drain.command(command, &view).await.map(Answer::Drain)
             }
+            Query::Reload => self.settings.reload().await.map(Answer::Reloaded),
             _ => Err(CommandFailed::Refused("not a question to a node".into())),
         }
     }

@@ -24,6 +24,7 @@ mod drain;
 mod events;
 mod numbers;
 mod problems;
+mod reload;
 mod status;
 mod watcher;
 
@@ -45,6 +46,7 @@ use crate::admission::Admission;
 use crate::drain::DrainControl;
 use crate::handles::{Shards, ViewWatch};
 use crate::metrics::{self, Source};
+use crate::reload::ReloadControl;
 use crate::tasks::{OnPanic, Tasks};
 use crate::web::{self, Access, Answer, Failure, Guard, Handler, Lines, Reply};
 
@@ -80,8 +82,8 @@ pub struct AdminState {
     pub fd_limit: u64,
     /// Bounds of what may be asked about.
     pub limits: Limits,
-    /// Every setting, for `/v1/config`.
-    pub config: Vec<ConfigValue>,
+    /// Its settings, and how they are taken over anew.
+    pub settings: ReloadControl,
     /// More numbers for `/metrics`.
     pub sources: Vec<Arc<dyn Source>>,
 }
@@ -126,7 +128,7 @@ impl Handler for Admin {
 }
 
 /// What is served, by which methods.
-const PATHS: [(&str, bool); 9] = [
+const PATHS: [(&str, bool); 10] = [
     ("/healthz", false),
     ("/readyz", false),
     ("/metrics", false),
@@ -136,6 +138,7 @@ const PATHS: [(&str, bool); 9] = [
     ("/v1/explain", false),
     ("/v1/watch", false),
     ("/v1/drain", true),
+    ("/v1/reload", true),
 ];
 
 impl Admin {
@@ -187,8 +190,8 @@ impl Admin {
             "/v1/status" => Reply::json(StatusCode::OK, &status::status(&self.state).await),
             "/v1/ring" => Reply::json(StatusCode::OK, &status::ring(&self.state, wants_arcs(query)?)),
             "/v1/config" => {
-                let answer =
-                    ConfigAnswer { node: self.state.name.clone(), values: self.state.config.clone() };
+                let values = self.state.settings.known().shown.into_iter().map(Into::into).collect();
+                let answer = ConfigAnswer { node: self.state.name.clone(), values };
                 Reply::json(StatusCode::OK, &answer)
             }
             "/v1/explain" => {
@@ -198,6 +201,10 @@ impl Admin {
             "/v1/drain" => {
                 let asked = drain::asked(request.method(), query)?;
                 Reply::json(StatusCode::OK, &drain::answer(&self.state, asked).await?)
+            }
+            "/v1/reload" => {
+                let asked = reload::asked(request.method(), query)?;
+                Reply::json(StatusCode::OK, &reload::answer(&self.state, asked).await?)
             }
             "/v1/watch" => return Ok(Answer::Lines(self.watch(request.method() == Method::HEAD))),
             _ => return Err(Failure::no_such_path()),

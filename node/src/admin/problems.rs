@@ -40,6 +40,8 @@ pub(super) struct Looked<'a> {
     pub(super) descriptors: Descriptors,
     /// Backups that owe a shard of this node an answer for too long.
     pub(super) backups_silent: u64,
+    /// What was wrong with the settings when they were read last.
+    pub(super) settings: &'a [String],
 }
 
 /// Places for clients.
@@ -130,6 +132,15 @@ impl Problems {
                 what: "a backup of this node's users and rooms owes an answer for over 250 ms".into(),
                 hurts: "acks and events of what it backs up wait; nothing is released before it answers or is down",
                 advice: "look at the CPU of the other nodes and at the links to them",
+            });
+        }
+        if let Some(first) = looked.settings.first() {
+            conditions.push(Condition {
+                key: ("settings", String::new()),
+                lasting: AT_ONCE,
+                what: format!("its settings could not be taken over: {first}"),
+                hurts: "the node goes on with the old ones, and would not start with the new ones",
+                advice: "mend them (`meshd --check-config` lists all that is wrong) and `meshctl reload` again",
             });
         }
         self.keep(now, conditions);

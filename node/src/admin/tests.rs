@@ -7,7 +7,7 @@ use mesh_proto::view::{NodeInfo, NodeRecord, NodeState, View};
 use mesh_proto::wire;
 use mesh_proto::wire::{
     Began, CommandFailed, DrainCommand, DrainPhase, DrainStatus, NodeStatus, OwnershipFacts, ProblemTold,
-    Query, RoomFacts, SessionFacts,
+    Query, Reloaded, RoomFacts, SessionFacts,
 };
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
@@ -77,6 +77,14 @@ impl Cluster for FakeCluster {
                 DrainCommand::Cancel => Err(CommandFailed::Refused("it does not drain".into())),
                 _ => Ok(DrainStatus { phase: DrainPhase::Announce, clients: status.clients, ..status.drain }),
             }
+        })
+    }
+
+    fn reload(&self, node: NodeRef) -> Answering<'_, Result<Reloaded, CommandFailed>> {
+        Box::pin(async move {
+            let _ = self.statuses.get(&node).ok_or(CommandFailed::Timeout)?;
+            let problems = vec![format!("{:?}", node.id)];
+            Ok(Reloaded { problems, ..Reloaded::default() })
         })
     }
 
@@ -173,7 +181,7 @@ pub(super) fn state(nodes: &[NodeInfo], silent: &str, astray: &str, shards_answe
         connections_max: 50_000,
         fd_limit: 100_000,
         limits: Limits::default(),
-        config: crate::config::Config::default().shown().into_iter().map(ConfigValue::from).collect(),
+        settings: ReloadControl::new(crate::config::Config::default().shown()).0,
         sources: vec![Arc::new(crate::api::Counters::default())],
     }
 }
@@ -432,8 +440,8 @@ async fn metrics_are_well_formed_and_speak_of_nobody() {
 #[tokio::test]
 async fn the_counts_told_to_peers_are_sums_over_shards() {
     let state = state(&three(), "", "", true);
-    let AdminState { shards, view, board, drain, .. } = state;
-    let own = OwnAnswers { shards, view: view.clone(), board, drain };
+    let AdminState { shards, view, board, drain, settings, .. } = state;
+    let own = OwnAnswers { shards, view: view.clone(), board, drain, settings };
     let status = own.status(Duration::from_secs(9)).await;
     assert_eq!((status.clients, status.sessions, status.rooms, status.uptime_secs), (10, 8, 6, 9));
     assert_eq!(status.ring_digest, view.borrow().ring.digest());

@@ -53,10 +53,16 @@ pub(super) async fn watch_node(state: Arc<AdminState>) {
         let answered = reports.iter().filter_map(|(_, report)| report.as_ref());
         let backups_silent = answered.map(|report| report.machine.backups_silent).max().unwrap_or(0);
         let mesh_facts = mesh.as_ref();
-        problems.look(
-            now,
-            &Looked { view: &view, mesh: mesh_facts, shards: &shards, descriptors, backups_silent },
-        );
+        let settings = state.settings.known().problems;
+        let looked = Looked {
+            view: &view,
+            mesh: mesh_facts,
+            shards: &shards,
+            descriptors,
+            backups_silent,
+            settings: &settings,
+        };
+        problems.look(now, &looked);
 
         let active = view.node(view.me).map(NodeInfo::state) == Some(NodeState::Active);
         active_since = if active { active_since.or(Some(now)) } else { None };

@@ -35,7 +35,7 @@ use tokio::net::TcpListener;
 pub use counters::Counters;
 
 use crate::handles::{Shards, ViewWatch};
-use crate::identity::{Products, normal_uid};
+use crate::identity::{ProductsWatch, normal_uid};
 use crate::tasks::Tasks;
 use crate::web::{self, Access, Failure, Guard, Handler, Reply};
 
@@ -65,7 +65,7 @@ const ANSWER_GRACE: Duration = Duration::from_secs(1);
 pub struct Api {
     shards: Shards,
     view: ViewWatch,
-    products: Arc<Products>,
+    products: ProductsWatch,
     limits: Limits,
     guard: Guard,
     counters: Arc<Counters>,
@@ -79,7 +79,7 @@ impl Api {
     pub fn new(
         shards: Shards,
         view: ViewWatch,
-        products: Arc<Products>,
+        products: ProductsWatch,
         limits: Limits,
         access: Access,
         counters: Arc<Counters>,
@@ -125,8 +125,9 @@ impl Api {
         if !fits {
             return Err(Failure::wrong_method(allow));
         }
+        let products = self.products.borrow().clone();
         let product =
-            self.products.named(&route.product).and_then(|product| product.rules()).ok_or_else(|| {
+            products.named(&route.product).and_then(|product| product.rules()).ok_or_else(|| {
                 Failure::new(StatusCode::NOT_FOUND, "product_unknown", "this node has no such product")
             })?;
         if is_read {

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::*;
 use crate::handles::{ShardHandle, ToShard};
-use crate::identity::Product;
+use crate::identity::{Product, Products};
 use crate::web::BearerKeys;
 use crate::web::testing::{Answered, Running, run};
 
@@ -32,7 +32,7 @@ impl Story {
         let api = Api::new(
             Shards(Arc::from(shards)),
             watch::channel(Arc::new(View::new(1, me(), Vec::new(), 1))).1,
-            Arc::new(products),
+            watch::channel(Arc::new(products)).1,
             Limits::default(),
             access,
             Arc::default(),

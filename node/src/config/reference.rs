@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::{Config, Key, ProductConfig, SECTIONS, Section};
+use super::{Config, Key, ProductConfig, SECTIONS, Section, live};
 
 /// One setting with its value: a line of `meshctl config`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -43,8 +43,8 @@ impl Config {
             let key = format!("{name}.{field}");
             let value = section.value(field).map(|value| value.to_string()).unwrap_or_default();
             let origin = self.origins.of(&key).to_string();
-            // Nothing is taken over by a running node in this version.
-            lines.push(Shown { key, value, origin, restart: true });
+            let restart = !live::is_live(&key);
+            lines.push(Shown { key, value, origin, restart });
         }
     }
 
@@ -70,8 +70,9 @@ const PREFACE: &str = "\
 <!-- Generated from node/src/config.rs. To write it anew: MESHD_WRITE_DOCS=1 cargo test -p meshd reference -->
 
 A value comes from, weaker first: its default, the file given by `--config` (TOML), the environment, a flag.
-`meshd --check-config` and `meshctl config` print every value with its origin. A node reads its settings at start:
-every change needs a restart.
+`meshd --check-config` and `meshctl config` print every value with its origin. Settings marked as *live*
+are taken over by `meshctl reload` and by SIGHUP (a file with anything wrong in it changes nothing, and says why);
+other changes need a restart.
 
 - Environment: `MESHD_`, then the name in capitals with **two** underscores for the dot: `mesh.key_file` is
   `MESHD_MESH__KEY_FILE`. Lists are separated by commas. Variables that have no two underscores are not read (under
@@ -102,9 +103,10 @@ fn markdown_section(text: &mut String, name: &str, section: &dyn Section) {
         let value = section.value(field).map(|value| value.to_string()).unwrap_or_default();
         let value = if value.is_empty() { "\"\"".to_owned() } else { value };
         let allowed = kind.allowed();
+        let live = if live::is_live(&format!("{name}.{field}")) { "- live\n" } else { "" };
         let _ = write!(
             text,
-            "\n### `{name}.{field}`\n\n{}\n\n- default: `{value}`\n- allowed: {allowed}\n",
+            "\n### `{name}.{field}`\n\n{}\n\n- default: `{value}`\n- allowed: {allowed}\n{live}",
             joined(doc)
         );
     }

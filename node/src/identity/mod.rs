@@ -35,7 +35,7 @@ use mesh_proto::shard::{Admission, ClientProtocol, NewClient, RecoveryRule, Refu
 
 pub use jwt::{JwtPolicy, JwtSettings};
 pub use keys::{JWT_SECRET_BYTES_MIN, NoKey, TokenKeys};
-pub use products::{Chosen, Product, ProductKind, Products};
+pub use products::{Chosen, Product, ProductKind, Products, ProductsWatch};
 pub(crate) use sources::bearer_token;
 pub use sources::{TokenPlace, UidPolicy, UidSource};
 pub use uid::{check_uid, normal_uid};

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mesh_proto::shard::ProductRules;
+use tokio::sync::watch;
 
 use super::{Denied, PRODUCT_UNKNOWN};
 use crate::transport::head::RequestHead;
@@ -69,6 +70,9 @@ pub struct Chosen {
     /// Bytes of the path that chose it: what stands before the product's own paths.
     pub prefix_len: usize,
 }
+
+/// The newest products; an operator may change them while a node runs.
+pub type ProductsWatch = watch::Receiver<Arc<Products>>;
 
 /// The products of this node.
 #[derive(Clone, Debug)]

@@ -65,6 +65,7 @@ struct Bench {
     inbox: mpsc::Receiver<ToShard>,
     admission: Arc<Admission>,
     tasks: Tasks,
+    _settings: watch::Sender<Arc<PortSettings>>,
 }
 
 fn bench(limits: AdmissionLimits, head_timeout: Duration, queue_len: usize) -> Bench {
@@ -92,13 +93,14 @@ fn bench_with(
     let addr = listener.local_addr();
     let admission = Admission::new(limits, 1);
     let site: Site = Arc::new(|head| (head.path == "/").then(|| Response::json(200, r#""home""#)));
+    let policy = RoutePolicy { proxies, ..RoutePolicy::default() };
+    let settings = PortSettings { products: Arc::new(products()), doorkeeper: Arc::new(Stranger), policy };
+    let (settings_tx, settings) = watch::channel(Arc::new(settings));
     let port = ClientPort {
         shards: Shards(Arc::new([ShardHandle { shard: ShardIx(0), tx }])),
-        products: Arc::new(products()),
-        doorkeeper: Arc::new(Stranger),
+        settings,
         proxy,
         site: Some(site),
-        policy: Arc::new(RoutePolicy { proxies, ..RoutePolicy::default() }),
         admission: admission.clone(),
         head_timeout,
         message_bytes_max: 1_000,
@@ -107,7 +109,7 @@ fn bench_with(
     };
     let tasks = Tasks::new();
     listener.start(port, None, &tasks).unwrap();
-    Bench { addr, inbox, admission, tasks }
+    Bench { addr, inbox, admission, tasks, _settings: settings_tx }
 }
 
 fn plain_bench() -> Bench {

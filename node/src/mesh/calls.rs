@@ -31,7 +31,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// The answer to a question, in time.
 type Answering = Pin<Box<dyn Future<Output = Result<Answer, CommandFailed>> + Send>>;
 
-/// Answers questions to this node itself: [`Query::NodeStatus`], [`Query::Drain`].
+/// Answers questions to this node itself: [`Query::NodeStatus`], [`Query::Drain`], [`Query::Reload`].
 pub type NodeStatusSource = Arc<dyn Fn(Query) -> Answering + Send + Sync>;
 
 type Waiting = FixedMap<u64, (NodeRef, oneshot::Sender<Result<Answer, CommandFailed>>)>;
@@ -116,7 +116,7 @@ impl NodeCalls {
     /// The answer to come, or why there is none.
     fn answer(&self, query: Query) -> Result<Answering, CommandFailed> {
         match query {
-            Query::NodeStatus | Query::Drain(_) => Ok((self.status)(query)),
+            Query::NodeStatus | Query::Drain(_) | Query::Reload => Ok((self.status)(query)),
             _ => Err(CommandFailed::Refused("not a question to a node".into())),
         }
     }

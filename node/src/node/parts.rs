@@ -4,6 +4,7 @@
 //! nothing to undo; then mesh → shards → API and admin → clients, each needing the one before.
 //! Stays out: stopping (`stop`).
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
@@ -15,7 +16,7 @@ use mesh_proto::membership::MembershipConfig;
 use mesh_proto::shard::ShardConfig;
 use mesh_proto::time::Instant;
 use mesh_proto::wire::CommandFailed;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::doorkeeper::{identity, identity_headers, products};
 use super::serve::Serving;
@@ -29,11 +30,12 @@ use crate::config::Config;
 use crate::config::secrets::Secrets;
 use crate::drain::DrainControl;
 use crate::handles::{SHARD_QUEUE_LEN, ShardHandle, Shards, ToShard, ViewWatch};
-use crate::listener::{ClientListener, ClientPort};
+use crate::listener::{ClientListener, ClientPort, PortSettings};
 use crate::mesh::{EndpointConfig, Mesh, MeshConfig, NodeStatusSource};
 use crate::proxy::{ByTcp, Proxies, Proxy, ProxyParts, Settings};
+use crate::reload::{self, Apply, ReloadControl};
 use crate::shard::ShardParts;
-use crate::tasks::Tasks;
+use crate::tasks::{OnPanic, Tasks};
 use crate::transport::proxies::TrustedProxies;
 use crate::transport::route::{Origins, RoutePolicy};
 use crate::transport::tls::{CertificateError, CertificateFiles, CertificateSwitch, Certificates};
@@ -94,20 +96,11 @@ pub(super) struct Parts {
     pub(super) proxies: Arc<Proxies>,
     pub(super) drain: DrainControl,
     pub(super) apps: Arc<Apps>,
-    /// Changes the certificates of the client port, where it speaks TLS.
-    pub(super) certificates: Option<CertificateSwitch>,
+    pub(super) settings: ReloadControl,
     /// Acceptor and handshakes: the first to stop.
     pub(super) client_tasks: Tasks,
     /// The rest of the serving runtime, and the shards' threads: the last to stop.
     pub(super) tasks: Tasks,
-}
-
-/// Products with code of their own need no settings: those that there are none of have the defaults.
-fn with_products_of_code(mut config: Config, options: &Options) -> Config {
-    for name in options.apps.keys() {
-        config.products.0.entry(name.clone()).or_default();
-    }
-    config
 }
 
 impl Parts {
@@ -119,7 +112,8 @@ impl Parts {
         listeners: Listeners,
         handlers: tokio::runtime::Handle,
     ) -> Result<Self, StartError> {
-        let config = with_products_of_code(config, options);
+        let of_code: Vec<String> = options.apps.keys().cloned().collect();
+        let config = config.with_products(&of_code);
         let clock = Clock::start();
         let tasks = Tasks::new();
         let client_tasks = tasks.child();
@@ -131,7 +125,8 @@ impl Parts {
         let connections_max = limits.connections_max;
         let admission = Admission::new(limits, shards.0.len());
         let (board, drain) = (Board::new(), DrainControl::new(admission.clone()));
-        let (status, view_known) = own_answers(&shards, &board, &drain, clock);
+        let (settings, reloads) = ReloadControl::new(config.shown());
+        let (status, view_known) = own_answers(&shards, &board, &drain, &settings, clock);
         let mesh_config = mesh_config(&config, &addresses, cluster_key.clone(), shards.0.len());
         let me = mesh_config.membership.me;
         let mesh = Mesh::start(mesh_config, shards.clone(), status)?;
@@ -139,7 +134,11 @@ impl Parts {
         let _ = view_known.set(view.clone());
         let addresses = Addresses { mesh: mesh.handle().bound(), ..addresses };
 
-        let products = Arc::new(products(&config, &options.apps));
+        let apps_of_products = options.apps.clone();
+        let first = Arc::new(port_settings(&config, secrets, &apps_of_products));
+        let products = first.products.clone();
+        let (products_tx, products_watch) = watch::channel(products.clone());
+        let (port_tx, port_watch) = watch::channel(first);
         let limits = config.limits.clone();
         let apps =
             Apps::new(options.apps.clone(), shards.clone(), view.clone(), limits, tasks.clone(), handlers);
@@ -173,7 +172,8 @@ impl Parts {
             addresses: &addresses,
             mesh: mesh.handle(),
             shards: &shards,
-            products: &products,
+            products: &products_watch,
+            settings: &settings,
             admission: &admission,
             board: &board,
             drain: &drain,
@@ -184,17 +184,9 @@ impl Parts {
         serving.admin(listeners.admin, secrets.admin_token.as_ref(), api)?;
         let port = ClientPort {
             shards: shards.clone(),
-            products: products.clone(),
-            doorkeeper: Arc::new(identity(&config, secrets)),
+            settings: port_watch,
             proxy: Some(proxies.clone()),
             site: options.demo_control.as_ref().map(|url| serving.demo_site(url)),
-            policy: Arc::new(RoutePolicy {
-                origins: Origins::from_list(&config.client.allowed_origins),
-                identity_headers: identity_headers(&config),
-                engine_io: options.apps.values().any(App::is_engine_io),
-                // Checked with the rest of the configuration.
-                proxies: TrustedProxies::from_list(&config.client.trusted_proxies).unwrap_or_default(),
-            }),
             admission: admission.clone(),
             head_timeout: config.client.head_timeout,
             message_bytes_max: config.limits.message_bytes_max,
@@ -202,7 +194,7 @@ impl Parts {
             clock,
         };
         let not_started = |cause| StartError::System { what: "the client port", cause };
-        let certificates = match listeners.client_tls {
+        let shown = match listeners.client_tls {
             Some(listener) => {
                 let (switch, acceptor) = CertificateSwitch::new(certificates(&config)?)?;
                 listener.start(port.clone(), Some(acceptor), &client_tasks).map_err(not_started)?;
@@ -211,6 +203,31 @@ impl Parts {
             None => None,
         };
         listeners.client.start(port, None, &client_tasks).map_err(not_started)?;
+        let told = shards.clone();
+        let apply: Apply = Box::new(move |config, secrets| {
+            let settings = port_settings(config, secrets, &apps_of_products);
+            if let Some(shown) = &shown {
+                let read = certificates(config).map_err(|e| e.to_string())?;
+                shown.switch(read).map_err(|e| e.to_string())?;
+            }
+            let products = settings.products.clone();
+            for shard in told.0.iter() {
+                // Shards know a product before its first client comes. One that is gone takes the node with it.
+                let _ = shard.tx.blocking_send(ToShard::Products(products.rooms().cloned().collect()));
+            }
+            products_tx.send_replace(products);
+            port_tx.send_replace(Arc::new(settings));
+            Ok(())
+        });
+        let sources = options.sources.clone();
+        let reading = reload::Settings { config: config.clone(), sources, of_code, apply };
+        let stopping = tasks.stopping();
+        tasks.spawn("reload", OnPanic::EndTask, async move {
+            tokio::select! {
+                () = reading.serve(reloads) => {}
+                () = stopping.cancelled() => {}
+            }
+        });
         Ok(Self {
             config,
             addresses,
@@ -221,7 +238,7 @@ impl Parts {
             proxies,
             drain,
             apps,
-            certificates,
+            settings,
             client_tasks,
             tasks,
         })
@@ -289,17 +306,20 @@ fn own_answers(
     shards: &Shards,
     board: &Board,
     drain: &DrainControl,
+    settings: &ReloadControl,
     clock: Clock,
 ) -> (NodeStatusSource, Arc<OnceLock<ViewWatch>>) {
     let view = Arc::new(OnceLock::<ViewWatch>::new());
-    let (known, shards, board, drain) = (view.clone(), shards.clone(), board.clone(), drain.clone());
+    let (known, shards, board) = (view.clone(), shards.clone(), board.clone());
+    let (drain, settings) = (drain.clone(), settings.clone());
     let source = move |query| -> std::pin::Pin<Box<dyn Future<Output = _> + Send>> {
         let uptime = clock.now().since(Instant::ZERO);
         let Some(view) = known.get().cloned() else {
             return Box::pin(std::future::ready(Err(CommandFailed::Overloaded)));
         };
-        let (shards, board, drain) = (shards.clone(), board.clone(), drain.clone());
-        Box::pin(OwnAnswers { shards, view, board, drain }.answer(query, uptime))
+        let (shards, board, drain, settings) =
+            (shards.clone(), board.clone(), drain.clone(), settings.clone());
+        Box::pin(OwnAnswers { shards, view, board, drain, settings }.answer(query, uptime))
     };
     (Arc::new(source), view)
 }
@@ -352,6 +372,19 @@ fn mesh_config(config: &Config, addresses: &Addresses, cluster_key: ClusterKey, 
         },
         limits: LinkLimits::default(),
     }
+}
+
+/// What the client port goes by.
+fn port_settings(config: &Config, secrets: &Secrets, apps: &BTreeMap<String, App>) -> PortSettings {
+    let policy = RoutePolicy {
+        origins: Origins::from_list(&config.client.allowed_origins),
+        identity_headers: identity_headers(config),
+        engine_io: apps.values().any(App::is_engine_io),
+        // Checked with the rest of the configuration.
+        proxies: TrustedProxies::from_list(&config.client.trusted_proxies).unwrap_or_default(),
+    };
+    let products = Arc::new(products(config, apps));
+    PortSettings { products, doorkeeper: Arc::new(identity(config, secrets)), policy }
 }
 
 /// Read again: since the settings were checked somebody may have changed the files.

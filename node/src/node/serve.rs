@@ -17,10 +17,11 @@ use crate::config::{Config, SecretText};
 use crate::demo::site;
 use crate::drain::DrainControl;
 use crate::handles::Shards;
-use crate::identity::Products;
+use crate::identity::ProductsWatch;
 use crate::mesh::MeshHandle;
 use crate::metrics::Source;
 use crate::proxy::Proxies;
+use crate::reload::ReloadControl;
 use crate::tasks::{OnPanic, Tasks};
 use crate::transport::Site;
 use crate::web::{Access, BearerKeys};
@@ -33,7 +34,8 @@ pub(super) struct Serving<'n> {
     pub(super) addresses: &'n Addresses,
     pub(super) mesh: &'n MeshHandle,
     pub(super) shards: &'n Shards,
-    pub(super) products: &'n Arc<Products>,
+    pub(super) products: &'n ProductsWatch,
+    pub(super) settings: &'n ReloadControl,
     pub(super) admission: &'n Arc<Admission>,
     pub(super) board: &'n Board,
     pub(super) drain: &'n DrainControl,
@@ -79,7 +81,7 @@ impl Serving<'_> {
             connections_max: self.connections_max,
             fd_limit: fd_limit::raise().unwrap_or(u64::MAX),
             limits: self.config.limits.clone(),
-            config: self.config.shown().into_iter().map(Into::into).collect(),
+            settings: self.settings.clone(),
             sources,
         };
         let serve = admin::serve(listener, state, access, self.tasks.clone());

@@ -260,6 +260,7 @@ impl<M: Machine> Driver<M> {
                 self.answers.insert(self.queries, answer);
                 self.feed(now, Input::Query(self.queries, query));
             }
+            ToShard::Products(products) => self.feed(now, Input::Products(products)),
             ToShard::CloseClients(count) => self.feed(now, Input::CloseClients(count)),
             ToShard::Stats(answer) => {
                 let driver = DriverStats { queries_open: self.answers.len() as u64, ..self.stats };

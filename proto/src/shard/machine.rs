@@ -283,9 +283,11 @@ impl Shard {
                 self.bindings.place(&mut ctx, &key);
                 self.bindings.facts(self.now, &key).map(Answer::Binding).ok_or(CommandFailed::NotFound)
             }
-            Query::NodeStatus | Query::Drain(_) | Query::MembersOf { .. } | Query::Broadcast(_) => {
-                Err(CommandFailed::NotFound)
-            }
+            Query::NodeStatus
+            | Query::Drain(_)
+            | Query::Reload
+            | Query::MembersOf { .. }
+            | Query::Broadcast(_) => Err(CommandFailed::NotFound),
         };
         let placement = placement.unwrap_or(crate::id::Placement(0));
         self.out.send_to_address(from, placement, Body::Answer { call, answer });

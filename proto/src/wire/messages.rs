@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ask::{Action, Ask, Gathered};
 use super::binding::{BindingFacts, Wish};
-use super::status::{DrainCommand, DrainStatus, NodeStatus, OwnershipFacts};
+use super::status::{DrainCommand, DrainStatus, NodeStatus, OwnershipFacts, Reloaded};
 use crate::binding::BindingKey;
 use crate::births::Births;
 use crate::id::{Address, ClientIx, Cursor, NodeRef, Pid, Placement, PublishId, RoomKey, SocketSid, Term};
@@ -802,6 +802,8 @@ pub enum Query {
     /// Publish to several rooms, or ask their members. Carried out by the shard that is told, by a `Publish`
     /// to each room; no node asks another for it.
     Broadcast(Box<Broadcast>),
+    /// Take over the settings as they are now ([`To::Node`](super::To::Node)).
+    Reload,
 }
 
 /// An event to rooms, or something done to their members; who is in several of them has it once.
@@ -834,6 +836,7 @@ impl Query {
             Self::LocalMembers { .. }
             | Self::NodeStatus
             | Self::Drain(_)
+            | Self::Reload
             | Self::MembersOf { .. }
             | Self::Broadcast(_) => None,
         }
@@ -900,6 +903,8 @@ pub enum Answer {
     Binding(BindingFacts),
     /// To a `Broadcast` whose answers are waited for.
     Gathered(Gathered),
+    /// To `Reload`.
+    Reloaded(Reloaded),
 }
 
 /// Who is in a room.

@@ -163,3 +163,14 @@ pub enum Began {
         from: NodeRef,
     },
 }
+
+/// What became of a node's settings when it was told to take them over.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// Settings that have other values now.
+    pub changed: Vec<String>,
+    /// Settings that have other values in their sources, and keep the old ones until the node is restarted.
+    pub restart: Vec<String>,
+    /// Why nothing was taken over, a line each; empty when all is well.
+    pub problems: Vec<String>,
+}

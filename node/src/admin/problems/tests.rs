@@ -12,6 +12,7 @@ struct Scene {
     shards: Vec<(ShardIx, usize, bool)>,
     places: Descriptors,
     backups_silent: u64,
+    settings: Vec<String>,
     problems: Problems,
     start: Instant,
 }
@@ -34,6 +35,7 @@ impl Scene {
             shards,
             places,
             backups_silent: 0,
+            settings: Vec::new(),
             problems: Problems::default(),
             start: Instant::now(),
         }
@@ -60,6 +62,7 @@ impl Scene {
             shards: &self.shards,
             descriptors: self.places,
             backups_silent: self.backups_silent,
+            settings: &self.settings,
         };
         self.problems.look(self.start + Duration::from_secs(secs), &looked);
         self.problems.shown().iter().map(|found| found.problem.what.clone()).collect()

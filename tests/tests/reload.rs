@@ -1,0 +1,139 @@
+//! Settings taken over by nodes that run.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use mesh_tests::cluster::{Addresses, settings};
+use mesh_tests::plain::PlainClient;
+use mesh_tests::process::{Process, binary, run};
+use mesh_tests::{http, until};
+use tokio::process::Command;
+
+/// A node whose settings are in a file, too.
+struct Node {
+    process: Process,
+    at: Addresses,
+    file: PathBuf,
+}
+
+impl Node {
+    async fn start(name: &str, seeds: &[SocketAddr], text: &str) -> Self {
+        let file = std::env::temp_dir().join(format!("meshd-reload-{}-{name}.toml", std::process::id()));
+        fs::write(&file, text).unwrap();
+        let mut command = Command::new(binary("meshd"));
+        command.args(["--supervised", "--config"]).arg(&file).env_clear().env("HOME", std::env::temp_dir());
+        let key = format!("{:064x}", std::process::id());
+        command.envs(settings(name, &key, seeds).iter().map(|(key, value)| (format!("MESHD_{key}"), value)));
+        let mut process = Process::start(name, &mut command);
+        let line = process.line("{\"name\":").await;
+        Self { process, at: Addresses::from_line(&line).unwrap(), file }
+    }
+
+    fn write(&self, text: &str) {
+        fs::write(&self.file, text).unwrap();
+    }
+
+    async fn reload(&self, more: &[&str]) -> (i32, String) {
+        let admin = self.at.admin.to_string();
+        let (code, text, err) =
+            run(binary("meshctl"), &[&["reload", "--admin", &admin], more].concat()).await;
+        (code, text + &err)
+    }
+
+    /// What a client of this product gets.
+    async fn welcome(&self, product: &str) -> serde_json::Value {
+        let mut client = PlainClient::open(self.at.client, &format!("/ws?uid=alice&product={product}")).await;
+        client.next().await
+    }
+
+    async fn status(&self) -> String {
+        http::get(self.at.admin, "/v1/status").await.unwrap().body
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.file);
+    }
+}
+
+const FIRST: &str = "[products.rooms]\npublish = \"members\"\n";
+
+#[tokio::test]
+async fn new_products_and_rules_are_taken_over_and_clients_stay() {
+    let node = Node::start("n1", &[], FIRST).await;
+    let mut alice = node_client(&node).await;
+    alice.join("r").await;
+    assert_eq!(node.welcome("shop").await["code"], "product_unknown");
+
+    node.write(
+        "[products.rooms]\npublish = \"nobody\"\n[products.shop]\n[limits]\nping_interval = \"30s\"\n",
+    );
+    let (code, told) = node.reload(&[]).await;
+    assert_eq!(code, 0, "{told}");
+    assert!(told.contains("changed: products.rooms.publish"), "{told}");
+    assert!(told.contains("needs a restart: limits.ping_interval"), "{told}");
+    assert_eq!(node.welcome("shop").await["type"], "welcome");
+    let refused = alice.say("r", "e", 1).await;
+    assert_eq!(refused["error"]["code"], "forbidden", "{refused}");
+    assert!(alice.is_alive().await);
+
+    let (code, told) = node.reload(&[]).await;
+    assert!(code == 0 && told.contains("nothing has changed"), "{told}");
+}
+
+#[tokio::test]
+async fn a_bad_file_changes_nothing_and_is_told() {
+    let node = Node::start("n2", &[], FIRST).await;
+    node.write("[products.rooms]\npublish = \"everybody\"\n[products.shop]\n");
+    let (code, told) = node.reload(&[]).await;
+    assert_eq!(code, 1, "{told}");
+    let name = node.file.file_name().unwrap().to_str().unwrap().to_owned();
+    assert!(told.contains(&format!("{name}:2")) && told.contains("everybody"), "{told}");
+    assert_eq!(node.welcome("shop").await["code"], "product_unknown");
+    let status = || async {
+        let status = node.status().await;
+        if status.contains("could not be taken over") { Ok(()) } else { Err(status) }
+    };
+    until("the problem in the status", status).await;
+
+    node.write("[products.rooms]\n[products.shop]\n");
+    node.process.signal("HUP").await;
+    let taken = || async {
+        let welcome = node.welcome("shop").await;
+        if welcome["type"] == "welcome" { Ok(()) } else { Err(welcome.to_string()) }
+    };
+    until("the product after SIGHUP", taken).await;
+    let status = || async {
+        let status = node.status().await;
+        if status.contains("could not be taken over") { Err(status) } else { Ok(()) }
+    };
+    until("no problem in the status", status).await;
+}
+
+#[tokio::test]
+async fn any_node_tells_all() {
+    let one = Node::start("n3", &[], FIRST).await;
+    let two = Node::start("n4", &[one.at.mesh], FIRST).await;
+    let both = || async {
+        let status = two.status().await;
+        if status.contains("n3") && status.contains("n4") { Ok(()) } else { Err(status) }
+    };
+    until("two nodes", both).await;
+    for node in [&one, &two] {
+        node.write("[products.rooms]\njoin = \"nobody\"\n");
+    }
+    let (code, told) = two.reload(&["--all"]).await;
+    assert_eq!(code, 0, "{told}");
+    assert_eq!(told.matches("changed: products.rooms.join").count(), 2, "{told}");
+    two.write("nonsense");
+    let (code, told) = one.reload(&["n4"]).await;
+    assert!(code == 1 && told.contains("n4  nothing taken over"), "{told}");
+    let (code, told) = one.reload(&["n9"]).await;
+    assert!(code == 1 && told.contains("no such node"), "{told}");
+}
+
+async fn node_client(node: &Node) -> PlainClient {
+    PlainClient::connect(node.at.client, "alice").await
+}
