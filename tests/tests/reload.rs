@@ -8,6 +8,8 @@ use mesh_tests::cluster::{Addresses, settings};
 use mesh_tests::plain::PlainClient;
 use mesh_tests::process::{Process, binary, run};
 use mesh_tests::{http, until};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 use tokio::process::Command;
 
 /// A node whose settings are in a file, too.
@@ -132,6 +134,50 @@ async fn any_node_tells_all() {
     assert!(code == 1 && told.contains("n4  nothing taken over"), "{told}");
     let (code, told) = one.reload(&["n9"]).await;
     assert!(code == 1 && told.contains("no such node"), "{told}");
+}
+
+/// A server that answers everything with one letter.
+async fn upstream(letter: char) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut request = [0; 4_096];
+                while stream.read(&mut request).await.is_ok_and(|len| len > 0) {
+                    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{letter}");
+                    if stream.write_all(answer.as_bytes()).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    at
+}
+
+#[tokio::test]
+async fn upstreams_change_while_clients_come() {
+    let (a, b) = (upstream('a').await, upstream('b').await);
+    let text = |upstream: SocketAddr, more: &str| {
+        format!(
+            "[products.rooms]\n[products.site]\nkind = \"proxy\"\npaths = [\"/site\"]\nuid = \"optional\"\n\
+             upstreams = [\"{upstream}\"]\n{more}"
+        )
+    };
+    let node = Node::start("n5", &[], &text(a, "")).await;
+    let answered = || async { http::get(node.at.client, "/site/").await.unwrap() };
+    assert_eq!(answered().await.body, "a");
+    node.write(&text(b, ""));
+    assert_eq!(node.reload(&[]).await.0, 0);
+    assert_eq!(answered().await.body, "b");
+    node.write(&text(a, "owner_header = \"x-owner\"\n"));
+    assert_eq!(node.reload(&[]).await.0, 0);
+    assert_eq!(answered().await.body, "a");
+    node.write(FIRST);
+    assert_eq!(node.reload(&[]).await.0, 0);
+    assert_eq!(answered().await.status, 404);
 }
 
 async fn node_client(node: &Node) -> PlainClient {

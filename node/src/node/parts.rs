@@ -203,7 +203,8 @@ impl Parts {
             None => None,
         };
         listeners.client.start(port, None, &client_tasks).map_err(not_started)?;
-        let told = shards.clone();
+        let (told, proxied) = (shards.clone(), proxies.clone());
+        let start = start_proxy(&shards, clock, &client_tasks);
         let apply: Apply = Box::new(move |config, secrets| {
             let settings = port_settings(config, secrets, &apps_of_products);
             if let Some(shown) = &shown {
@@ -215,6 +216,7 @@ impl Parts {
                 // Shards know a product before its first client comes. One that is gone takes the node with it.
                 let _ = shard.tx.blocking_send(ToShard::Products(products.rooms().cloned().collect()));
             }
+            proxied.take_over(proxy_settings(config), &start);
             products_tx.send_replace(products);
             port_tx.send_replace(Arc::new(settings));
             Ok(())
@@ -270,19 +272,28 @@ fn proxies(
     clock: Clock,
     tasks: &Tasks,
 ) -> Arc<Proxies> {
+    let start = start_proxy(shards, clock, tasks);
+    let proxies = proxy_settings(config).into_iter().map(|(name, settings)| start(name, settings));
+    Proxies::new(proxies, admission.clone(), tasks.clone())
+}
+
+fn proxy_settings(config: &Config) -> Vec<(Arc<str>, Settings)> {
     let headers = identity_headers(config);
     let products = config.products.0.iter().filter(|(_, product)| product.is_proxy());
-    let proxies = products.map(|(name, product)| {
-        let parts = ProxyParts {
-            settings: Settings::of(product, &headers),
-            dial: Box::new(ByTcp::default()),
-            shards: Some(shards.clone()),
-            clock,
-            tasks,
-        };
-        Proxy::start(name.as_str().into(), parts)
-    });
-    Proxies::new(proxies, admission.clone(), tasks.clone())
+    products.map(|(name, product)| (name.as_str().into(), Settings::of(product, &headers))).collect()
+}
+
+/// How a proxied product begins at this node.
+fn start_proxy(
+    shards: &Shards,
+    clock: Clock,
+    tasks: &Tasks,
+) -> impl Fn(Arc<str>, Settings) -> Arc<Proxy> + use<> {
+    let (shards, tasks) = (shards.clone(), tasks.clone());
+    move |name, settings| {
+        let dial = Box::new(ByTcp::default());
+        Proxy::start(name, ProxyParts { settings, dial, shards: Some(shards.clone()), clock, tasks: &tasks })
+    }
 }
 
 /// One per core, unless told otherwise; at most 64.

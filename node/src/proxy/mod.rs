@@ -47,7 +47,7 @@ use std::time::Duration;
 
 use mesh_proto::binding::BindingKey;
 use mesh_proto::time::Instant;
-use mesh_proto::upstream::{Outcome, Ticket, UpstreamFacts, UpstreamIx, Upstreams};
+use mesh_proto::upstream::{Outcome, Ticket, UpstreamConfig, UpstreamFacts, UpstreamIx, Upstreams};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -75,6 +75,8 @@ pub struct Proxy {
     moved: Notify,
     /// Ends everything that is open.
     stopping: CancellationToken,
+    /// Another has taken its place: nothing new comes, and its upstreams are asked no more.
+    retired: CancellationToken,
     counters: Counters,
 }
 
@@ -113,14 +115,15 @@ impl Proxy {
             settings,
             state: Mutex::new(State { upstreams, ends: HashMap::new() }),
             moved: Notify::new(),
-            stopping: stopping.clone(),
+            retired: stopping.child_token(),
+            stopping,
             counters: Counters::default(),
         });
-        let (checked, group) = (proxy.clone(), tasks.clone());
+        let (checked, group, ends) = (proxy.clone(), tasks.clone(), proxy.retired.clone());
         tasks.spawn(format!("upstreams/{}", proxy.name), OnPanic::EndNode, async move {
             tokio::select! {
                 () = checks::run(checked, group) => {}
-                () = stopping.cancelled() => {}
+                () = ends.cancelled() => {}
             }
         });
         proxy
@@ -142,6 +145,23 @@ impl Proxy {
     pub fn set_upstreams(&self, names: &[Arc<str>]) {
         self.lock().upstreams.set_names(names, self.clock.now());
         self.moved.notify_one();
+    }
+
+    /// Nothing new comes: what is open goes on.
+    pub(crate) fn retire(&self) {
+        self.retired.cancel();
+    }
+
+    /// Whether it has these settings, its list of upstreams left out of account.
+    pub(crate) fn has(&self, settings: &Settings) -> bool {
+        let named_as_here = Settings {
+            upstreams: UpstreamConfig {
+                names: self.settings.upstreams.names.clone(),
+                ..settings.upstreams.clone()
+            },
+            ..settings.clone()
+        };
+        named_as_here == self.settings
     }
 
     /// Nothing new goes to that upstream; after `within`, if it is told, what is open there is closed. Whether

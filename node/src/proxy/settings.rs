@@ -12,7 +12,7 @@ use mesh_proto::upstream::UpstreamConfig;
 use crate::config::product::{ProductConfig, Upstreams};
 
 /// Settings of one proxied product.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Its upstreams, and when they are fit.
     pub upstreams: UpstreamConfig,
