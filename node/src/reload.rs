@@ -6,7 +6,7 @@
 //! Invariants: settings with anything wrong in them change nothing, whatever else they hold; of a product
 //! that is taken out, clients stay and nobody new comes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_proto::wire::{CommandFailed, Reloaded};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -114,8 +114,8 @@ impl Settings {
         if let Err(problem) = (self.apply)(&merged, &secrets) {
             return failed([problem]);
         }
-        let changed = differing(&self.config, &merged);
-        let restart = differing(&merged, &wanted);
+        let changed = differing(&self.config, &merged).into_iter().collect();
+        let restart = differing(&merged, &wanted).into_iter().collect();
         self.config = merged;
         Reloaded { changed, restart, problems: Vec::new() }
     }
@@ -129,17 +129,22 @@ fn lines(errors: &ConfigErrors) -> Vec<String> {
     errors.to_string().lines().map(str::to_owned).collect()
 }
 
-/// Settings whose values differ, by name.
-fn differing(one: &Config, other: &Config) -> Vec<String> {
+/// Settings whose values differ, by name; a product that only one of them has by its own.
+fn differing(one: &Config, other: &Config) -> BTreeSet<String> {
     let values = |config: &Config| {
         config.shown().into_iter().map(|shown| (shown.key, shown.value)).collect::<BTreeMap<_, _>>()
     };
-    let (one, other) = (values(one), values(other));
-    let mut keys: Vec<_> =
-        one.keys().chain(other.keys()).filter(|key| one.get(*key) != other.get(*key)).collect();
-    keys.sort();
-    keys.dedup();
-    keys.into_iter().cloned().collect()
+    let has = |config: &Config, key: &str| {
+        let name = key.strip_prefix("products.").and_then(|rest| rest.split('.').next());
+        name.is_none_or(|name| config.products.0.contains_key(name))
+    };
+    let (these, those) = (values(one), values(other));
+    let keys = these.keys().chain(those.keys()).filter(|key| these.get(*key) != those.get(*key));
+    keys.map(|key| match (has(one, key) && has(other, key), key.rsplit_once('.')) {
+        (false, Some((product, _))) => product.to_owned(),
+        _ => key.clone(),
+    })
+    .collect()
 }
 
 fn tell(reloaded: &Reloaded) {

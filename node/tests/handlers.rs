@@ -219,7 +219,7 @@ fn for_members() -> App {
                 let brief = Duration::from_millis(300);
                 let answers = socket.to("r").and("none").emit_with_ack("what", ("now",), brief).await?;
                 let missing = answers.missing;
-                let error = answers.clone().all::<(String,)>().unwrap_err();
+                let error = answers.all::<(String,)>().unwrap_err();
                 let partial = error.downcast_ref::<Incomplete>().map(|i| i.0.answers.len());
                 event.reply((missing, partial, error.to_string()))
             })
