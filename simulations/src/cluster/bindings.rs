@@ -75,7 +75,7 @@ impl Cluster {
         let shard = random.index(life.shards.len());
         let index = random.index(KEYS);
         let product = self.common.products[index % self.common.products.len()].name.clone();
-        let class = if index % 3 == 0 { BindingClass::Sid } else { BindingClass::Uid };
+        let class = if index.is_multiple_of(3) { BindingClass::Sid } else { BindingClass::Uid };
         let key = BindingKey::new(&product, class, &format!("k{index}"));
         self.queries += 1;
         let number = self.queries;
