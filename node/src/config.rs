@@ -31,6 +31,8 @@ use mesh_proto::membership::Timing;
 pub use origin::{ConfigError, ConfigErrors, Origin, Origins};
 pub use product::ProductConfig;
 pub use setting::{Kind, SecretText, Value};
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) use sources::errors_in;
 pub use sources::{Flag, Sources};
 pub use table::{Key, Section};
 

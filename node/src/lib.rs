@@ -11,6 +11,8 @@ pub mod config;
 pub mod demo;
 pub mod drain;
 pub mod fd_limit;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 pub mod handles;
 pub mod identity;
 pub mod listener;

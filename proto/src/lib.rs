@@ -19,6 +19,7 @@
 //! | [`engineio`], [`socketio`], [`plain`], [`wire`] | bytes |
 //! | [`id`], [`time`], [`keys`], [`collections`], [`limits`] | words |
 //! | [`mutant`] | planted bugs that the simulator must find |
+//! | `fuzz` | what must hold for any bytes from outside (feature `fuzz`) |
 
 pub mod binding;
 pub mod births;
@@ -26,6 +27,8 @@ pub mod collections;
 mod edge;
 pub mod engineio;
 pub mod entity;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 pub mod gate;
 mod host;
 pub mod id;

@@ -240,7 +240,7 @@ fn read(mut body: &[u8]) -> Option<Offset> {
 
 /// Not a signature: who holds a pid may be told anything of its own session. It tells offsets of one pid
 /// from those of another.
-fn check(key: OffsetKey, body: &[u8]) -> [u8; SUM_BYTES] {
+pub(crate) fn check(key: OffsetKey, body: &[u8]) -> [u8; SUM_BYTES] {
     ((xxh3_64_with_seed(body, key.0) >> 32) as u32).to_le_bytes()
 }
 

@@ -207,3 +207,31 @@ fn packages_are_pinned_without_addresses() {
     let package = fs::read_to_string(repository().join("tests/js/package.json")).expect("a package file");
     assert!(!package.contains('^') && !package.contains('~'), "versions of clients are exact");
 }
+
+/// They are compiled by another compiler only, so that nothing else tells.
+#[test]
+fn every_check_has_a_fuzz_target() {
+    let read = |path: &str| fs::read_to_string(repository().join(path)).expect("a file");
+    let manifest = read("node/fuzz/Cargo.toml");
+    let mut checks = Vec::new();
+    for (package, path) in [
+        ("mesh_proto", "proto/src/fuzz/clients.rs"),
+        ("mesh_proto", "proto/src/fuzz/mesh.rs"),
+        ("meshd", "node/src/fuzz/mod.rs"),
+    ] {
+        for line in read(path).lines().filter_map(|line| line.strip_prefix("pub fn check_")) {
+            let name = line.split('(').next().expect("a name");
+            let target = read(&format!("node/fuzz/fuzz_targets/{name}.rs"));
+            assert!(target.contains(&format!("{package}::fuzz::check_{name}(bytes)")), "{target}");
+            assert!(
+                manifest.contains(&format!("name = \"{name}\"\npath = \"fuzz_targets/{name}.rs\"")),
+                "{name}"
+            );
+            checks.push(name.to_owned());
+        }
+    }
+    let targets = fs::read_dir(repository().join("node/fuzz/fuzz_targets")).expect("a directory").count();
+    assert_eq!(targets, checks.len());
+    let page = read("docs/fuzzing.md");
+    none("documented", checks.into_iter().filter(|name| !page.contains(&format!("`{name}`"))).collect());
+}

@@ -158,3 +158,20 @@ pub(super) fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Failur
         Failure::bad_request(code, error.to_string())
     })
 }
+
+/// Any bytes as each of the bodies: read, or refused in JSON. What is read is part of the body.
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) fn check_bodies(bytes: &[u8]) {
+    fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Option<T> {
+        parse(bytes).inspect_err(|refused| assert!(refused.body().is_object())).ok()
+    }
+    let is_part = |raw: &RawValue| bytes.as_ptr_range().contains(&raw.get().as_ptr());
+    if let Some(publish) = read::<Publish<'_>>(bytes) {
+        assert!(is_part(publish.event) && publish.args.is_none_or(is_part));
+    }
+    if let Some(batch) = read::<Batch<'_>>(bytes) {
+        assert!(batch.items.iter().all(|item| is_part(item)));
+        batch.items.iter().for_each(|item| drop(read::<Item<'_>>(item.get().as_bytes())));
+    }
+    let _ = (read::<Membership<'_>>(bytes), read::<Disconnect<'_>>(bytes), read::<Item<'_>>(bytes));
+}

@@ -39,6 +39,8 @@ use crate::identity::{ProductsWatch, normal_uid};
 use crate::tasks::Tasks;
 use crate::web::{self, Access, Failure, Guard, Handler, Reply};
 
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) use body::check_bodies;
 use body::{Batch, Item, Session};
 use counters::Endpoint;
 

@@ -66,6 +66,14 @@ pub(super) fn collect(sources: &Sources) -> (Config, Vec<ConfigError>) {
     (collector.config, collector.errors)
 }
 
+/// What is wrong with the text of a file, as far as it can be told line by line.
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) fn errors_in(text: &str) -> Vec<ConfigError> {
+    let mut collector = Collector { config: Config::default(), errors: Vec::new(), own_products: false };
+    collector.text(Path::new("meshd.toml"), text);
+    collector.errors
+}
+
 fn is_ours(name: &str) -> bool {
     name.strip_prefix(ENV_PREFIX).is_some_and(|rest| rest.contains("__"))
 }
@@ -152,9 +160,14 @@ impl Collector {
                 );
             }
         };
+        self.text(path, &text);
+    }
+
+    /// The text of a file that lies at `path`.
+    fn text(&mut self, path: &Path, text: &str) {
         let line =
             |at: usize| 1 + text.as_bytes()[..at.min(text.len())].iter().filter(|b| **b == b'\n').count();
-        let (document, syntax) = DeTable::parse_recoverable(&text);
+        let (document, syntax) = DeTable::parse_recoverable(text);
         let mut broken_lines = Vec::new();
         for error in syntax {
             let span = error.span().unwrap_or(0..0);

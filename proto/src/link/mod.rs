@@ -17,7 +17,7 @@
 //! the layer above repeats what it has no answer to. The epoch is in every frame, so a reset needs no
 //! new connection, and frames of an earlier epoch that are still in flight are dropped.
 
-mod frame;
+pub(crate) mod frame;
 #[cfg(test)]
 mod tests;
 

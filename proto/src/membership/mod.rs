@@ -33,7 +33,7 @@ mod machine;
 mod notice;
 mod outbound;
 mod records;
-mod seal;
+pub(crate) mod seal;
 mod suspicion;
 mod swim;
 mod sync;

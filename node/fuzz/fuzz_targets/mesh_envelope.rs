@@ -1,0 +1,5 @@
+//! Any bytes to `mesh_proto::fuzz::check_mesh_envelope`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| mesh_proto::fuzz::check_mesh_envelope(bytes));
