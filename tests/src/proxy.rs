@@ -78,7 +78,7 @@ impl Proxy {
                 let paths = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
                     .map(|what| format!("{what}_temp_path {}/{what};\n", directory.display()));
                 text = format!(
-                    "daemon off;\npid {0}/pid;\nerror_log stderr;\nworker_processes 1;\n\
+                    "daemon off;\nmaster_process off;\npid {0}/pid;\nerror_log stderr;\n\
                      events {{ worker_connections 4096; }}\nhttp {{\naccess_log off;\n{1}{text}}}\n",
                     directory.display(),
                     paths.concat(),

@@ -3,8 +3,11 @@
 //! The scenarios are in `tests/js/recovery.mjs` and, as a table, in `tests/js/matrix.mjs`. Two rooms that are busy for half
 //! a minute: `MESH_BUSY_SECONDS=30 cargo nextest run -p mesh-tests --test recovery matrix`.
 
+use std::time::Duration;
+
 use mesh_tests::Cluster;
 use mesh_tests::js::{run_scenario, start, start_scenario};
+use mesh_tests::wait::until_within;
 use serde_json::{Value, json};
 
 #[tokio::test]
@@ -28,6 +31,9 @@ async fn clients_that_do_not_ask_get_events_as_they_are() {
     run_scenario("recovery.mjs", "not_asked", &cluster).await;
 }
 
+/// How long the whole of it may take, thirty seconds of busy rooms included.
+const PLAYED_WITHIN: Duration = Duration::from_secs(120);
+
 /// One fault of the table in `tests/js/matrix.mjs`, for every transport and every story at once. `strike` is the part
 /// of it that is not the clients'.
 async fn matrix(fault: &str, strike: impl AsyncFnOnce(&mut Cluster)) {
@@ -41,6 +47,11 @@ async fn matrix(fault: &str, strike: impl AsyncFnOnce(&mut Cluster)) {
     clients.line("strike").await;
     strike(&mut cluster).await;
     clients.tell("struck").await;
+    until_within(PLAYED_WITHIN, "the clients to be done", || {
+        let ended = clients.has_ended();
+        async move { if ended { Ok(()) } else { Err("they are not".into()) } }
+    })
+    .await;
     assert!(clients.ended().await.success(), "{fault}");
 }
 

@@ -181,6 +181,9 @@ impl Door {
             self.count(Reason::BadHandshake, ip);
         }
         response.headers.extend(headers);
+        // Whoever keeps connections to a node that is about to go learns it by an answer (RFC 9112 §9.6): else the next
+        // request, perhaps a POST that nobody may repeat, meets the end of the process.
+        let keeps = keeps && !self.port.admission.is_draining();
         let bytes = if keeps { response.to_kept_bytes() } else { response.to_bytes(false) };
         match timeout(ANSWER_TIMEOUT, stream.write_answer(&bytes)).await {
             Ok(Ok(())) if keeps => Next::Request,

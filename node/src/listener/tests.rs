@@ -382,6 +382,19 @@ async fn a_draining_node_lets_nobody_in_and_serves_who_is_in() {
     stream.write_all(request.as_bytes()).await.unwrap();
     let asked = asked(&mut bench).await;
     assert_eq!((asked.sid, asked.request), (sid, EngineRequest::Poll));
+    // Kept connections end with an answer, not with the node under the next request of a balancer.
+    asked.answer.send(EngineResponse::Packets("6".into())).unwrap();
+    let told = read_to_end(&mut stream).await;
+    assert!(
+        told.starts_with("HTTP/1.1 200 ") && told.contains("Connection: close") && told.ends_with("6"),
+        "{told}"
+    );
+}
+
+async fn read_to_end(stream: &mut TcpStream) -> String {
+    let mut told = String::new();
+    stream.read_to_string(&mut told).await.unwrap();
+    told
 }
 
 #[tokio::test]
