@@ -73,7 +73,7 @@ pub(crate) struct Client {
 }
 
 /// Sends as many headers as a browser does, so that their cost is in the figures.
-const BROWSER_HEADERS: &str = "User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) \
+pub(super) const BROWSER_HEADERS: &str = "User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) \
 Chrome/142.0.0.0 Safari/537.36\r\nAccept-Language: en-GB,en;q=0.9,de;q=0.8\r\nCache-Control: no-cache\r\n\
 Pragma: no-cache\r\nAccept-Encoding: gzip, deflate, br, zstd\r\nCookie: theme=dark; session=3f9c1b7e5a2d4c68\r\n";
 

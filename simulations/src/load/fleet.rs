@@ -13,7 +13,7 @@ use super::client::{Client, Door, SCRATCH_BYTES};
 use super::process::{CpuNanos, Servers, allow_open_files};
 
 /// Handshakes under way at once.
-const HANDSHAKES_AT_ONCE: usize = 128;
+pub(super) const HANDSHAKES_AT_ONCE: usize = 128;
 
 /// Clients that connected, and what it took.
 pub(super) struct Fleet {
@@ -75,7 +75,7 @@ pub(super) fn hold(clients: Vec<Client>) -> Rc<Cell<u64>> {
 }
 
 /// `items`, one per tick.
-fn async_ticks<T>(
+pub(super) fn async_ticks<T>(
     ticks: &mut tokio::time::Interval,
     items: impl Iterator<Item = T>,
 ) -> impl futures_util::Stream<Item = T> {

@@ -18,6 +18,7 @@ mod half_open;
 mod herd;
 mod idle;
 mod joins;
+mod mixed;
 mod moves;
 mod own;
 mod probes;
@@ -63,6 +64,8 @@ pub enum Load {
     Costs(Costs),
     /// Open connections that stop half-way: what they cost, what closes them, when.
     HalfOpen(HalfOpen),
+    /// Hold idle clients by WebSocket and by polling, at nodes and at the reference server (needs Node).
+    Mixed(Mixed),
     /// Serve a bare broadcast loop that speaks just enough Socket.IO to be driven like a node.
     Baseline(Baseline),
 }
@@ -332,6 +335,22 @@ pub struct HalfOpen {
     json: bool,
 }
 
+/// `load mixed`.
+#[derive(Args, Debug)]
+pub struct Mixed {
+    #[command(flatten)]
+    own: Own,
+    /// Clients of each server.
+    #[arg(long, default_value_t = 10_000)]
+    clients: usize,
+    /// Seconds over which CPU is counted while they are idle; memory is read at their end. Clients are pinged every 25 s.
+    #[arg(long, default_value_t = 50)]
+    hold: u64,
+    /// One JSON object in place of the table.
+    #[arg(long)]
+    json: bool,
+}
+
 /// `load baseline`.
 #[derive(Args, Debug)]
 pub struct Baseline {
@@ -374,6 +393,7 @@ pub fn run(load: Load) -> anyhow::Result<()> {
             Load::Moves(command) => moves::run(command).await,
             Load::Costs(command) => costs::run(command).await,
             Load::HalfOpen(command) => half_open::run(command).await,
+            Load::Mixed(command) => mixed::run(command).await,
             Load::Baseline(command) => baseline::serve(command.port, command.coalesce).await,
         }
     })
