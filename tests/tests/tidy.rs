@@ -121,6 +121,7 @@ fn tasks_start_in_one_place() {
             || name == "node/src/tasks.rs"
             || name.ends_with("tests.rs")
             || name.ends_with("testing.rs")
+            || name.contains("/tests/")
         {
             continue;
         }
