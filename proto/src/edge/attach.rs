@@ -18,11 +18,11 @@ use crate::plain::{self, Welcome};
 use crate::recovery::room_tag;
 use crate::room;
 use crate::session::RETRY_AFTER;
-use crate::shard::{ClientProtocol, Ctx, TimerKey};
+use crate::shard::{ClientProtocol, CloseCode, Ctx, TimerKey};
 use crate::socketio;
 use crate::wire::{
     AskedBy, Body, DetachReason, EdgeRef, Lane, SessionIdentity, Shadow, ShadowRoom, Subject, Subscription,
-    To, ToRoom, ToSession,
+    To, ToRoom, ToSession, next_transport,
 };
 
 impl Edge {
@@ -69,6 +69,7 @@ impl Edge {
         session.owner = ctx.view.owner(session.placement);
         session.report_own_anew();
         let Some(owner) = session.owner else { return };
+        session.attaches[0] += 1;
         let rooms = session
             .rooms
             .iter()
@@ -84,6 +85,7 @@ impl Edge {
             edge: EdgeRef { attachment: session.attachment, edge: self.me, client: session.client },
             shadow: Box::new(Shadow {
                 term: session.term,
+                attached: session.attaches,
                 inbound_confirmed: session.confirmed,
                 inbound_sent: session.sent_ever,
                 own_seq: session.own_seq,
@@ -91,8 +93,41 @@ impl Edge {
                 everyone,
             }),
             hello: session.hello.clone(),
+            instead_of: session.instead_of,
         };
         ctx.out.send_to_host(owner, session.placement, Body::ToSession(attach));
+    }
+
+    /// The session has another transport, `attachment`, and its owner does not know which of the two is the
+    /// later one: this one, if its client answers a ping.
+    pub(super) fn meet_rival(&mut self, ctx: &mut Ctx<'_>, index: u32, attachment: u64) {
+        let session = &self.sessions[index as usize];
+        if attachment < session.attachment {
+            // Said before this one outbid it.
+            return;
+        }
+        let ix = session.client;
+        let ping = self.ping(ctx, ix);
+        self.sessions[index as usize].rival = ping.map(|ping| (attachment, ping));
+        self.arm(ctx, ix);
+    }
+
+    /// The client has answered a ping: its transport is the last one of its sessions.
+    pub(super) fn outbid_rivals(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx) {
+        for index in self.sessions_of(ix).to_vec() {
+            let session = &mut self.sessions[index as usize];
+            let client = self.clients[ix.0 as usize].as_deref();
+            let answered = session.rival.filter(|(_, ping)| client.is_some_and(|c| c.has_answered(*ping)));
+            let Some((rival, _)) = answered else { continue };
+            session.rival = None;
+            match next_transport(rival, self.me.node) {
+                Some(attachment) => {
+                    session.outbids(rival, attachment);
+                    self.attach(ctx, index);
+                }
+                None => return self.close(ctx, ix, CloseCode::Ended, DetachReason::TransportClose),
+            }
+        }
     }
 
     /// Tells the client that it is connected, once its owner has taken it on and it is served.

@@ -274,10 +274,9 @@ impl Edge {
     pub(crate) fn take_from_session(&mut self, ctx: &mut Ctx<'_>, from: Address, message: SessionToEdge) {
         let Some(message) = self.take_resume_answer(ctx, from, message) else { return };
         let sid = match &message {
-            SessionToEdge::Resumed(_)
-            | SessionToEdge::NotResumed { .. }
-            | SessionToEdge::StillThere { .. } => return,
+            SessionToEdge::Resumed(_) | SessionToEdge::NotResumed { .. } => return,
             SessionToEdge::Attached { sid, .. }
+            | SessionToEdge::StillThere { sid, .. }
             | SessionToEdge::Done { sid, .. }
             | SessionToEdge::Own { sid, .. }
             | SessionToEdge::Reattach { sid }
@@ -296,15 +295,16 @@ impl Edge {
         }
         let session = &mut self.sessions[index as usize];
         match message {
-            SessionToEdge::Resumed(_)
-            | SessionToEdge::NotResumed { .. }
-            | SessionToEdge::StillThere { .. } => {}
-            SessionToEdge::Attached { term, inbound_confirmed, .. } => {
+            SessionToEdge::Resumed(_) | SessionToEdge::NotResumed { .. } => {}
+            SessionToEdge::StillThere { attachment, .. } => self.meet_rival(ctx, index, attachment),
+            SessionToEdge::Attached { term, inbound_confirmed, attached, .. } => {
                 if term < session.term {
                     return;
                 }
                 session.term = term;
                 session.attached = true;
+                session.attaches[1] = session.attaches[1].max(attached);
+                (session.rival, session.instead_of) = (None, None);
                 session.repeat_after(inbound_confirmed, &self.limits);
                 self.dirty.insert(index);
                 self.welcome(ctx, index);
@@ -371,6 +371,9 @@ impl Edge {
             if session.acting.is_empty() { Vec::new() } else { packets.iter().map(|p| p.number).collect() };
         for packet in packets {
             session.done(ctx.now, packet);
+        }
+        if session.number_anew() {
+            self.attach(ctx, index);
         }
         self.read_again(ctx, index);
         let ix = self.sessions[index as usize].client;

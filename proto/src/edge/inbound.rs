@@ -65,7 +65,7 @@ impl Edge {
                 self.socket_packet(ctx, ix, whole);
             }
             // Answers to our pings; what only servers say; an upgrade of what is not polling.
-            Ok(EnginePacket::Pong(_)) => self.ponged(ix),
+            Ok(EnginePacket::Pong(_)) => self.ponged(ctx, ix),
             Ok(EnginePacket::Open | EnginePacket::Upgrade | EnginePacket::Noop) => {}
             Ok(EnginePacket::Close) => {
                 self.close(ctx, ix, CloseCode::Normal, DetachReason::TransportClose);
@@ -186,19 +186,20 @@ impl Edge {
                 self.inbound(ctx, index, Inbound::Event { ack: id, payload });
             }
             Ok(PlainRequest::Ping) => self.reply(ctx, ix, plain::PONG),
-            Ok(PlainRequest::Pong) => self.ponged(ix),
+            Ok(PlainRequest::Pong) => self.ponged(ctx, ix),
             Err(error) => self.reply(ctx, ix, error.to_packet()),
         }
     }
 
     /// The client has answered a ping: it has what was written before. Of a polling client each GET says
     /// so, and its answer may be late.
-    fn ponged(&mut self, ix: ClientIx) {
+    fn ponged(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx) {
         let Some(client) = self.client(ix) else { return };
         client.ponged();
         if client.polling().is_none() && client.has_answered_all() {
             self.shown(ix);
         }
+        self.outbid_rivals(ctx, ix);
     }
 
     /// The client has what was written before the last [`Self::pinged`].

@@ -226,6 +226,11 @@ impl Edge {
         let Resumed { id, identity, term, attachment, own_seq, rooms } = resumed;
         let (sid, placement) = (identity.sid, self.ids.placement_of(identity.sid));
         let Some((ix, _)) = self.answered(from, id) else {
+            let here = self.by_sid.get(&sid).map(|index| self.sessions[*index as usize].attachment);
+            if here == Some(attachment) {
+                // The question was asked twice.
+                return;
+            }
             // Nobody waits for it any more: the session is without a transport.
             let reason = DetachReason::TransportClose;
             let detach = ToSession::Detach { sid, attachment, clean: false, reason };
@@ -306,7 +311,9 @@ impl Edge {
         match message {
             SessionToEdge::Resumed(resumed) => self.resumed(ctx, from, *resumed),
             SessionToEdge::NotResumed { id, why, .. } => self.not_resumed(ctx, from, id, why),
-            SessionToEdge::StillThere { id, attachment, .. } => self.still_there(ctx, from, id, attachment),
+            SessionToEdge::StillThere { id: Some(id), attachment, .. } => {
+                self.still_there(ctx, from, id, attachment);
+            }
             other => return Some(other),
         }
         None

@@ -37,6 +37,15 @@ pub(super) struct EdgeSession {
     pub(super) resumes: bool,
     pub(super) client: ClientIx,
     pub(super) attachment: u64,
+    /// How often it has been attached, and the last such time that was answered.
+    pub(super) attaches: [u64; 2],
+    /// Another transport of the session, and the ping that the client is to answer here for this one to be
+    /// the later of the two.
+    pub(super) rival: Option<(u64, u64)>,
+    /// The client has answered since an owner has named this transport.
+    pub(super) instead_of: Option<u64>,
+    /// Packets are numbered as those of another transport before, until none is under way.
+    numbers_lag: bool,
     /// Whom we attached to, and whether it has taken the session on.
     pub(super) owner: Option<NodeRef>,
     pub(super) attached: bool,
@@ -190,6 +199,10 @@ impl EdgeSession {
             resumes: false,
             client,
             attachment,
+            attaches: [0; 2],
+            rival: None,
+            instead_of: None,
+            numbers_lag: false,
             owner: None,
             attached: false,
             welcomed: false,
@@ -232,6 +245,7 @@ impl EdgeSession {
         let mut session = Self {
             offset_key,
             welcomed: true,
+            attaches: moved.attached,
             term: moved.term,
             confirmed: moved.confirmed,
             sent: moved.confirmed,
@@ -268,6 +282,7 @@ impl EdgeSession {
         MovedSession {
             identity: self.identity,
             attachment: self.attachment,
+            attached: self.attaches,
             term: self.term,
             confirmed: self.confirmed,
             sent_ever: self.sent_ever,
@@ -282,6 +297,25 @@ impl EdgeSession {
     /// Number of the last packet.
     pub(super) fn last_inbound(&self) -> u64 {
         self.confirmed + self.unconfirmed.len() as u64
+    }
+
+    /// This is the last transport of the session: the one after `rival`, of number `attachment`.
+    pub(super) fn outbids(&mut self, rival: u64, attachment: u64) {
+        (self.attachment, self.instead_of) = (attachment, Some(rival));
+        self.numbers_lag = true;
+        self.number_anew();
+    }
+
+    /// Packets get the numbers of this transport, once none of before is under way: rooms may have heard of higher
+    /// ones by the other. Whether it was so.
+    pub(super) fn number_anew(&mut self) -> bool {
+        let is_due = self.numbers_lag && self.unconfirmed.is_empty();
+        if is_due {
+            let base = before_first_packet(self.attachment).max(self.confirmed);
+            (self.confirmed, self.sent, self.sent_ever) = (base, base, base);
+            self.numbers_lag = false;
+        }
+        is_due
     }
 
     pub(super) fn push_inbound(&mut self, packet: Inbound) {

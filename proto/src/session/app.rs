@@ -353,7 +353,8 @@ impl Session<'_> {
         }
         self.op(SessionOp::Admit);
         let (applied, own) = (self.applied(), self.state.own.last());
-        self.live.effects.push(applied, Effect::Attached { inbound_confirmed });
+        let attached = self.state.attached;
+        self.live.effects.push(applied, Effect::Attached { inbound_confirmed, attached });
         self.live.effects.push(applied, Effect::Own(own));
     }
 }

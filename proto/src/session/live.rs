@@ -13,14 +13,14 @@ use super::resume::ResumePoint;
 use super::state::{Join, SessionState};
 use crate::entity::{CommitQueue, Committed};
 use crate::host::Owned;
-use crate::id::{Cursor, NodeRef, Placement, RoomKey};
+use crate::id::{Address, Cursor, NodeRef, Placement, RoomKey};
 use crate::limits::Limits;
 use crate::room;
 use crate::shard::Out;
 use crate::time::Instant;
 use crate::wire::{
     Body, DetachReason, Done, EdgeRef, Inbound, NEXT_PACKET, Publish, Resumed, SessionOp, SessionToEdge,
-    Shadow, ShadowRoom, before_first_packet,
+    Shadow, ShadowRoom, before_first_packet, is_same_transport,
 };
 
 /// Packets in one read of a socket (4 KiB), at most.
@@ -33,6 +33,11 @@ pub(super) type Session<'a> = Owned<'a, SessionState>;
 pub(crate) struct SessionLive {
     /// The edge of the state has attached to this owner.
     pub(super) attached: bool,
+    /// The last edge that has.
+    pub(super) edge: Option<EdgeRef>,
+    /// What it was answered when its client came back, until it says something: the same question is answered
+    /// the same.
+    pub(super) resumed: Option<Box<Resumed>>,
     /// The last packet taken from the edge.
     pub(super) received: u64,
     /// Packets up to this one may have been begun, here or by an owner before.
@@ -88,7 +93,7 @@ impl Wait {
 #[derive(Debug)]
 pub(super) enum Effect {
     /// The edge is told that its session is owned.
-    Attached { inbound_confirmed: u64 },
+    Attached { inbound_confirmed: u64, attached: u64 },
     /// The former edge is told that its client has given it up, whether it has noticed or not.
     GivenUp(EdgeRef),
     /// The edge is told that its client goes on.
@@ -112,7 +117,7 @@ impl Session<'_> {
     }
 
     /// An edge attaches: what was under way is begun again when it repeats it, and it gets what it has
-    /// not of the own log.
+    /// not of the own log. Another that is given up for it is told so.
     pub(super) fn attach(
         &mut self,
         edge: EdgeRef,
@@ -120,15 +125,19 @@ impl Session<'_> {
         is_past: bool,
         admitted: bool,
         limits: &Limits,
+        given_up: Option<EdgeRef>,
     ) {
+        let state = &*self.state;
+        let Shadow { own_seq, inbound_sent, inbound_confirmed, attached: [attached, answered], .. } = *shadow;
+        // The edge has attached to an owner of whom this one has not heard: it had another history.
+        let is_other = !is_same_transport(state.attachment, edge.attachment) || state.attached < answered;
         // Another owner has had the session since, or the edge has carried out more than this one knows
         // of, or this is the first one.
-        let knows_better = is_past || shadow.own_seq > self.state.own.last() || self.state.attachment == 0;
-        let (own_seq, inbound_sent) = (shadow.own_seq, shadow.inbound_sent);
-        self.op(SessionOp::Attach { edge, own_seq, inbound_sent });
+        let knows_better = is_past || is_other || own_seq > state.own.last() || state.attachment == 0;
+        self.op(SessionOp::Attach { edge, own_seq, inbound_sent, attached });
         if knows_better {
-            let rooms = shadow.rooms.iter().take(limits.rooms_per_session_max);
-            self.op(SessionOp::Rooms(rooms.cloned().collect()));
+            let rooms = shadow.rooms.iter().take(limits.rooms_per_session_max).cloned().collect();
+            self.op(SessionOp::Shadow { rooms, own_seq, inbound_confirmed });
         }
         if self.state.everyone.is_none()
             && let Some(at) = shadow.everyone
@@ -137,7 +146,8 @@ impl Session<'_> {
         }
         *self.live = SessionLive {
             attached: true,
-            received: shadow.inbound_confirmed,
+            edge: Some(edge),
+            received: inbound_confirmed,
             begun_before: inbound_sent,
             own_sent: own_seq,
             effects: std::mem::take(&mut self.live.effects),
@@ -148,9 +158,13 @@ impl Session<'_> {
         for ShadowRoom { room, joined, .. } in &shadow.rooms {
             self.joined_in(room, *joined, own_seq);
         }
+        let applied = self.applied();
+        if let Some(given_up) = given_up {
+            self.live.effects.push(applied, Effect::GivenUp(given_up));
+        }
         if admitted {
-            let (applied, own) = (self.applied(), self.state.own.last());
-            self.live.effects.push(applied, Effect::Attached { inbound_confirmed: shadow.inbound_confirmed });
+            let own = self.state.own.last();
+            self.live.effects.push(applied, Effect::Attached { inbound_confirmed, attached });
             self.live.effects.push(applied, Effect::Own(own));
         }
     }
@@ -188,19 +202,34 @@ impl Session<'_> {
         former.open.retain(|open| !open.waits_for.is_of_edge());
         *self.live = SessionLive {
             attached: true,
+            edge: Some(edge),
+            resumed: Some(Box::new(resumed)),
             received: confirmed,
             begun_before: confirmed,
-            own_sent: resumed.own_seq,
             open: former.open,
             effects: former.effects,
             key_ages: former.key_ages,
             ..SessionLive::default()
         };
-        let (applied, own) = (self.applied(), self.state.own.last());
+        let applied = self.applied();
         kept.extend(given_up.map(Effect::GivenUp));
         kept.into_iter().for_each(|effect| self.live.effects.push(applied, effect));
-        self.live.effects.push(applied, Effect::Resumed(Box::new(resumed)));
+        self.answer_resume();
+    }
+
+    /// The edge of a client that came back is told that it goes on, and gets what is in the own log since.
+    pub(super) fn answer_resume(&mut self) {
+        let Some(resumed) = self.live.resumed.clone() else { return };
+        self.live.own_sent = resumed.own_seq;
+        let (applied, own) = (self.applied(), self.state.own.last());
+        self.live.effects.push(applied, Effect::Resumed(resumed));
         self.live.effects.push(applied, Effect::Own(own));
+    }
+
+    /// Whether this question is the one that its present edge has asked, and heard no answer to.
+    pub(super) fn has_resumed(&self, from: Address, id: u64) -> bool {
+        let resumed = self.live.resumed.as_ref().is_some_and(|resumed| resumed.id == id);
+        resumed && self.live.attached && self.state.edge.is_some_and(|edge| edge.edge == from)
     }
 
     /// The edge's shadow has the room: its join is in force, whether its word has reached us or not.
@@ -258,11 +287,11 @@ impl Session<'_> {
                 // The next edge to attach gets all of it, or repeats what asked for it.
                 _ if !self.live.attached => {}
                 Effect::Done(done) => packets.push(done),
-                Effect::Attached { inbound_confirmed } => {
+                Effect::Attached { inbound_confirmed, attached } => {
                     // What was done before is repeated to this owner.
                     packets.clear();
                     let (sid, term) = (self.state.identity.sid, self.term);
-                    let attached = SessionToEdge::Attached { sid, term, inbound_confirmed };
+                    let attached = SessionToEdge::Attached { sid, term, inbound_confirmed, attached };
                     self.send(placement, attached, out);
                 }
                 Effect::Resumed(mut resumed) => {

@@ -44,7 +44,7 @@ use crate::time::Instant;
 use crate::wire::{
     ATTACHMENT_SHIFT, Answer, Body, Command, CommandFailed, DetachReason, DisconnectCode, EdgeRef, Inbound,
     NotResumed, Publish, Resume, RoomToPublisher, SessionFacts, SessionIdentity, SessionOp, SessionToEdge,
-    Shadow, Subject, ToSession, next_transport,
+    Shadow, Subject, ToSession, is_same_transport, next_transport,
 };
 use live::{Effect, Session};
 pub use state::SessionState;
@@ -105,6 +105,7 @@ pub(crate) struct Attach {
     edge: EdgeRef,
     shadow: Box<Shadow>,
     hello: Option<Bytes>,
+    instead_of: Option<u64>,
 }
 
 /// What waits while a session is looked for.
@@ -169,8 +170,8 @@ impl Sessions {
         };
         self.place(ctx, &sid);
         match message {
-            ToSession::Attach { identity, edge, shadow, hello } => {
-                self.on_attach(ctx, from, Attach { identity, edge, shadow, hello });
+            ToSession::Attach { identity, edge, shadow, hello, instead_of } => {
+                self.on_attach(ctx, from, Attach { identity, edge, shadow, hello, instead_of });
             }
             ToSession::Inbound { sid, first, packets } => {
                 self.on_inbound(ctx, from, sid, first, packets);
@@ -224,7 +225,9 @@ impl Sessions {
 
     /// The same, and it has attached to this owner.
     fn attached_at<'a>(&'a mut self, sid: &'a SocketSid, from: Address) -> Option<Session<'a>> {
-        self.at_edge(sid, from).filter(|s| s.live.attached)
+        let session = self.at_edge(sid, from).filter(|s| s.live.attached)?;
+        session.live.resumed = None;
+        Some(session)
     }
 
     fn on_attach(&mut self, ctx: &mut Ctx<'_>, from: Address, attach: Attach) {
@@ -270,16 +273,30 @@ impl Sessions {
                 self.react_to_events(ctx);
             }
         }
-        let Attach { identity, edge, shadow, hello } = attach;
+        let Attach { identity, edge, shadow, hello, instead_of } = attach;
         let Some(session) = self.host.owned(&sid) else { return };
+        let (last, former) = (session.state.attachment, session.state.edge);
         // A transport that was given up comes back by a resume only; but an edge may have been out of reach.
-        let is_gone = session.is_parked() && !session.state.identity.resumable;
-        let at_least = session.state.attachment + u64::from(is_gone);
-        if edge.attachment < at_least || (session.is_parked() && session.state.ended) {
+        let is_gone = session.is_parked() && !session.state.identity.resumable && edge.attachment <= last;
+        let is_over = session.is_parked() && session.state.ended;
+        let placement = self.ids.placement_of(sid);
+        if is_gone || is_over || session.state.has_left(edge.attachment, shadow.attached[1]) {
             let unknown = SessionToEdge::Unknown { sid, attachment: edge.attachment };
-            let placement = self.ids.placement_of(sid);
             return ctx.out.send_to_address(from, placement, Body::SessionToEdge(unknown));
         }
+        let is_here = former.is_none_or(|former| former.edge == edge.edge && former.client == edge.client);
+        if edge.attachment == last && is_here && shadow.attached[0] <= session.state.attached {
+            // It has said so again since: this has been long under way.
+            return;
+        }
+        if edge.attachment < last || (edge.attachment == last && !is_here) {
+            // Two owners have counted, or its client has left it: which, the client says.
+            let still_there = SessionToEdge::StillThere { sid, id: None, attachment: last };
+            return ctx.out.send_to_address(from, placement, Body::SessionToEdge(still_there));
+        }
+        let former = former.filter(|former| !is_same_transport(former.attachment, edge.attachment));
+        let is_heard = instead_of == Some(last);
+        let given_up = former.filter(|_| is_heard);
         // Another owner has had it since: what we hold is the past.
         let is_past = shadow.term > session.term;
         self.host.begin_above(&sid, shadow.term);
@@ -287,7 +304,10 @@ impl Sessions {
         let mut to_admit = None;
         if let Some(mut session) = self.host.owned(&sid) {
             to_admit = hello.filter(|_| is_app && !session.state.admitted);
-            session.attach(edge, &shadow, is_past, to_admit.is_none(), &self.limits);
+            session.attach(edge, &shadow, is_past, to_admit.is_none(), &self.limits, given_up);
+        }
+        if let Some(former) = former.filter(|_| !is_heard) {
+            self.ask_to_attach(ctx, sid, former);
         }
         if let Some(auth) = to_admit {
             self.ask_to_admit(ctx, sid, shadow.inbound_confirmed, auth);
@@ -358,13 +378,21 @@ impl Sessions {
         let Some(session) = self.host.owned(&sid) else { return };
         session.live.attached = false;
         session.live.key_ages.follow(&session.state.emitted, ctx.now);
-        let edge = session.state.edge.map(|edge| edge.edge);
-        if let Some(edge) = edge.filter(|edge| ctx.view.is_up(edge.node)) {
-            let placement = self.ids.placement_of(sid);
-            ctx.out.send_to_address(edge, placement, Body::SessionToEdge(SessionToEdge::Reattach { sid }));
+        // The client may be at either.
+        let (edge, former) = (session.state.edge, session.live.edge);
+        for edge in edge.into_iter().chain(former.filter(|_| former != edge)) {
+            self.ask_to_attach(ctx, sid, edge);
         }
         self.dirty.insert(sid);
         self.park_if_edge_is_gone(ctx, sid);
+    }
+
+    /// An edge that has the session attaches, or says that it has not.
+    fn ask_to_attach(&self, ctx: &mut Ctx<'_>, sid: SocketSid, edge: EdgeRef) {
+        if ctx.view.is_up(edge.edge.node) {
+            let again = Body::SessionToEdge(SessionToEdge::Reattach { sid });
+            ctx.out.send_to_address(edge.edge, self.ids.placement_of(sid), again);
+        }
     }
 
     fn park_if_edge_is_gone(&mut self, ctx: &mut Ctx<'_>, sid: SocketSid) {
@@ -432,6 +460,11 @@ impl Sessions {
         let key = self.ids.offset_key(&pid);
         let carried = offset.map_or(Carried::Nothing, |text| recovery::decode(&text, key));
         let Some(mut session) = self.host.owned(&sid) else { return };
+        if session.has_resumed(from, id) {
+            session.answer_resume();
+            self.dirty.insert(sid);
+            return;
+        }
         let identity = &session.state.identity;
         let is_theirs = identity.pid == pid
             && identity.product == product
@@ -445,11 +478,11 @@ impl Sessions {
         let last = session.state.attachment;
         // The question may have been long under way, and its client back by another transport since.
         if !session.state.own.is_of_present(point.own_seq) && instead_of != Some(last) {
-            let still_there = SessionToEdge::StillThere { sid, id, attachment: last };
+            let still_there = SessionToEdge::StillThere { sid, id: Some(id), attachment: last };
             let placement = self.ids.placement_of(sid);
             return ctx.out.send_to_address(from, placement, Body::SessionToEdge(still_there));
         }
-        let Some(attachment) = next_transport(last) else {
+        let Some(attachment) = next_transport(last, ctx.view.me) else {
             return self.not_resumed(ctx, from, sid, id, NotResumed::Gone);
         };
         session.resume(EdgeRef { attachment, edge: from, client }, id, &point);

@@ -142,12 +142,9 @@ impl OwnLog {
         }
     }
 
-    /// Drops what is kept: it is another history's.
-    pub(super) fn clear(&mut self) {
-        self.before = self.before.max(self.handed);
-        (self.handed, self.dropped) = (self.before, self.before);
-        self.entries.clear();
-        (self.bytes, self.waiting_bytes) = (0, 0);
+    /// Goes on after `seq`, which is what the edge has. What is kept is the past, or another history's.
+    pub(super) fn begin_after(&mut self, seq: u64) {
+        *self = Self { before: seq, handed: seq, dropped: seq, begins: seq, ..Self::default() };
     }
 
     /// Whether a client that has been shown everything up to `seq` has missed nothing that is not here.

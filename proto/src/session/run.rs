@@ -461,6 +461,7 @@ mod tests {
     fn shadow(inbound_confirmed: u64, inbound_sent: u64, own_seq: u64) -> Shadow {
         Shadow {
             term: Term::NONE,
+            attached: [1, 0],
             inbound_confirmed,
             inbound_sent,
             own_seq,
@@ -474,7 +475,7 @@ mod tests {
     fn attach(session: &mut Alone, shadow: &Shadow) {
         let edge = Address { node: NodeRef { id: NodeId(1), incarnation: 1 }, shard: ShardIx(0) };
         let edge = EdgeRef { attachment: 1, edge, client: ClientIx(0) };
-        session.owned().attach(edge, shadow, false, true, &Limits::default());
+        session.owned().attach(edge, shadow, false, true, &Limits::default(), None);
     }
 
     fn alone(state: SessionState) -> Alone {

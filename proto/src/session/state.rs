@@ -23,8 +23,11 @@ use crate::time::Instant;
 use crate::view::View;
 use crate::wire::{
     AskedBy, Body, EdgeRef, NEXT_PACKET, OwnEntry, SessionIdentity, SessionOp, ShadowRoom,
-    before_first_packet,
+    before_first_packet, is_same_transport,
 };
+
+/// Transports remembered that a session has had.
+const DEPARTED_MAX: usize = 8;
 
 /// Leaves remembered, so that a repeated publish is judged by what was so when it was sent.
 const LEFT_MAX: usize = 16;
@@ -37,6 +40,11 @@ pub struct SessionState {
     pub(super) edge: Option<EdgeRef>,
     /// The last transport, counted from 1; 0: none yet.
     pub(super) attachment: u64,
+    /// How often that has been attached.
+    pub(super) attached: u64,
+    /// The last transports that its client has come back from, oldest first, each with how often it had been
+    /// attached.
+    departed: VecDeque<(u64, u64)>,
     /// Its client has been told that it is over, or has left for good.
     pub(super) ended: bool,
     /// Since when it is served what is for everyone, if it can be resumed.
@@ -112,6 +120,8 @@ impl SessionState {
             identity,
             edge: None,
             attachment: 0,
+            attached: 0,
+            departed: VecDeque::new(),
             ended: false,
             everyone: None,
             everyone_acted: Cursor::NONE,
@@ -131,13 +141,13 @@ impl SessionState {
     fn carry_out(&mut self, op: &SessionOp) {
         match op {
             SessionOp::Replace(other) => *self = SessionState::clone(other),
-            SessionOp::Attach { edge, own_seq, inbound_sent } => {
+            SessionOp::Attach { edge, own_seq, inbound_sent, attached } => {
                 self.edge = Some(*edge);
-                self.attachment = edge.attachment;
+                (self.attachment, self.attached) = (edge.attachment, *attached);
                 self.own.attached(*own_seq);
                 self.leaves_end_at(inbound_sent.saturating_add(1));
             }
-            SessionOp::Rooms(rooms) => {
+            SessionOp::Shadow { rooms, own_seq, inbound_confirmed } => {
                 let in_force = |ShadowRoom { room, own_seq, joined }: &ShadowRoom| Membership {
                     room: room.clone(),
                     join: Join::At(*joined),
@@ -146,7 +156,10 @@ impl SessionState {
                 };
                 let rooms = rooms.iter().map(in_force).collect();
                 self.rooms = rooms;
-                self.own.clear();
+                // Numbers of packets and entries are the edge's from here on.
+                self.own.begin_after(*own_seq);
+                self.left.clear();
+                (self.forgotten, self.ops_upto, self.did) = (0, *inbound_confirmed, None);
             }
             SessionOp::Resume { edge, own_seq } => self.resume(*edge, *own_seq),
             SessionOp::Park { over } => {
@@ -238,7 +251,11 @@ impl SessionState {
     /// go on meaning what they meant; those written after it know the rooms that are in force now.
     fn resume(&mut self, edge: EdgeRef, own_seq: u64) {
         self.edge = Some(edge);
-        self.attachment = edge.attachment;
+        if self.departed.len() == DEPARTED_MAX {
+            self.departed.pop_front();
+        }
+        self.departed.push_back((self.attachment, self.attached));
+        (self.attachment, self.attached) = (edge.attachment, 0);
         self.leaves_end_at(before_first_packet(edge.attachment));
         let first = self.own.last() + 1;
         self.own.renumber(own_seq, self.rooms.len() + 1);
@@ -255,6 +272,13 @@ impl SessionState {
         for membership in asked {
             self.ask_to_join(membership.room, AskedBy::Backend);
         }
+    }
+
+    /// Whether the client has come back from this transport, of which an edge knows that it was attached so
+    /// often: nobody is there any more. A transport of another history is not known here.
+    pub(super) fn has_left(&self, attachment: u64, answered: u64) -> bool {
+        let mut departed = self.departed.iter();
+        departed.any(|(left, attached)| is_same_transport(*left, attachment) && answered <= *attached)
     }
 
     /// Whether the op of command `index` of packet `number` is in here.
@@ -309,6 +333,7 @@ impl SessionState {
     pub(super) fn check_invariants(&self, limits: &Limits) {
         assert!(self.rooms.len() <= limits.rooms_per_session_max);
         assert!(self.emitted.len() <= KEYS_MAX, "{} keys are remembered", self.emitted.len());
+        assert!(self.departed.len() <= DEPARTED_MAX);
         assert!(self.left.len() <= LEFT_MAX, "{} leaves are remembered", self.left.len());
         assert!(self.edge.is_none_or(|edge| edge.attachment == self.attachment));
         for membership in &self.rooms {

@@ -20,6 +20,7 @@ mod products;
 mod readers;
 mod recovery;
 mod repeats;
+mod rivals;
 mod slow;
 mod woken;
 

@@ -164,6 +164,8 @@ pub struct MovedSession {
     pub identity: SessionIdentity,
     /// Its transport so far; the next one has the number after it.
     pub attachment: u64,
+    /// How often its transport has been attached, and the last such time that was answered.
+    pub attached: [u64; 2],
     /// The highest term heard.
     pub term: Term,
     /// Packets up to here are done and safe.

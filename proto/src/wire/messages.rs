@@ -79,6 +79,9 @@ pub struct EdgeRef {
 pub struct Shadow {
     /// The highest term this edge has heard an owner of this session speak under.
     pub term: Term,
+    /// How often this transport has been attached, this time included, and the last of these times that an
+    /// owner has answered: one that knows of less has another history of the session than this edge.
+    pub attached: [u64; 2],
     /// Every packet up to this one is done; the edge repeats those that follow.
     pub inbound_confirmed: u64,
     /// The last packet that any owner has been sent: none after it has been begun anywhere.
@@ -116,14 +119,27 @@ impl Shadow {
 pub const COUNTER_END: u64 = 1 << 62;
 
 /// The lower bits of an attachment's number count lives of the edge's node under one transport, the others
-/// the transports: a transport of a node in its next life is still older than the next transport.
-const ATTACHMENT_LIVES_BITS: u32 = 12;
+/// are the transport's: a transport of a node in its next life is still older than the next transport.
+const ATTACHMENT_LIVES_BITS: u32 = 6;
 
-/// The number of the transport after that of `attachment`; `None`: all are used up.
+/// The upper bits of an attachment's number count transports. Those between name who counted: owners that
+/// do not know of each other count apart, and no two transports should have one number.
+const ATTACHMENT_BY_BITS: u32 = 10;
+
+/// The number of the transport after that of `attachment`, given by the node `by`; `None`: all are used up.
 #[must_use]
-pub fn next_transport(attachment: u64) -> Option<u64> {
-    let next = ((attachment >> ATTACHMENT_LIVES_BITS) + 1) << ATTACHMENT_LIVES_BITS;
+pub fn next_transport(attachment: u64, by: NodeRef) -> Option<u64> {
+    let counted = (attachment >> ATTACHMENT_LIVES_BITS >> ATTACHMENT_BY_BITS) + 1;
+    let mixed = (by.id.0 ^ by.incarnation).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let next =
+        (counted << ATTACHMENT_BY_BITS | mixed >> (u64::BITS - ATTACHMENT_BY_BITS)) << ATTACHMENT_LIVES_BITS;
     (next < COUNTER_END >> ATTACHMENT_SHIFT).then_some(next)
+}
+
+/// Whether two attachments are of one transport, by lives of one node or handed from edge to edge.
+#[must_use]
+pub fn is_same_transport(a: u64, b: u64) -> bool {
+    a >> ATTACHMENT_LIVES_BITS == b >> ATTACHMENT_LIVES_BITS
 }
 
 /// Packets of one attachment are counted by the lower 32 bits of their numbers.
@@ -182,6 +198,9 @@ pub enum ToSession {
         shadow: Box<Shadow>,
         /// The auth payload of a client that is not in yet, for products with code of their own.
         hello: Option<Bytes>,
+        /// The number of another transport, as [`SessionToEdge::StillThere`] named it: the client has been
+        /// heard at this one since.
+        instead_of: Option<u64>,
     },
     /// Packets of the client, `first` and those that follow it.
     Inbound {
@@ -351,6 +370,8 @@ pub enum SessionToEdge {
         term: Term,
         /// What the `Attach` said: the owner waits for the packet after it.
         inbound_confirmed: u64,
+        /// Which `Attach` of this transport it was.
+        attached: u64,
     },
     /// Packets that are carried out and safe, in the order they became so: an edge forgets them, and
     /// answers the client once. One that is lost with its owner is made again by the next, from the
@@ -377,14 +398,14 @@ pub enum SessionToEdge {
     /// The session goes on at this edge (answer to `Resume`); its rooms are to be found before the client
     /// is told.
     Resumed(Box<Resumed>),
-    /// The session has had a transport that the client's offset does not know of, so that the question may
-    /// be an old one (answer to `Resume`): it is to be asked again, naming that transport, if the client
-    /// answers a ping from now on.
+    /// The session has another transport, or has had one, and which of the two is the later one is not known:
+    /// of a `Resume` because the client's offset does not know of it, of an `Attach` because two owners have
+    /// counted. It is to be said again, naming that transport, if the client answers a ping from now on.
     StillThere {
         /// Whose.
         sid: SocketSid,
-        /// Which question this answers.
-        id: u64,
+        /// Which question this answers; `None`: an `Attach`.
+        id: Option<u64>,
         /// The number of that transport.
         attachment: u64,
     },

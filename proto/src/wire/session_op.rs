@@ -34,10 +34,19 @@ pub enum SessionOp {
         own_seq: u64,
         /// The last packet it has sent to any owner.
         inbound_sent: u64,
+        /// How often this transport has been attached.
+        attached: u64,
     },
-    /// The rooms of a session that its edge knows better than its owner: all of them. What its own log
-    /// held for the edge is the past.
-    Rooms(Vec<ShadowRoom>),
+    /// What the edge knows better than its owner, which has the past or another history of the session: its
+    /// rooms, how far it is. What its own log held for the edge is not for it.
+    Shadow {
+        /// All rooms it is in.
+        rooms: Vec<ShadowRoom>,
+        /// The last own-log entry that has reached it.
+        own_seq: u64,
+        /// The last packet that is done, with all before it.
+        inbound_confirmed: u64,
+    },
     /// Another copy has a later transport: it takes the place of this one.
     Replace(Box<SessionState>),
     /// The client is back on another transport, and goes on after what it has shown.

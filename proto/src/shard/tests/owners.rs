@@ -171,6 +171,7 @@ fn words_of_a_peer_that_cannot_be_are_ignored() {
     };
     let shadow = |inbound_confirmed| Shadow {
         term: crate::id::Term::NONE,
+        attached: [1, 0],
         inbound_confirmed,
         inbound_sent: inbound_confirmed,
         own_seq: 0,
@@ -180,7 +181,8 @@ fn words_of_a_peer_that_cannot_be_are_ignored() {
     let attach = |edge, inbound| {
         let edge = EdgeRef { attachment: 1, edge, client: ClientIx(0) };
         let identity = identity.clone();
-        Body::ToSession(ToSession::Attach { identity, edge, shadow: Box::new(shadow(inbound)), hello: None })
+        let shadow = Box::new(shadow(inbound));
+        Body::ToSession(ToSession::Attach { identity, edge, shadow, hello: None, instead_of: None })
     };
     let subscription = Subscription {
         room: room.clone(),

@@ -5,7 +5,7 @@ use crate::keys::IdKey;
 
 /// What a stock client keeps.
 pub(super) struct Carrier {
-    uid: String,
+    pub(super) uid: String,
     pub(super) client: Client,
     sid: String,
     pid: String,
@@ -45,7 +45,7 @@ impl Carrier {
         mesh.send(self.client, &connect);
     }
 
-    fn come_back(&mut self, mesh: &mut Mesh, at: At) {
+    pub(super) fn come_back(&mut self, mesh: &mut Mesh, at: At) {
         self.recovered = false;
         self.ask(mesh, at);
         mesh.settle();
@@ -54,7 +54,7 @@ impl Carrier {
     }
 
     /// Takes what has come, and answers pings.
-    fn read(&mut self, mesh: &mut Mesh) {
+    pub(super) fn read(&mut self, mesh: &mut Mesh) {
         let mut pinged = self.take(mesh);
         while pinged {
             mesh.say(self.client, "3");
@@ -570,6 +570,39 @@ fn late_words_change_nothing(mesh: &mut Mesh, carrier: &mut Carrier) {
     carrier.come_back(mesh, (0, 0));
     assert!(carrier.recovered);
     assert_eq!(carrier.seen(mesh), [0; 0]);
+}
+
+#[test]
+fn a_question_asked_twice_is_answered_the_same() {
+    for is_lost in [false, true] {
+        let (mut mesh, mut carrier, one, _) = story();
+        publish(&mut mesh, &one, 0..1);
+        assert_eq!(carrier.seen(&mut mesh), [0]);
+        mesh.gone(carrier.client);
+        carrier.recovered = false;
+        mesh.cut = Some((3, 1));
+        carrier.ask(&mut mesh, (3, 0));
+        mesh.settle();
+        let question = mesh.kept_back[0].clone();
+        mesh.cut = is_lost.then_some((1, 3));
+        let (once, again) = (question.clone(), question);
+        mesh.queue.push_back(once);
+        if is_lost {
+            // The first answer is.
+            mesh.settle();
+            assert!(!mesh.kept_back.is_empty());
+            mesh.cut = None;
+        }
+        mesh.kept_back.clear();
+        mesh.queue.push_back(again);
+        mesh.settle();
+        carrier.read(&mut mesh);
+        assert!(carrier.recovered);
+        assert_eq!(mesh.closed(carrier.client), None);
+        publish(&mut mesh, &one, 1..2);
+        emit_to(&mut mesh, &carrier.uid.clone(), 100);
+        assert_eq!(carrier.seen(&mut mesh), [1, 100]);
+    }
 }
 
 #[test]
