@@ -27,6 +27,7 @@ macro_rules! mutants {
                 !matches!(
                     self,
                     Self::AfterIgnored
+                        | Self::AskedForTheGone
                         | Self::BirthsIgnored
                         | Self::PostTakenAgain
                         | Self::TakeOverBeginsLow

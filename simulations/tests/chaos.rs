@@ -171,6 +171,13 @@ fn a_question_that_comes_late_takes_the_session_from_nobody() {
     strictly_clean(&[8270, 9200, 11708, 16109, 16386]);
 }
 
+/// A client came back on both sides of a cut; an owner was asked twice; two histories of a session had the same
+/// numbers.
+#[test]
+fn a_live_transport_stays_whatever_two_owners_have_counted() {
+    strictly_clean(&[3614, 5238, 13194, 17239, 17912, 19187]);
+}
+
 /// A polling client had been told of a hole through its edge, and went over to a WebSocket elsewhere.
 #[test]
 fn a_hole_moves_along_with_its_session() {
