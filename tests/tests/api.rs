@@ -88,6 +88,28 @@ async fn an_idempotency_key_publishes_once_by_whichever_node() {
 }
 
 #[tokio::test]
+async fn members_of_a_room_are_joined_taken_out_and_sent_away_in_its_order() {
+    let cluster = Cluster::start(3).await;
+    let (mut alice, mut bob) = alice_and_bob(&cluster).await;
+    let third = &cluster.nodes[2];
+    let done = |sessions: u64| json!({ "sessions": sessions, "missing": 0, "silent": [] });
+    let answer = call(third, "join", json!({ "in": "r", "room": "vip" })).await;
+    assert_eq!((answer.status, answer.json()), (200, done(2)), "{}", answer.body);
+    publish(third, json!({ "room": "vip", "event": "say", "args": ["in force"] })).await;
+    let but = json!({ "in": "r", "room": "r", "except": { "rooms": ["quiet"] } });
+    assert_eq!(call(third, "leave", but).await.json(), done(1));
+    publish(third, json!({ "room": "r", "event": "say", "args": ["who is left"] })).await;
+    publish(third, json!({ "room": "vip", "event": "say", "args": ["the last"] })).await;
+    assert_eq!(alice.arguments(2).await, ["in force", "the last"]);
+    let mut to_bob = bob.arguments(3).await;
+    to_bob.sort_by_key(Value::to_string);
+    assert_eq!(to_bob, ["in force", "the last", "who is left"]);
+    assert_eq!(call(third, "disconnect", json!({ "all": true })).await.json(), done(2));
+    assert_eq!(read(third, "all").await["sessions"], 0);
+    assert_eq!(call(third, "disconnect", json!({ "in": "r" })).await.json(), done(0));
+}
+
+#[tokio::test]
 async fn a_batch_answers_each_item_as_if_it_were_alone() {
     let cluster = Cluster::start(2).await;
     let (mut alice, _bob) = alice_and_bob(&cluster).await;

@@ -15,7 +15,7 @@ fn member(mesh: &mut Mesh, at: At, uid: &str, rooms: &[&str]) -> Client {
     client
 }
 
-fn broadcast(rooms: &[&str], json: &str) -> Broadcast {
+pub(super) fn broadcast(rooms: &[&str], json: &str) -> Broadcast {
     Broadcast {
         rooms: rooms.iter().map(|room| room_key(room)).collect(),
         event: RoomEvent::new(Payload::json(json.to_owned())),
@@ -463,4 +463,61 @@ fn an_edge_that_dies_at_any_message_lets_nobody_past_an_action() {
     (0..all).for_each(|after| {
         steps(Some(after));
     });
+}
+
+fn members_of(mesh: &mut Mesh, n: usize, rooms: &[&str], except: &[&str]) -> crate::wire::Members {
+    let rooms = rooms.iter().map(|room| room_key(room)).collect();
+    let except_rooms = except.iter().map(|room| (*room).into()).collect();
+    mesh.begin_query(n, 9, Query::MembersOf { rooms, except_sids: Vec::new(), except_rooms });
+    mesh.wait(second());
+    match mesh.answers.remove(&9) {
+        Some(Ok(Answer::Members(members))) => members,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn uids(members: &crate::wire::Members) -> Vec<&str> {
+    members.listed.iter().map(|member| &*member.uid).collect()
+}
+
+#[test]
+fn members_of_several_rooms_are_listed_once_and_silent_nodes_are_named() {
+    let mut mesh = calm(3, 2);
+    member(&mut mesh, (0, 0), "alice", &["r", "s"]);
+    member(&mut mesh, (1, 1), "bob", &["s"]);
+    member(&mut mesh, (2, 0), "carol", &["r", "quiet"]);
+    member(&mut mesh, (2, 1), "dora", &["r"]);
+    let all = members_of(&mut mesh, 0, &["r", "s"], &[]);
+    assert_eq!((all.sessions, uids(&all), all.silent.len()), (4, vec!["alice", "bob", "carol", "dora"], 0));
+    let some = members_of(&mut mesh, 1, &["r", "s"], &["quiet"]);
+    assert_eq!((some.sessions, uids(&some)), (3, vec!["alice", "bob", "dora"]));
+    mesh.cut = Some((2, 0));
+    let partial = members_of(&mut mesh, 0, &["r", "s"], &[]);
+    assert_eq!((uids(&partial), partial.silent.clone()), (vec!["alice", "bob"], vec![mesh.nodes[2]]));
+}
+
+#[test]
+fn who_is_in_a_room_is_known_while_its_owner_moves_and_without_its_owner() {
+    let mut mesh = calm(3, 1);
+    let room = mesh.room_at(2);
+    member(&mut mesh, (0, 0), "alice", &[&room]);
+    member(&mut mesh, (1, 0), "bob", &[&room]);
+    let query = Query::Members { room: room_key(&room), list: true };
+    // The owner dies; the next one is asked before anybody has subscribed there.
+    mesh.alive[2] = false;
+    let next = mesh.owner_of_room(&room);
+    mesh.view_at(next);
+    mesh.begin_query(next, 9, query.clone());
+    mesh.views();
+    mesh.wait(second());
+    let Some(Ok(Answer::Members(members))) = mesh.answers.remove(&9) else { panic!("no answer") };
+    assert_eq!((uids(&members), members.silent.len()), (vec!["alice", "bob"], 0));
+    // The owner hears nothing, and nobody takes it for dead.
+    mesh.wait(5 * second());
+    let other = 1 - next;
+    mesh.cut = Some((other, next));
+    mesh.begin_query(other, 9, query);
+    mesh.wait(6 * second());
+    let Some(Ok(Answer::Members(members))) = mesh.answers.remove(&9) else { panic!("no answer") };
+    assert_eq!((members.sessions, members.silent), (0, vec![mesh.nodes[next]]));
 }

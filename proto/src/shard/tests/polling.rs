@@ -546,3 +546,21 @@ fn a_get_whose_answer_is_lost_does_not_say_that_it_arrived() {
     assert_eq!(mesh.responses.remove(&request), Some(refused));
     assert_eq!(mesh.closed(a.client), Some(CloseCode::Normal), "its client comes back by its offset");
 }
+
+#[test]
+fn who_is_asked_as_a_member_and_upgrades_answers_over_the_other_edge() {
+    let mut mesh = Mesh::new(3, 1);
+    mesh.wait(3 * second());
+    let at = (0, 0);
+    let a = mesh.poller(at, "alice");
+    mesh.post(at, a, "420[\"join\",\"r\"]");
+    mesh.poll(at, a);
+    mesh.begin_query(2, 9, Query::Broadcast(Box::new(super::asks::broadcast(&["r"], "[\"q\"]"))));
+    mesh.settle();
+    let got = mesh.poll(at, a);
+    let id = got[0].strip_prefix("42").and_then(|rest| rest.strip_suffix("[\"q\"]")).unwrap().to_owned();
+    let socket = mesh.upgrade((1, 0), a);
+    mesh.say(socket, &format!("43{id}[\"by the other\"]"));
+    let Some(Ok(Answer::Gathered(all))) = mesh.answers.remove(&9) else { panic!("it has answered") };
+    assert!(all.is_complete() && all.answers.len() == 1, "{all:?}");
+}
