@@ -555,7 +555,7 @@ fn who_is_asked_as_a_member_and_upgrades_answers_over_the_other_edge() {
     let a = mesh.poller(at, "alice");
     mesh.post(at, a, "420[\"join\",\"r\"]");
     mesh.poll(at, a);
-    mesh.begin_query(2, 9, Query::Broadcast(Box::new(super::asks::broadcast(&["r"], "[\"q\"]"))));
+    mesh.begin_query(2, 9, Query::Broadcast(Box::new(asks::broadcast(&["r"], "[\"q\"]"))));
     mesh.settle();
     let got = mesh.poll(at, a);
     let id = got[0].strip_prefix("42").and_then(|rest| rest.strip_suffix("[\"q\"]")).unwrap().to_owned();
