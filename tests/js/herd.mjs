@@ -29,11 +29,14 @@ function member(address, index, upgrades, rooms, trouble) {
     reconnectionDelay: 200,
     reconnectionDelayMax: 1_000,
   });
-  const me = { socket, room, got: new Map(), since: Infinity, doubled: 0, recovered: 0, anew: 0, lost: [], sent: 0 };
+  const me = { socket, room, got: new Map(), since: Infinity, doubled: [], backAt: [], recovered: 0, anew: 0, lost: [], sent: 0 };
   socket.onAny((event, from, n) => {
     const key = `${from}.${n}`;
-    if (me.got.has(key)) me.doubled++;
-    me.got.set(key, true);
+    const now = Date.now();
+    if (me.got.has(key)) {
+      me.doubled.push({ index, key, times: [me.got.get(key), now], back: me.backAt, transport: socket.io.engine?.transport?.name });
+    }
+    me.got.set(key, now);
     socket.seen.length = 0;
   });
   socket.on("disconnect", (reason) => {
@@ -43,6 +46,7 @@ function member(address, index, upgrades, rooms, trouble) {
   });
   socket.on("connect", () => {
     me.is_in = true;
+    me.backAt.push(Date.now());
     if (me.since === Infinity) return;
     if (socket.recovered) return me.recovered++;
     me.anew++;
@@ -105,7 +109,7 @@ await main({
     figures.upgraded = herd.filter((m) => m.socket.io.engine?.transport?.name === "websocket").length;
     for (const m of herd) {
       figures.deliveries += m.got.size;
-      figures.doubled += m.doubled;
+      figures.doubled += m.doubled.length;
       for (const { key, index, at: when } of rooms.get(m.room)) {
         if (herd[index] !== m && when > m.since && !m.got.has(key)) figures.lost++;
       }
@@ -121,6 +125,7 @@ await main({
       unanswered: herd.reduce((sum, m) => sum + (m.unanswered ?? 0), 0),
     });
     console.log(`figures ${JSON.stringify(figures)}`);
+    for (const doubled of herd.flatMap((m) => m.doubled).slice(0, 50)) console.log(`doubled ${JSON.stringify(doubled)}`);
     const others = herd.flatMap((m) => m.lost).filter(([, , during]) => during === null);
     assert.deepEqual(others, [], "transports lost for no cause");
     assert.deepEqual([figures.lost, figures.doubled, figures.anew], [0, 0, 0]);

@@ -198,10 +198,11 @@ pub fn check_json(bytes: &[u8]) {
     let accepted = json::check(bytes, depth).is_ok();
     // A recursion limit of 128 counts otherwise than ours: only what is flat can be compared.
     let is_flat = bytes.iter().filter(|byte| matches!(byte, b'[' | b'{')).count() < 100;
-    if is_flat {
-        let reference = std::str::from_utf8(bytes)
-            .is_ok_and(|text| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok());
-        assert_eq!(accepted, reference, "{:?}", String::from_utf8_lossy(bytes));
+    // Transports have looked for UTF-8 before.
+    if let Ok(text) = std::str::from_utf8(bytes)
+        && is_flat
+    {
+        assert_eq!(accepted, serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok(), "{text:?}");
     }
     if let Ok(parts) = json::split_array(&shared, depth) {
         assert!(parts.iter().all(|part| json::check(part, depth).is_ok()));
