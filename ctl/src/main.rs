@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand};
-use meshd::admin::answers::{ConfigAnswer, Explained, ReloadAnswer, RingAnswer, Status};
+use meshd::admin::answers::{ConfigAnswer, Explained, ReloadAnswer, RingAnswer, Status, UpstreamsAnswer};
 use meshd::config::PORTS;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -60,12 +60,35 @@ enum Command {
     Drain(Drain),
     /// Have nodes take over their settings as they are now; exit code 1 if one could not
     Reload(Reload),
+    /// The servers behind proxied products, as the node sees them; or drain one of them
+    Upstreams {
+        #[command(subcommand)]
+        command: Option<Upstreams>,
+    },
     /// Follow what happens, one line each: nodes, the ring, drains, moves, takeovers
     Watch,
     /// Every setting of the node, with what set it
     Config,
     /// Make a key: for mesh.key_file, api.key_file or admin.token_file
     Keygen,
+}
+
+#[derive(Debug, Subcommand)]
+enum Upstreams {
+    /// Send nothing new to an upstream, at every node
+    Drain {
+        /// Its name, as `meshctl upstreams` shows it
+        upstream: String,
+        /// Of this product only
+        #[arg(long, value_name = "NAME")]
+        product: Option<String>,
+        /// Close what is still open there after so many seconds
+        #[arg(long, value_name = "SECONDS")]
+        deadline: Option<u32>,
+        /// Take the drain back
+        #[arg(long, conflicts_with = "deadline")]
+        cancel: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -157,6 +180,13 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
             print(cli, &told, show::reload)?;
             return Ok(ExitCode::from(u8::from(told.nodes.iter().any(|line| !line.problems.is_empty()))));
         }
+        Command::Upstreams { command } => {
+            let upstreams: UpstreamsAnswer = match command {
+                None => client.ask("/v1/upstreams")?,
+                Some(drain) => client.tell(&drain.path())?,
+            };
+            print(cli, &upstreams, show::upstreams)?;
+        }
         Command::Watch => follow::watch(&client, cli.json)?,
         Command::Config => {
             let config: ConfigAnswer = client.ask("/v1/config")?;
@@ -165,6 +195,18 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Keygen => {}
     }
     Ok(ExitCode::SUCCESS)
+}
+
+impl Upstreams {
+    fn path(&self) -> String {
+        let Self::Drain { upstream, product, deadline, cancel } = self;
+        let deadline = deadline.map(|deadline| deadline.to_string());
+        let mut target = vec![("drain", upstream.as_str())];
+        target.extend(product.as_deref().map(|product| ("product", product)));
+        target.extend(deadline.as_deref().map(|deadline| ("deadline_secs", deadline)));
+        target.extend(cancel.then_some(("cancel", "true")));
+        format!("/v1/upstreams?{}", query(&target))
+    }
 }
 
 impl Explain {
@@ -247,6 +289,8 @@ mod tests {
             "meshctl drain --cancel --no-wait",
             "meshctl drain n1 n2",
             "meshctl reload n1 --all",
+            "meshctl upstreams drain",
+            "meshctl upstreams drain a:1 --deadline 5 --cancel",
         ] {
             assert_eq!(parse(line).map(drop), Err(2), "{line}");
         }

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use meshd::admin::answers::{
     BindingLine, ConfigAnswer, Counts, DrainLine, Event, Explained, Facts, NodeLine, OwnershipLine, Problem,
-    ReloadAnswer, ReloadLine, RingAnswer, RoomLine, SessionLine, Status,
+    ReloadAnswer, ReloadLine, RingAnswer, RoomLine, SessionLine, Status, UpstreamsAnswer,
 };
 
 /// Width of the bar of a node that owns the whole ring.
@@ -281,6 +281,23 @@ fn backup(ownership: &OwnershipLine) -> String {
         (Some(backup), 0) => format!("{backup}, has all"),
         (Some(backup), lag) => format!("{backup}, {lag} ops behind"),
     }
+}
+
+pub(crate) fn upstreams(answer: &UpstreamsAnswer) -> String {
+    if answer.upstreams.is_empty() {
+        return format!("no product of {} has upstreams\n", answer.node);
+    }
+    let head = ["PRODUCT", "UPSTREAM", "STATE", "OPEN", "ANSWERED", "FAILED", ""];
+    let rows = answer.upstreams.iter().map(|line| {
+        let mut words = vec![line.why.clone()];
+        words.extend(line.tried_in_secs.map(|secs| format!("tried again in {secs} s")));
+        words.extend(line.closed_in_secs.map(|secs| format!("closed in {secs} s")));
+        words.retain(|word| !word.is_empty());
+        let counts = [u64::from(line.open), line.answered_total, line.failed_total].map(|n| n.to_string());
+        let names = [line.product.clone(), line.upstream.clone(), line.state.clone()];
+        [names.to_vec(), counts.to_vec(), vec![words.join(", ")]].concat()
+    });
+    format!("seen from {}\n\n", answer.node) + &table(&head, rows, &[3, 4, 5])
 }
 
 pub(crate) fn config(config: &ConfigAnswer) -> String {

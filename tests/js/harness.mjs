@@ -89,6 +89,8 @@ export function line() {
 
 /** Waits for a line of our own input: the test says when to go on. */
 export function told(line) {
+  // Paused since the last time, if there was one.
+  process.stdin.resume();
   return within(`to be told ${line}`, new Promise((resolve) => {
     process.stdin.on("data", function take(data) {
       if (!String(data).includes(line)) return;

@@ -395,3 +395,41 @@ pub struct ErrorBody {
     /// One sentence.
     pub message: String,
 }
+
+/// To `/v1/upstreams`: the servers behind proxied products, as the node that answers sees them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UpstreamsAnswer {
+    /// The node that answers.
+    pub node: String,
+    /// Every upstream, by product and name.
+    pub upstreams: Vec<UpstreamLine>,
+}
+
+/// One upstream in [`UpstreamsAnswer`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UpstreamLine {
+    /// Whose it is.
+    pub product: String,
+    /// Its name: `HOST:PORT`, or a node's.
+    pub upstream: String,
+    /// `unknown`, `up`, `draining`, `ejected` or `down`.
+    pub state: String,
+    /// Why it is not up; empty when it is.
+    pub why: String,
+    /// Requests and WebSockets that are open there, from this node.
+    pub open: u32,
+    /// Requests that it answered.
+    pub answered_total: u64,
+    /// Requests that failed by its fault.
+    pub failed_total: u64,
+    /// Checks that failed.
+    pub checks_failed_total: u64,
+    /// Whether nothing new goes there.
+    pub drains: bool,
+    /// When what is open there is closed, if it drains with a deadline.
+    pub closed_in_secs: Option<u64>,
+    /// When a request tries it, if it is ejected.
+    pub tried_in_secs: Option<u64>,
+}

@@ -26,6 +26,7 @@ mod numbers;
 mod problems;
 mod reload;
 mod status;
+mod upstreams;
 mod watcher;
 
 use std::net::SocketAddr;
@@ -46,6 +47,7 @@ use crate::admission::Admission;
 use crate::drain::DrainControl;
 use crate::handles::{Shards, ViewWatch};
 use crate::metrics::{self, Source};
+use crate::proxy::Proxies;
 use crate::reload::ReloadControl;
 use crate::tasks::{OnPanic, Tasks};
 use crate::web::{self, Access, Answer, Failure, Guard, Handler, Lines, Reply};
@@ -74,6 +76,8 @@ pub struct AdminState {
     pub board: Board,
     /// The node's drain.
     pub drain: DrainControl,
+    /// Its proxied products.
+    pub proxies: Arc<Proxies>,
     /// Counts of the client port.
     pub admission: Arc<Admission>,
     /// Clients there may be.
@@ -128,7 +132,7 @@ impl Handler for Admin {
 }
 
 /// What is served, by which methods.
-const PATHS: [(&str, bool); 10] = [
+const PATHS: [(&str, bool); 11] = [
     ("/healthz", false),
     ("/readyz", false),
     ("/metrics", false),
@@ -139,6 +143,7 @@ const PATHS: [(&str, bool); 10] = [
     ("/v1/watch", false),
     ("/v1/drain", true),
     ("/v1/reload", true),
+    ("/v1/upstreams", true),
 ];
 
 impl Admin {
@@ -205,6 +210,10 @@ impl Admin {
             "/v1/reload" => {
                 let asked = reload::asked(request.method(), query)?;
                 Reply::json(StatusCode::OK, &reload::answer(&self.state, asked).await?)
+            }
+            "/v1/upstreams" => {
+                let answer = upstreams::answer(&self.state, request.method(), query).await?;
+                Reply::json(StatusCode::OK, &answer)
             }
             "/v1/watch" => return Ok(Answer::Lines(self.watch(request.method() == Method::HEAD))),
             _ => return Err(Failure::no_such_path()),

@@ -177,6 +177,7 @@ pub(super) fn state(nodes: &[NodeInfo], silent: &str, astray: &str, shards_answe
         cluster: Arc::new(cluster),
         board: Board::new(),
         drain: DrainControl::new(admission.clone()),
+        proxies: Proxies::new([], admission.clone(), Tasks::new()),
         admission,
         connections_max: 50_000,
         fd_limit: 100_000,

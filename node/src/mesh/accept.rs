@@ -10,12 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_proto::id::NodeRef;
-use quinn::Incoming;
+use quinn::{Connection, Incoming};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout};
 
 use super::hello::{self, CloseReason, Greeted, HelloError, Local};
 use super::peers::{Peer, Peers};
+use super::tunnel::{self, TunnelSink};
 use crate::tasks::{OnPanic, Tasks};
 
 /// Handshakes of strangers under way at once; more are refused, and their diallers try again.
@@ -38,6 +39,7 @@ pub(crate) async fn run(
     endpoint: quinn::Endpoint,
     local: Local,
     peers: watch::Receiver<Arc<Peers>>,
+    tunnels: TunnelSink,
     tasks: Tasks,
 ) {
     let places = Arc::new(Semaphore::new(HANDSHAKES_MAX));
@@ -67,12 +69,17 @@ pub(crate) async fn run(
             continue;
         }
         let (local, mut peers, failed) = (local.clone(), peers.clone(), failed_tx.clone());
+        let tunnels = tunnels.clone();
         tasks.spawn("handshake", OnPanic::EndTask, async move {
             let from = incoming.remote_address();
             let greeted = timeout(HELLO_WITHIN, greet(incoming, &local)).await;
             drop(place);
             match greeted.unwrap_or(Err(HelloError::TimedOut)) {
-                Ok(greeted) => hand_over(greeted, &mut peers).await,
+                Ok(Comes::Peer(greeted)) => hand_over(*greeted, &mut peers).await,
+                Ok(Comes::Tunnels(connection)) => match tunnels.get() {
+                    Some(serve) => serve(connection),
+                    None => CloseReason::NotInView.close(&connection),
+                },
                 // A full channel means that there is a line about another one anyway.
                 Err(error) => drop(failed.try_send((from, error))),
             }
@@ -80,9 +87,18 @@ pub(crate) async fn run(
     }
 }
 
-async fn greet(incoming: Incoming, local: &Local) -> Result<Greeted, HelloError> {
+/// What a connection is for.
+enum Comes {
+    Peer(Box<Greeted>),
+    Tunnels(Connection),
+}
+
+async fn greet(incoming: Incoming, local: &Local) -> Result<Comes, HelloError> {
     let connection = incoming.await?;
-    hello::greet_accepting(connection, local).await
+    if tunnel::is_wanted(&connection) {
+        return Ok(Comes::Tunnels(connection));
+    }
+    hello::greet_accepting(connection, local).await.map(|greeted| Comes::Peer(Box::new(greeted)))
 }
 
 /// Gives the connection to the link task of its peer, waiting until the view has it.

@@ -142,7 +142,7 @@ fn settings(config: &EndpointConfig, key: &ClusterKey, local: SocketAddr) -> qui
     settings
 }
 
-fn transport(config: &EndpointConfig) -> quinn::TransportConfig {
+pub(super) fn transport(config: &EndpointConfig) -> quinn::TransportConfig {
     let mut discovery = quinn::MtuDiscoveryConfig::default();
     discovery.upper_bound(config.mtu_max.min(MTU_MAX));
     let mut transport = quinn::TransportConfig::default();

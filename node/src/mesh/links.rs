@@ -17,6 +17,7 @@ use super::calls::{NodeCalls, NodeStatusSource};
 use super::hello::{CloseReason, Local};
 use super::link::{LinkContext, LinkTask};
 use super::peers::{self, Peer, Peers};
+use super::tunnel::TunnelSink;
 use crate::clock::Clock;
 use crate::handles::{Shards, ViewWatch};
 use crate::tasks::{OnPanic, Tasks};
@@ -30,6 +31,7 @@ pub(crate) struct LinksConfig {
     pub(crate) limits: LinkLimits,
     pub(crate) shards: Shards,
     pub(crate) status: NodeStatusSource,
+    pub(crate) tunnels: TunnelSink,
     pub(crate) clock: Clock,
     pub(crate) tasks: Tasks,
 }
@@ -48,8 +50,18 @@ pub(crate) struct Links {
 impl Links {
     /// Starts links to the peers of `views`, now and as it changes.
     pub(crate) fn start(config: LinksConfig, views: watch::Receiver<Arc<View>>) -> Self {
-        let LinksConfig { endpoint, name, cluster_id, protocol, limits, shards, status, clock, tasks } =
-            config;
+        let LinksConfig {
+            endpoint,
+            name,
+            cluster_id,
+            protocol,
+            limits,
+            shards,
+            status,
+            tunnels,
+            clock,
+            tasks,
+        } = config;
         let (shown, view) = watch::channel(views.borrow().clone());
         let (table, peers) = watch::channel(Arc::<Peers>::default());
         // Hellos carry the newest view of ourselves, also before it is shown to the shards.
@@ -63,7 +75,7 @@ impl Links {
             clock,
             limits,
         });
-        let accepting = accept::run(endpoint.clone(), local, peers.clone(), tasks.clone());
+        let accepting = accept::run(endpoint.clone(), local, peers.clone(), tunnels, tasks.clone());
         tasks.spawn("mesh-acceptor", OnPanic::EndNode, accepting);
 
         let instances = AtomicU64::new(1);

@@ -26,6 +26,7 @@ mod reader;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod tunnel;
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -57,6 +58,7 @@ use gossip::{GOSSIP_QUEUE_LEN, GossipThread, ToGossip};
 use links::{Links, LinksConfig};
 use reader::Reader;
 use tls::Tls;
+pub(crate) use tunnel::Tunnels;
 
 /// How often the names of seeds are resolved again: they may move while the cluster lives.
 const RESOLVE_EVERY: Duration = Duration::from_secs(30);
@@ -177,6 +179,7 @@ impl Mesh {
 #[derive(Clone)]
 pub struct MeshHandle {
     links: Links,
+    tunnels: Tunnels,
     gossip: SyncSender<ToGossip>,
     standing: watch::Receiver<Standing>,
     datagrams: Arc<DatagramCounts>,
@@ -211,6 +214,11 @@ impl MeshHandle {
     /// seconds, [`CommandFailed::Overloaded`] when too many calls are under way on either side.
     pub async fn ask_node(&self, node: NodeRef, query: Query) -> Result<Answer, CommandFailed> {
         self.links.calls.ask(node, query).await
+    }
+
+    /// Byte streams to the servers beside other nodes.
+    pub(crate) fn tunnels(&self) -> &Tunnels {
+        &self.tunnels
     }
 
     /// The newest view. It is shown only when the links to its peers exist.
@@ -337,6 +345,8 @@ impl Runner {
         let (views, view) = watch::channel(Arc::new(alone(&membership)));
         let (standing_tx, standing) = watch::channel(Standing::default());
         let announced = membership.mesh_addr;
+        let tunnel_client = tunnel::client(&tls, &config.endpoint);
+        let tunnels = Tunnels::new(endpoint.clone(), tunnel_client, membership.cluster_id, view.clone());
         let links = LinksConfig {
             endpoint,
             name: membership.name.clone(),
@@ -345,6 +355,7 @@ impl Runner {
             limits: config.limits,
             shards,
             status,
+            tunnels: tunnels.sink(),
             clock,
             tasks: tasks.clone(),
         };
@@ -359,7 +370,7 @@ impl Runner {
                 () = join_by(seeds, thread, membership, inbox) => {}
             }
         });
-        Ok(MeshHandle { links, gossip, standing, datagrams, bound, announced })
+        Ok(MeshHandle { links, tunnels, gossip, standing, datagrams, bound, announced })
     }
 }
 

@@ -91,6 +91,7 @@ impl Node {
                     Ok(Answer::NodeStatus(NodeStatus { clients: 42, ..NodeStatus::default() }))
                 })
             }),
+            tunnels: Arc::default(),
             clock: Clock::start(),
             tasks: Tasks::new(),
         };

@@ -24,6 +24,9 @@ use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 /// The protocol spoken inside TLS. A QUIC client of anything else is refused by the handshake.
 const ALPN: &[u8] = b"meshd/1";
 
+/// The same on connections that carry tunnels.
+pub(crate) const TUNNEL_ALPN: &[u8] = b"meshd-tunnel/1";
+
 /// The name every node's certificate carries, asked for by every dialler. Which node it is stands in
 /// a second name, checked against the hello.
 pub(crate) const SERVER_NAME: &str = "peer.mesh";
@@ -53,6 +56,8 @@ pub enum TlsError {
 pub(crate) struct Tls {
     pub(crate) server: Arc<QuicServerConfig>,
     pub(crate) client: Arc<QuicClientConfig>,
+    /// For connections that carry tunnels.
+    pub(crate) tunnel_client: Arc<QuicClientConfig>,
 }
 
 impl Tls {
@@ -77,7 +82,7 @@ impl Tls {
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(verifier)
             .with_single_cert(chain.clone(), private())?;
-        server.alpn_protocols = vec![ALPN.to_vec()];
+        server.alpn_protocols = vec![ALPN.to_vec(), TUNNEL_ALPN.to_vec()];
         // A resumed handshake costs more than a full one here, and would outlive the leaf.
         server.send_tls13_tickets = 0;
 
@@ -87,10 +92,13 @@ impl Tls {
             .with_client_auth_cert(chain, private())?;
         client.alpn_protocols = vec![ALPN.to_vec()];
         client.resumption = rustls::client::Resumption::disabled();
+        let mut tunnel_client = client.clone();
+        tunnel_client.alpn_protocols = vec![TUNNEL_ALPN.to_vec()];
 
         Ok(Self {
             server: Arc::new(QuicServerConfig::try_from(server)?),
             client: Arc::new(QuicClientConfig::try_from(client)?),
+            tunnel_client: Arc::new(QuicClientConfig::try_from(tunnel_client)?),
         })
     }
 }

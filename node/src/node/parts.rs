@@ -31,8 +31,8 @@ use crate::config::secrets::Secrets;
 use crate::drain::DrainControl;
 use crate::handles::{SHARD_QUEUE_LEN, ShardHandle, Shards, ToShard, ViewWatch};
 use crate::listener::{ClientListener, ClientPort, PortSettings};
-use crate::mesh::{EndpointConfig, Mesh, MeshConfig, NodeStatusSource};
-use crate::proxy::{ByTcp, Proxies, Proxy, ProxyParts, Settings};
+use crate::mesh::{EndpointConfig, Mesh, MeshConfig, MeshHandle, NodeStatusSource};
+use crate::proxy::{ByTcp, Dial, Local, Proxies, Proxy, ProxyParts, Settings, follow};
 use crate::reload::{self, Apply, ReloadControl};
 use crate::shard::ShardParts;
 use crate::tasks::{OnPanic, Tasks};
@@ -165,7 +165,8 @@ impl Parts {
             shard::start(parts, &tasks).map_err(|cause| StartError::System { what: "a shard", cause })?;
         }
 
-        let proxies = proxies(&config, &shards, &admission, clock, &client_tasks);
+        let proxies =
+            proxies(&config, &addresses.name, mesh.handle(), &shards, &admission, clock, &client_tasks);
         let serving = Serving {
             config: &config,
             proxies: &proxies,
@@ -204,7 +205,7 @@ impl Parts {
         };
         listeners.client.start(port, None, &client_tasks).map_err(not_started)?;
         let (told, proxied) = (shards.clone(), proxies.clone());
-        let start = start_proxy(&shards, clock, &client_tasks);
+        let start = start_proxy(&addresses.name, mesh.handle(), &shards, clock, &client_tasks);
         let apply: Apply = Box::new(move |config, secrets| {
             let settings = port_settings(config, secrets, &apps_of_products);
             if let Some(shown) = &shown {
@@ -267,14 +268,30 @@ impl Parts {
 /// The products that are answered by servers of their owner's.
 fn proxies(
     config: &Config,
+    me: &str,
+    mesh: &MeshHandle,
     shards: &Shards,
     admission: &Arc<Admission>,
     clock: Clock,
     tasks: &Tasks,
 ) -> Arc<Proxies> {
-    let start = start_proxy(shards, clock, tasks);
+    let start = start_proxy(me, mesh, shards, clock, tasks);
     let proxies = proxy_settings(config).into_iter().map(|(name, settings)| start(name, settings));
-    Proxies::new(proxies, admission.clone(), tasks.clone())
+    let proxies = Proxies::new(proxies, admission.clone(), tasks.clone());
+    let (runtime, group, served) = (tokio::runtime::Handle::current(), tasks.clone(), proxies.clone());
+    mesh.tunnels().serve(
+        move |product| served.named(product)?.local_port(),
+        move |task| {
+            let (_entered, stopping) = (runtime.enter(), group.stopping());
+            group.spawn_small("tunnel", async move {
+                tokio::select! {
+                    () = task => {}
+                    () = stopping.cancelled() => {}
+                }
+            });
+        },
+    );
+    proxies
 }
 
 fn proxy_settings(config: &Config) -> Vec<(Arc<str>, Settings)> {
@@ -285,14 +302,36 @@ fn proxy_settings(config: &Config) -> Vec<(Arc<str>, Settings)> {
 
 /// How a proxied product begins at this node.
 fn start_proxy(
+    me: &str,
+    mesh: &MeshHandle,
     shards: &Shards,
     clock: Clock,
     tasks: &Tasks,
 ) -> impl Fn(Arc<str>, Settings) -> Arc<Proxy> + use<> {
-    let (shards, tasks) = (shards.clone(), tasks.clone());
+    let (me, mesh, shards, tasks) = (Arc::<str>::from(me), mesh.clone(), shards.clone(), tasks.clone());
     move |name, settings| {
-        let dial = Box::new(ByTcp::default());
-        Proxy::start(name, ProxyParts { settings, dial, shards: Some(shards.clone()), clock, tasks: &tasks })
+        let local = settings.local;
+        let dial: Box<dyn Dial> = match local {
+            None => Box::new(ByTcp::default()),
+            Some(port) => {
+                let tunnels = mesh.tunnels().clone();
+                Box::new(Local { me: me.clone(), port, product: name.clone(), tunnels })
+            }
+        };
+        let near = local.map(|_| me.clone());
+        let parts = ProxyParts { settings, dial, near, shards: Some(shards.clone()), clock, tasks: &tasks };
+        let proxy = Proxy::start(name, parts);
+        if local.is_some() {
+            let following = follow(proxy.clone(), mesh.tunnels().clone(), mesh.view());
+            let retired = proxy.retired();
+            tasks.spawn("local-upstreams", OnPanic::EndNode, async move {
+                tokio::select! {
+                    () = following => {}
+                    () = retired.cancelled() => {}
+                }
+            });
+        }
+        proxy
     }
 }
 

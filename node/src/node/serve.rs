@@ -77,6 +77,7 @@ impl Serving<'_> {
             cluster: Arc::new(self.mesh.clone()),
             board: self.board.clone(),
             drain: self.drain.clone(),
+            proxies: self.proxies.clone(),
             admission: self.admission.clone(),
             connections_max: self.connections_max,
             fd_limit: fd_limit::raise().unwrap_or(u64::MAX),

@@ -352,7 +352,10 @@ impl Run<'_> {
     }
 
     fn least_loaded(&self, not_there: Option<UpstreamIx>) -> Option<Open> {
-        self.proxy.open(|upstreams, now| upstreams.least_loaded(now, not_there))
+        let near = self.proxy.near.as_ref();
+        let near = near.filter(|near| !self.proxy.is_draining(near));
+        let near = near.and_then(|near| self.proxy.open_bound(near, not_there));
+        near.or_else(|| self.proxy.open(|upstreams, now| upstreams.least_loaded(now, not_there)))
     }
 
     /// Where the user is pinned; else where it is bound; else what its hash says, which for a WebSocket is

@@ -14,6 +14,8 @@
 //! | [`body`] | a request's body on its way |
 //! | [`client`] | the client's side of a request |
 //! | [`link`], [`pool`] | connections to upstreams |
+//! | [`local`] | the servers beside the nodes |
+//! | [`marks`] | what operators say of upstreams, to all nodes |
 //! | [`exchange`] | one request on one link |
 //! | [`forward`] | one request: to whom, again, and what its client is told |
 //! | [`pipe`] | bytes both ways after a `101` |
@@ -33,6 +35,8 @@ mod exchange;
 mod forward;
 pub mod head;
 mod link;
+mod local;
+mod marks;
 mod pipe;
 mod pool;
 mod serve;
@@ -47,12 +51,17 @@ use std::time::Duration;
 
 use mesh_proto::binding::BindingKey;
 use mesh_proto::time::Instant;
-use mesh_proto::upstream::{Outcome, Ticket, UpstreamConfig, UpstreamFacts, UpstreamIx, Upstreams};
+use mesh_proto::upstream::{
+    Outcome, Ticket, UpstreamConfig, UpstreamFacts, UpstreamIx, UpstreamState, Upstreams,
+};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use counters::Counters;
 pub(crate) use forward::{Asking, Served};
+pub(crate) use local::{Local, follow};
+pub use marks::NotSaid;
 pub use pool::{ByTcp, Dial, Dialling, Stream};
 pub use serve::Proxies;
 pub use settings::{CheckRequest, Settings};
@@ -61,6 +70,7 @@ use crate::clock::Clock;
 use crate::handles::Shards;
 use crate::tasks::{OnPanic, Tasks};
 use bindings::{Bindings, Held};
+use pipe::Pipe;
 use pool::Pool;
 
 /// One proxied product at this node.
@@ -70,6 +80,7 @@ pub struct Proxy {
     clock: Clock,
     pool: Pool,
     bindings: Arc<Bindings>,
+    near: Option<Arc<str>>,
     state: Mutex<State>,
     /// The machine has something to say.
     moved: Notify,
@@ -92,6 +103,8 @@ pub struct ProxyParts<'n> {
     pub settings: Settings,
     /// How its upstreams are reached.
     pub dial: Box<dyn Dial>,
+    /// The upstream for what belongs nowhere yet, if it is fit: the server beside this node.
+    pub near: Option<Arc<str>>,
     /// Who knows where users and sessions are bound; `None` in tests of one node without a mesh.
     pub shards: Option<Shards>,
     /// The node's clock.
@@ -104,7 +117,7 @@ impl Proxy {
     /// Its upstreams are asked how they are from then on, until its tasks are told to stop.
     #[must_use]
     pub fn start(name: Arc<str>, parts: ProxyParts<'_>) -> Arc<Self> {
-        let ProxyParts { settings, dial, shards, clock, tasks } = parts;
+        let ProxyParts { settings, dial, near, shards, clock, tasks } = parts;
         let upstreams = Upstreams::new(settings.upstreams.clone(), clock.now(), rand::random());
         let stopping = tasks.stopping();
         let proxy = Arc::new(Self {
@@ -113,16 +126,19 @@ impl Proxy {
             pool: Pool::new(dial, settings.connect_timeout, settings.idle_max),
             bindings: Bindings::new(shards, settings.keep),
             settings,
+            near,
             state: Mutex::new(State { upstreams, ends: HashMap::new() }),
             moved: Notify::new(),
             retired: stopping.child_token(),
             stopping,
             counters: Counters::default(),
         });
-        let (checked, group, ends) = (proxy.clone(), tasks.clone(), proxy.retired.clone());
+        let (checked, told, group) = (proxy.clone(), proxy.clone(), tasks.clone());
+        let ends = proxy.retired.clone();
         tasks.spawn(format!("upstreams/{}", proxy.name), OnPanic::EndNode, async move {
             tokio::select! {
                 () = checks::run(checked, group) => {}
+                () = marks::follow(told) => {}
                 () = ends.cancelled() => {}
             }
         });
@@ -135,6 +151,12 @@ impl Proxy {
         &self.name
     }
 
+    /// The time by which its upstreams count.
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
     /// Its upstreams as this node sees them.
     #[must_use]
     pub fn facts(&self) -> Vec<UpstreamFacts> {
@@ -145,6 +167,16 @@ impl Proxy {
     pub fn set_upstreams(&self, names: &[Arc<str>]) {
         self.lock().upstreams.set_names(names, self.clock.now());
         self.moved.notify_one();
+    }
+
+    /// Cancelled when nothing new comes any more.
+    pub(crate) fn retired(&self) -> CancellationToken {
+        self.retired.clone()
+    }
+
+    /// The port of the server beside this node, if that is one of the upstreams.
+    pub(crate) fn local_port(&self) -> Option<u16> {
+        self.settings.local
     }
 
     /// Nothing new comes: what is open goes on.
@@ -200,13 +232,27 @@ impl Proxy {
         Some(Open { proxy: self.clone(), name, ticket: Some(ticket), ends, _held: None })
     }
 
-    /// The same where something is bound to be, unless that is unfit or `not_there`.
+    fn is_draining(&self, name: &str) -> bool {
+        let state = self.lock().upstreams.by_name(name);
+        state.is_some_and(|(_, state)| state == UpstreamState::Draining)
+    }
+
+    /// Opens something where it is bound to be, unless that is unfit or `not_there`.
     fn open_bound(self: &Arc<Self>, name: &str, not_there: Option<UpstreamIx>) -> Option<Open> {
         self.open(|upstreams, now| {
             let (ix, _) = upstreams.by_name(name)?;
             (upstreams.takes_bound(now, ix) && Some(ix) != not_there).then_some(ix)
         })
     }
+}
+
+/// Moves bytes between two streams until both have ended, or one has broken.
+pub(crate) async fn piped<A, B>(a: A, b: B) -> std::io::Result<()>
+where
+    A: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
+    Pipe::new(a, b, Vec::new(), Vec::new()).await
 }
 
 /// Something is open at an upstream. Dropped, it has ended without a word about the upstream.

@@ -16,6 +16,8 @@ use crate::config::product::{ProductConfig, Upstreams};
 pub struct Settings {
     /// Its upstreams, and when they are fit.
     pub upstreams: UpstreamConfig,
+    /// The port of the servers beside the nodes, where those are the upstreams.
+    pub local: Option<u16>,
     /// Users with an upstream of their own.
     pub pins: BTreeMap<String, Arc<str>>,
     /// Whether the requests of one uid are kept together, else those of one Engine.IO session.
@@ -65,9 +67,9 @@ impl Settings {
     #[must_use]
     pub fn of(product: &ProductConfig, identity_headers: &[String]) -> Self {
         let some = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
-        let names = match product.upstreams() {
-            Upstreams::Listed(names) => names.iter().map(|name| Arc::from(name.as_str())).collect(),
-            Upstreams::Local(_) => Vec::new(),
+        let (names, local) = match product.upstreams() {
+            Upstreams::Listed(names) => (names.iter().map(|name| Arc::from(name.as_str())).collect(), None),
+            Upstreams::Local(port) => (Vec::new(), Some(port)),
         };
         let pins = product.pinned().map(|(uid, upstream)| (uid.to_owned(), Arc::from(upstream)));
         Self {
@@ -80,6 +82,7 @@ impl Settings {
                 eject_after: product.check_fall,
                 ..UpstreamConfig::default()
             },
+            local,
             pins: pins.collect(),
             by_uid: product.balances_by_uid(),
             own_host: product.host == "upstream",
@@ -107,6 +110,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             upstreams: UpstreamConfig::default(),
+            local: None,
             pins: BTreeMap::new(),
             by_uid: true,
             own_host: false,

@@ -44,6 +44,7 @@ async fn rig_with(settings: Settings, trusted: bool) -> Rig {
     let parts = ProxyParts {
         settings,
         dial: Box::new(ByTcp::default()),
+        near: None,
         shards: None,
         clock: Clock::start(),
         tasks: &tasks,
