@@ -41,7 +41,11 @@ macro_rules! mutants {
             pub fn is_rare(self) -> bool {
                 matches!(
                     self,
-                    Self::FenceDropped | Self::BaseIgnored | Self::LackingCopyTaken | Self::OlderAnswerTaken
+                    Self::FenceDropped
+                        | Self::BaseIgnored
+                        | Self::LackingCopyTaken
+                        | Self::OlderAnswerTaken
+                        | Self::LostNotTold
                 )
             }
 
