@@ -418,6 +418,16 @@ impl Config {
     }
 }
 
+impl ClientConfig {
+    /// A listener that other hosts may reach: its setting and its address.
+    #[must_use]
+    pub fn open_listener(&self) -> Option<(&'static str, SocketAddr)> {
+        let listeners = [("client.listen", Some(self.listen)), ("client.tls_listen", self.tls_listen)];
+        let mut listeners = listeners.into_iter().filter_map(|(key, address)| Some((key, address?)));
+        listeners.find(|(_, address)| !address.ip().is_loopback())
+    }
+}
+
 impl MeshConfig {
     /// The membership's clockwork: the preset with the settings of this section put in.
     #[must_use]

@@ -12,8 +12,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use mesh_proto::id::{EngineSid, NodeRef, ShardIx, SocketSid};
-use mesh_proto::shard::{AppOutcome, NewClient, ProductRules, RequestIx, ShardStats};
+use mesh_proto::id::{ClientIx, EngineSid, NodeRef, ShardIx, SocketSid};
+use mesh_proto::shard::{AppOutcome, NewClient, ProductRules, Refusal, RequestIx, ShardStats};
 use mesh_proto::view::View;
 use mesh_proto::wire::{Answer, CommandFailed, EngineRequest, EngineResponse, Envelope, Query, To};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -40,6 +40,8 @@ pub enum ToShard {
     Request(EngineAsked),
     /// The connection of a request broke before its answer.
     RequestGone(RequestIx),
+    /// Who a client is, by what it has sent when it connected to a namespace.
+    Identified(ClientIx, u64, Result<Option<Arc<str>>, Refusal>),
     /// The answer of a product's code about a session.
     App(SocketSid, u64, AppOutcome),
     /// From another shard or a peer, in order.

@@ -142,12 +142,7 @@ impl ClientListener {
     /// When the socket cannot be registered with the runtime.
     pub fn start(self, port: ClientPort, tls: Option<TlsAcceptor>, tasks: &Tasks) -> io::Result<()> {
         let listener = TcpListener::from_std(self.socket)?;
-        let door = Arc::new(Door {
-            loopback: self.addr.ip().to_canonical().is_loopback(),
-            lingering: Semaphore::new(LINGERING_MAX),
-            tls,
-            port,
-        });
+        let door = Arc::new(Door { lingering: Semaphore::new(LINGERING_MAX), tls, port });
         let (group, stopping) = (tasks.clone(), tasks.stopping());
         tasks.spawn("acceptor", OnPanic::EndNode, async move {
             tokio::select! {
@@ -162,8 +157,6 @@ impl ClientListener {
 /// What handshakes share.
 struct Door {
     port: ClientPort,
-    /// Whether the port is bound to a loopback address.
-    loopback: bool,
     /// Begins sessions where the port speaks TLS.
     tls: Option<TlsAcceptor>,
     /// Places for refused clients that are lingered for.
@@ -449,7 +442,7 @@ impl Door {
         let is_from_proxy = policy.proxies.contain(peer.ip());
         let is_said = is_from_proxy && head.header("x-forwarded-proto") == Some(b"https");
         let is_secure = self.tls.is_some() || is_said;
-        RequestFacts { head, remote, is_from_proxy, is_secure, loopback_listener: self.loopback }
+        RequestFacts { head, remote, is_from_proxy, is_secure }
     }
 
     /// The next request of a connection: what has come of it so far, and the length of its head.

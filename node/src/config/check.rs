@@ -264,9 +264,7 @@ impl Checker<'_> {
 
     fn identity(&mut self, name: &str, product: &ProductConfig) {
         let client = &self.config.client;
-        let listeners = [("client.listen", Some(client.listen)), ("client.tls_listen", client.tls_listen)];
-        let mut open = listeners.into_iter().filter_map(|(key, address)| Some((key, address?)));
-        let open = open.find(|(_, address)| !address.ip().is_loopback());
+        let open = client.open_listener();
         let key = |field: &str| format!("products.{name}.{field}");
         let (identity, file) = (key("identity"), key("jwt_key_file"));
         let sources = product.uid_sources();
@@ -287,6 +285,17 @@ impl Checker<'_> {
                            client.allowed_origins = * lets any page ask";
             let allowed = "cookie: with the pages listed in client.allowed_origins";
             self.fail(&key("jwt_from"), &["client.allowed_origins"], problem.into(), allowed);
+        }
+        let (hook, url) = (sources.contains(&UidSource::Hook), key("hook_url"));
+        if product.hook().is_none() && (hook || !product.hook_url.is_empty()) {
+            let problem = match product.hook_url.as_str() {
+                "" => "\"hook\" needs somebody to ask".to_owned(),
+                text => format!("\"{}\" is no URL to ask at", text.escape_debug()),
+            };
+            self.fail(&url, &[&identity], problem, "http://HOST:PORT/PATH");
+        } else if !product.hook_url.is_empty() && !hook {
+            let problem = "nobody asks there: hook is not in the list of identity".into();
+            self.fail(&url, &[&identity], problem, "hook_url with hook in identity");
         }
         let hearsay = sources.iter().any(UidSource::is_hearsay);
         if hearsay && product.has_jwt_key() {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::setting::Kind;
 use super::table::section;
-use crate::identity::TokenPlace;
+use crate::identity::{HookSettings, HookUrl, TokenPlace};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -54,24 +54,29 @@ section! {
         /// decides; what it finds and cannot believe is refused, whatever stands behind it. `jwt`: a
         /// signed token (see `jwt_from`). `query:NAME` (`query` is `query:uid`), `cookie:NAME`: what the client
         /// says there, believed as it is: only on loopback, or with `insecure_identity`. `header:NAME`: what a
-        /// proxy of `client.trusted_proxies` says; from others it is dropped and counted. `anonymous`: whoever
+        /// proxy of `client.trusted_proxies` says; from others it is dropped and counted. `auth:NAME`: what a
+        /// Socket.IO client says in this field of its `auth`, believed as it is. `hook`: a web application is
+        /// asked (see `hook_url`); of whom it knows nothing the next source is asked. `anonymous`: whoever
         /// is left is a user of its own, with a random uid (see `anonymous_cookie`). Default `auto`: `jwt`
-        /// where there is a key for tokens, else `query` for rooms and nothing for a proxy.
+        /// where there is a key for tokens, else `hook` where there is one, else `query` for rooms and nothing for a
+        /// proxy.
         identity: Vec<String> = vec!["auto".into()], Kind::UidSources;
         /// Whether a request without a uid is refused: by `uid_required`, over HTTP with status 430. Default
         /// `auto`: `required` where there is an identity. `optional`, for a proxy only: it is passed on without.
         uid: String = "auto".into(), Kind::Choice(&["auto", "required", "optional"]);
-        /// Believe what clients say of themselves (`query:`, `cookie:`) although `client.listen` can be
+        /// Believe what clients say of themselves (`query:`, `cookie:`, `auth:`) although `client.listen` can be
         /// reached from other hosts: anyone can be anyone then. Default false.
         insecure_identity: bool = false, Kind::Bool;
         /// The cookie by which an `anonymous` client is the same user again. It holds a random secret, of
         /// which the uid is a hash. Default `mesh_uid`; `""`: none is set or read, and each connection is a
         /// user of its own.
         anonymous_cookie: String = "mesh_uid".into(), Kind::TokenOrNone;
-        /// Where a token may stand: `header` is `Authorization: Bearer TOKEN`; `query:NAME`, `cookie:NAME`. The
-        /// first place that has one decides. Default `header,query:token`. Browsers cannot set headers on a
-        /// WebSocket; what stands in a URL may stand in somebody's log.
-        jwt_from: Vec<String> = vec!["header".into(), "query:token".into()], Kind::TokenPlaces;
+        /// Where a token may stand: `header` is `Authorization: Bearer TOKEN`; `query:NAME`, `cookie:NAME`,
+        /// and for Socket.IO clients `auth:NAME`, a field of their `auth`. The first place that has one decides;
+        /// `auth` comes last, for it comes with the CONNECT packet. Default `header,query:token,auth:token`.
+        /// Browsers cannot set headers on a WebSocket; what stands in a URL may stand in somebody's log.
+        jwt_from: Vec<String> =
+            ["header", "query:token", "auth:token"].map(str::to_owned).into(), Kind::TokenPlaces;
         /// File with a shared key that signs the tokens (HS256): at least 32 bytes, readable by its owner
         /// only. Default `""`.
         jwt_key_file: Option<PathBuf> = None, Kind::Path;
@@ -89,6 +94,23 @@ section! {
         /// (RFC 7519 §4.1.3). Set it where one key signs for several products: a token for one is
         /// then no token for another.
         jwt_audience: String = String::new(), Kind::Text;
+        /// A web application that is asked who sent a request, as `http://HOST:PORT/PATH`: docs/identity.md.
+        /// Default `""`: none.
+        hook_url: String = String::new(), Kind::Text;
+        /// Headers that it is told. What is not told cannot matter: it is the key of the cache. Default
+        /// `authorization,cookie`.
+        hook_headers: Vec<String> = ["authorization", "cookie"].map(str::to_owned).into(), Kind::Tokens;
+        /// Query parameters that it is told. Default `token`.
+        hook_query: Vec<String> = vec!["token".into()], Kind::Tokens;
+        /// It must answer within this time, else the request is refused with 503. Default 2s.
+        hook_timeout: Duration = 2 * SECOND, Kind::Time(10 * MILLISECOND..=30 * SECOND);
+        /// Its answer counts so long for the same question. Default 5s; 0s asks each time.
+        hook_cache: Duration = 5 * SECOND, Kind::Time(Duration::ZERO..=HOUR);
+        /// After so many failures in a row it is left alone, and requests are refused with 503 at once.
+        /// Default 5.
+        hook_break_after: u32 = 5, Kind::Count(1..=1_000);
+        /// For as long; then one request tries. Default 5s.
+        hook_break_for: Duration = 5 * SECOND, Kind::Time(100 * MILLISECOND..=HOUR);
         /// Proxy: your servers, as `HOST:PORT`; names are looked up again and again. Or `local:PORT` alone:
         /// the server beside each node, on this port of its loopback address. Default none.
         upstreams: Vec<String> = Vec::new(), Kind::Peers;
@@ -181,6 +203,10 @@ pub enum UidSource {
     Cookie(String),
     /// What a trusted proxy says in this header.
     Header(String),
+    /// What a Socket.IO client says in this field of its `auth`.
+    Auth(String),
+    /// What a web application says.
+    Hook,
     /// A user of its own.
     Anonymous,
 }
@@ -199,6 +225,8 @@ impl UidSource {
             ("query", name) => Some(Self::Query(name.unwrap_or_else(|| "uid".into()))),
             ("cookie", Some(name)) => Some(Self::Cookie(name)),
             ("header", Some(name)) => Some(Self::Header(name)),
+            ("auth", Some(name)) => Some(Self::Auth(name)),
+            ("hook", None) => Some(Self::Hook),
             ("anonymous", None) => Some(Self::Anonymous),
             _ => None,
         }
@@ -207,7 +235,7 @@ impl UidSource {
     /// Whether it believes the client's own word.
     #[must_use]
     pub fn is_hearsay(&self) -> bool {
-        matches!(self, Self::Query(_) | Self::Cookie(_))
+        matches!(self, Self::Query(_) | Self::Cookie(_) | Self::Auth(_))
     }
 }
 
@@ -235,6 +263,8 @@ impl ProductConfig {
         }
         if self.has_jwt_key() {
             vec![UidSource::Jwt]
+        } else if !self.hook_url.is_empty() {
+            vec![UidSource::Hook]
         } else if self.is_proxy() {
             Vec::new()
         } else {
@@ -246,6 +276,20 @@ impl ProductConfig {
     #[must_use]
     pub fn has_jwt_key(&self) -> bool {
         [&self.jwt_key_file, &self.jwt_public_key_file, &self.jwt_jwks_file].into_iter().any(Option::is_some)
+    }
+
+    /// The web application that is asked who sent a request, if there is one.
+    #[must_use]
+    pub fn hook(&self) -> Option<HookSettings> {
+        Some(HookSettings {
+            url: HookUrl::parse(&self.hook_url)?,
+            headers: self.hook_headers.iter().map(|name| name.to_ascii_lowercase()).collect(),
+            query: self.hook_query.clone(),
+            timeout: self.hook_timeout,
+            cache: self.hook_cache,
+            break_after: self.hook_break_after,
+            break_for: self.hook_break_for,
+        })
     }
 
     /// Where a token may stand, in order.
@@ -331,6 +375,7 @@ pub(super) fn token_place(text: &str) -> Option<TokenPlace> {
         None if text == "header" => Some(TokenPlace::Bearer),
         Some(("query", name)) if is_token(name) => Some(TokenPlace::Query(name.into())),
         Some(("cookie", name)) if is_token(name) => Some(TokenPlace::Cookie(name.into())),
+        Some(("auth", name)) if is_token(name) => Some(TokenPlace::Auth(name.into())),
         _ => None,
     }
 }

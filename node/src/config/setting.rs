@@ -90,6 +90,8 @@ pub enum Kind {
     UidSources,
     /// Where tokens may stand, in order; one may stand alone.
     TokenPlaces,
+    /// Names of headers or query parameters, several.
+    Tokens,
     /// The name of a header, a cookie or a query parameter; empty when there is none.
     TokenOrNone,
     /// A secret; taken from the environment only.
@@ -124,9 +126,11 @@ impl Kind {
             Self::Hosts => "a list of names as app.example.com or *.example.com".into(),
             Self::Paths => "a list of paths as /chat".into(),
             Self::UidSources => {
-                "\"auto\", or a list of jwt, query:NAME, cookie:NAME, header:NAME, anonymous".into()
+                "\"auto\", or a list of jwt, query:NAME, cookie:NAME, header:NAME, auth:NAME, hook, anonymous"
+                    .into()
             }
-            Self::TokenPlaces => "a list of header, query:NAME, cookie:NAME".into(),
+            Self::TokenPlaces => "a list of header, query:NAME, cookie:NAME, auth:NAME".into(),
+            Self::Tokens => "a list of names".into(),
             Self::TokenOrNone => "1 to 64 of a-z A-Z 0-9 - _ . and few others, or \"\" for none".into(),
             Self::Secret => "from the environment only".into(),
         }
@@ -241,12 +245,14 @@ impl Kind {
             Self::Hosts => "host name",
             Self::Paths => "path from its root, in whole segments",
             Self::TokenPlaces => "place of a token",
+            Self::Tokens => "name",
             _ => "source of uids",
         };
         let fits = |item: &String| match self {
             Self::Hosts => is_host(item),
             Self::Paths => is_path(item),
             Self::TokenPlaces => token_place(item).is_some(),
+            Self::Tokens => is_token(item),
             Self::UidSources => UidSource::parse(item).is_some() || items == ["auto"],
             _ => true,
         };
@@ -257,8 +263,8 @@ impl Kind {
     }
 
     fn is_list(&self) -> bool {
-        use Kind::{Hosts, List, Namespaces, Paths, Peers, TokenPlaces, UidSources};
-        matches!(self, List | Peers | Namespaces | Hosts | Paths | UidSources | TokenPlaces)
+        use Kind::{Hosts, List, Namespaces, Paths, Peers, TokenPlaces, Tokens, UidSources};
+        matches!(self, List | Peers | Namespaces | Hosts | Paths | UidSources | TokenPlaces | Tokens)
     }
 
     fn noun(&self) -> &'static str {

@@ -266,6 +266,15 @@ check_timeout = "10s"
 hosts = ["b.EXAMPLE"]
 keep = "1m"
 identity = ["anonymous", "header:X-User"]
+[products.e]
+hook_url = "https://app/auth"
+identity = "hook"
+[products.f]
+hook_url = "http://app/auth"
+identity = "anonymous"
+[products.g]
+identity = ["auth:user", "hook"]
+hook_headers = ["a b"]
 [products.d]
 kind = "proxy"
 upstreams = ["local:3000", "b:1", "b:1"]
@@ -273,12 +282,12 @@ pins = ["alice=c:1", "bob"]
 identity = ["cookie:user", "header:X-User"]
 jwt_key_file = "nowhere"
 "#;
-    let expected = r#"meshd.toml:2: client.default_product: there is no product "shop" (allowed: one of a, b, c, d, or "")
+    let expected = r#"meshd.toml:2: client.default_product: there is no product "shop" (allowed: one of a, b, c, d, e, f, g, or "")
 meshd.toml:4: products.a.upstreams: a proxy needs servers to pass requests on to (allowed: HOST:PORT, …; or local:PORT)
 meshd.toml:5: products.a.join: does nothing with kind = "proxy" (allowed: kind = "rooms", or without it)
 meshd.toml:6: products.a.hosts: "bad host" is no host name (allowed: a list of names as app.example.com or *.example.com)
 meshd.toml:7: products.a.paths: "/a/" is no path from its root, in whole segments (allowed: a list of paths as /chat)
-meshd.toml:8: products.a.identity: "password" is no source of uids (allowed: "auto", or a list of jwt, query:NAME, cookie:NAME, header:NAME, anonymous)
+meshd.toml:8: products.a.identity: "password" is no source of uids (allowed: "auto", or a list of jwt, query:NAME, cookie:NAME, header:NAME, auth:NAME, hook, anonymous)
 meshd.toml:9: products.a.sticky_cookie: "a b" is not a name (allowed: 1 to 64 of a-z A-Z 0-9 - _ . and few others, or "" for none)
 meshd.toml:11: products.b.upstreams: a proxy needs servers to pass requests on to (allowed: HOST:PORT, …; or local:PORT)
 meshd.toml:13: products.b.uid: "required", and there is no identity to find one (allowed: required with an identity)
@@ -290,13 +299,17 @@ meshd.toml:19: products.c.hosts: b.example chooses b too (allowed: each in one p
 meshd.toml:20: products.c.keep: does nothing with kind = "rooms" (allowed: kind = "proxy", or without it)
 meshd.toml:21: products.c.identity: nothing behind item 1 is ever asked (allowed: anonymous as the last of the list)
 meshd.toml:21: products.c.identity: "header:" is believed of trusted proxies only, and there are none (allowed: header: with client.trusted_proxies)
-meshd.toml:24: products.d.upstreams: the server beside each node stands alone (allowed: HOST:PORT, …; or one local:PORT)
-meshd.toml:24: products.d.upstreams: b:1 stands there twice (allowed: each once)
-meshd.toml:25: products.d.pins: "alice=c:1" pins nobody to an upstream there is (allowed: UID=HOST:PORT of upstreams)
-meshd.toml:25: products.d.pins: "bob" pins nobody to an upstream there is (allowed: UID=HOST:PORT of upstreams)
-meshd.toml:26: products.d.identity: what clients say of themselves is believed, so that keys for tokens protect nothing (allowed: jwt, or what clients say without a key for tokens)
-meshd.toml:26: products.d.identity: "header:" is believed of trusted proxies only, and there are none (allowed: header: with client.trusted_proxies)
-meshd.toml:27: products.d.jwt_key_file: nowhere: No such file or directory (os error 2)"#;
+meshd.toml:23: products.e.hook_url: "https://app/auth" is no URL to ask at (allowed: http://HOST:PORT/PATH)
+meshd.toml:26: products.f.hook_url: nobody asks there: hook is not in the list of identity (allowed: hook_url with hook in identity)
+meshd.toml:29: products.g.hook_url: "hook" needs somebody to ask (allowed: http://HOST:PORT/PATH)
+meshd.toml:30: products.g.hook_headers: "a b" is no name (allowed: a list of names)
+meshd.toml:33: products.d.upstreams: the server beside each node stands alone (allowed: HOST:PORT, …; or one local:PORT)
+meshd.toml:33: products.d.upstreams: b:1 stands there twice (allowed: each once)
+meshd.toml:34: products.d.pins: "alice=c:1" pins nobody to an upstream there is (allowed: UID=HOST:PORT of upstreams)
+meshd.toml:34: products.d.pins: "bob" pins nobody to an upstream there is (allowed: UID=HOST:PORT of upstreams)
+meshd.toml:35: products.d.identity: what clients say of themselves is believed, so that keys for tokens protect nothing (allowed: jwt, or what clients say without a key for tokens)
+meshd.toml:35: products.d.identity: "header:" is believed of trusted proxies only, and there are none (allowed: header: with client.trusted_proxies)
+meshd.toml:36: products.d.jwt_key_file: nowhere: No such file or directory (os error 2)"#;
     let told = complaints(&scratch, text);
     for (told, expected) in told.lines().zip(expected.lines()) {
         assert_eq!(told, expected);

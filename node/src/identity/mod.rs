@@ -10,10 +10,14 @@
 //! |---|---|
 //! | [`products`] | which product a request is for |
 //! | [`sources`] | what a request says of its user |
+//! | [`desk`] | what Socket.IO clients say of themselves when they connect |
+//! | [`hook`] | what a web application says of it |
 //! | [`jwt`] | whether a token is believed |
 //! | [`keys`] | under which key |
 //! | [`uid`] | what a uid may look like |
 
+mod desk;
+mod hook;
 mod jwt;
 mod keys;
 mod products;
@@ -31,8 +35,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_proto::shard::{Admission, ClientProtocol, NewClient, RecoveryRule, Refusal, Transport};
+use mesh_proto::shard::{Admission, ClientProtocol, NewClient, RecoveryRule, Refusal, Transport, Uid};
 
+pub(crate) use desk::Identities;
+pub use hook::{Hook, HookSettings, HookUrl};
 pub use jwt::{JwtPolicy, JwtSettings};
 pub use keys::{JWT_SECRET_BYTES_MIN, NoKey, TokenKeys};
 pub use products::{Chosen, Product, ProductKind, Products, ProductsWatch};
@@ -40,6 +46,7 @@ pub(crate) use sources::bearer_token;
 pub use sources::{TokenPlace, UidPolicy, UidSource};
 pub use uid::{check_uid, normal_uid};
 
+use crate::metrics::Exposition;
 use crate::transport::head::RequestHead;
 use crate::transport::{Response, percent_decoded, query_values};
 use sources::Claim;
@@ -66,8 +73,6 @@ pub struct RequestFacts<'r> {
     pub is_from_proxy: bool,
     /// Whether it came by TLS, to this node or to a trusted proxy.
     pub is_secure: bool,
-    /// Whether the port it came in by is bound to a loopback address.
-    pub loopback_listener: bool,
 }
 
 /// Who sent a request, as far as its product asks.
@@ -152,13 +157,17 @@ pub trait Doorkeeper: Send + Sync {
 }
 
 /// Decides who each client is.
-///
-/// Socket.IO's auth payload comes in its CONNECT packet, after the handshake, and is not a source
-/// yet: browsers, which cannot set headers on a WebSocket, send `?token=`.
 #[derive(Debug)]
 pub struct Identity {
     policies: BTreeMap<Arc<str>, Arc<UidPolicy>>,
     uid_bytes_max: usize,
+}
+
+/// What a request's head has made of it.
+struct Decided {
+    who: Result<Identified, Denied>,
+    /// What a Socket.IO client says in its CONNECT packet comes before it.
+    by_auth: bool,
 }
 
 impl Identity {
@@ -175,28 +184,69 @@ impl Identity {
         product: &Product,
         facts: &RequestFacts<'_>,
     ) -> impl Future<Output = Result<Identified, Denied>> + Send + use<> {
-        let policy = self.policies.get(&product.name).cloned();
-        let claim = policy.as_ref().map(|policy| policy.claim(facts));
+        let deciding = self.decide(product, facts);
+        async move { deciding.await.who }
+    }
+
+    fn decide(
+        &self,
+        product: &Product,
+        facts: &RequestFacts<'_>,
+    ) -> impl Future<Output = Decided> + Send + use<> {
+        let policy = self.policies.get(&product.name).cloned().unwrap_or_default();
+        let claims = policy.claims(facts);
         let bytes_max = self.uid_bytes_max;
         async move {
-            let (Some(policy), Some(claim)) = (policy, claim) else {
-                let message = "this product has no identity configured: ask its operator to set one";
-                return Err(Denied::uid(UID_REQUIRED, message));
+            let (mut said, mut by_auth) = (Ok(None), claims.auth_after_hook);
+            if let Some((hook, question)) = claims.hook {
+                said = hook.ask(question).await;
+                by_auth &= said == Ok(None);
+            }
+            let who = match said {
+                Ok(Some(uid)) => known(&uid, bytes_max),
+                Ok(None) => claims.then.and_then(|claim| settle(&policy, claim, bytes_max)),
+                Err(denied) => Err(denied),
             };
-            let uid = match claim? {
-                Claim::Nothing if policy.required => {
-                    return Err(Denied::uid(UID_REQUIRED, &policy.advice()));
-                }
-                Claim::Nothing => return Ok(Identified::default()),
-                Claim::Anonymous { uid, set_cookie } => {
-                    return Ok(Identified { uid: Some(uid), set_cookie });
-                }
-                Claim::Uid(uid) => uid,
-                Claim::Token(policy, token) => {
-                    policy.uid(&token).map_err(|why| Denied::uid(UID_INVALID, why.advice()))?
-                }
-            };
-            Ok(Identified { uid: Some(check_uid(&uid, bytes_max)?), set_cookie: None })
+            Decided { who, by_auth: by_auth || claims.auth_before_hook }
+        }
+    }
+
+    /// Whom a Socket.IO client's CONNECT packet speaks for; `None` where it speaks for nobody. Its payload
+    /// is a whole JSON object, or empty. Checks signatures: not for a thread that others wait for.
+    ///
+    /// # Errors
+    /// What is found is not believed.
+    pub fn of_auth(&self, product: &str, auth: &[u8]) -> Result<Option<Arc<str>>, Refusal> {
+        let Some(policy) = self.policies.get(product) else { return Ok(None) };
+        let uid = policy.claim_of_auth(auth).and_then(|claim| match claim {
+            Claim::Nothing => Ok(None),
+            claim => settle(policy, claim, self.uid_bytes_max).map(|who| who.uid),
+        });
+        uid.map_err(Refusal::from)
+    }
+
+    /// Writes the numbers of hooks.
+    pub fn write_numbers(&self, out: &mut Exposition) {
+        let hooks = self.policies.values().flat_map(|policy| policy.hooks());
+        if hooks.clone().next().is_some() {
+            Hook::write_all(hooks, out);
+        }
+    }
+}
+
+fn known(uid: &str, bytes_max: usize) -> Result<Identified, Denied> {
+    Ok(Identified { uid: Some(check_uid(uid, bytes_max)?), set_cookie: None })
+}
+
+fn settle(policy: &UidPolicy, claim: Claim, bytes_max: usize) -> Result<Identified, Denied> {
+    match claim {
+        Claim::Nothing if policy.required => Err(Denied::uid(UID_REQUIRED, &policy.advice())),
+        Claim::Nothing => Ok(Identified::default()),
+        Claim::Anonymous { uid, set_cookie } => Ok(Identified { uid: Some(uid), set_cookie }),
+        Claim::Uid(uid) => known(&uid, bytes_max),
+        Claim::Token(policy, token) => {
+            let uid = policy.uid(&token).map_err(|why| Denied::uid(UID_INVALID, why.advice()))?;
+            known(&uid, bytes_max)
         }
     }
 }
@@ -213,26 +263,33 @@ impl Doorkeeper for Identity {
         facts: &RequestFacts<'_>,
     ) -> Deciding<Admitted> {
         let chosen = product.and_then(|product| match product.rules() {
-            Some(rules) => Ok((rules.clone(), self.of_request(product, facts))),
+            Some(rules) => Ok((rules.clone(), self.decide(product, facts))),
             None => Err(Denied::uid(UID_INVALID, "this product has no clients of its own here")),
         });
         let offsets =
             chosen.as_ref().is_ok_and(|(rules, _)| carries_offsets(rules.recovery, protocol, facts.head));
         Box::pin(async move {
             let decided = match chosen {
-                Ok((product, identifying)) => identifying.await.map(|identified| (product, identified)),
+                Ok((product, deciding)) => Ok((product, deciding.await)),
                 Err(denied) => Err(denied),
             };
             let (admission, set_cookie) = match decided {
-                Ok((product, Identified { uid: Some(uid), set_cookie })) => {
-                    (Ok(Admission { product, uid }), set_cookie)
+                Ok((_, Decided { who: Err(denied), .. })) | Err(denied) if denied.is_for_the_moment() => {
+                    return Err(denied);
                 }
-                Ok(_) => (Err(Denied::uid(UID_REQUIRED, "rooms are for users: say who you are")), None),
-                Err(denied) if denied.is_for_the_moment() => return Err(denied),
-                Err(denied) => (Err(denied), None),
+                Ok((product, Decided { who, by_auth })) => {
+                    let set_cookie = who.as_ref().ok().and_then(|who| who.set_cookie.clone());
+                    let needed = || Denied::uid(UID_REQUIRED, "rooms are for users: say who you are");
+                    let uid = who.and_then(|who| who.uid.ok_or_else(needed)).map_err(Refusal::from);
+                    let admission = match by_auth && protocol == ClientProtocol::SocketIo {
+                        true => Ok(Admission { product, uid: Uid::ByAuth(uid) }),
+                        false => uid.map(|uid| Admission { product, uid: Uid::Known(uid) }),
+                    };
+                    (admission, set_cookie)
+                }
+                Err(denied) => (Err(denied.into()), None),
             };
             let offsets = offsets && admission.is_ok();
-            let admission = admission.map_err(Refusal::from);
             let client = NewClient { protocol, admission, offsets, transport: Transport::WebSocket };
             Ok(Admitted { client, set_cookie })
         })

@@ -10,10 +10,12 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
 use mesh_proto::id::ANONYMOUS;
 use ring::digest::{Context, SHA256};
+use serde_json::{Map, Value};
 
-use super::{Denied, JwtPolicy, RequestFacts, UID_INVALID};
+use super::{Denied, Hook, JwtPolicy, RequestFacts, UID_INVALID};
 use crate::transport::head::RequestHead;
 use crate::transport::{percent_decoded, query_values};
 
@@ -30,8 +32,9 @@ pub struct UidPolicy {
     pub sources: Vec<UidSource>,
     /// Whether a request without a uid is refused.
     pub required: bool,
-    /// Believe what clients say of themselves also where other hosts reach the client port.
-    pub insecure: bool,
+    /// Believe what clients say of themselves: no other host reaches the client port, or the operator wants
+    /// it so.
+    pub believes_clients: bool,
 }
 
 /// Where the uid of a product's clients comes from.
@@ -45,6 +48,10 @@ pub enum UidSource {
     Cookie(String),
     /// This header of a trusted proxy.
     Header(String),
+    /// This field of what a Socket.IO client sends when it connects to a namespace, believed as it is.
+    Auth(String),
+    /// A web application is asked.
+    Hook(Arc<Hook>),
     /// A user of its own; the cookie by which it is the same again, if any.
     Anonymous(Option<String>),
 }
@@ -58,6 +65,20 @@ pub enum TokenPlace {
     Query(String),
     /// This cookie.
     Cookie(String),
+    /// This field of what a Socket.IO client sends when it connects to a namespace.
+    Auth(String),
+}
+
+/// What a request's head has, up to the first source that decides.
+#[derive(Debug)]
+pub(super) struct Claims {
+    /// Asked first; what it does not know is for `then`.
+    pub(super) hook: Option<(Arc<Hook>, Bytes)>,
+    pub(super) then: Result<Claim, Denied>,
+    /// Whether a source that reads CONNECT packets stands before the hook, or behind it (where there is
+    /// no hook: before what `then` was found in).
+    pub(super) auth_before_hook: bool,
+    pub(super) auth_after_hook: bool,
 }
 
 /// What was found.
@@ -74,32 +95,97 @@ pub(super) enum Claim {
 }
 
 impl UidPolicy {
-    /// What the first source that has something has.
-    pub(super) fn claim(&self, facts: &RequestFacts<'_>) -> Result<Claim, Denied> {
-        let head = facts.head;
-        let believes = self.insecure || facts.loopback_listener;
+    /// What the head of a request has.
+    pub(super) fn claims(&self, facts: &RequestFacts<'_>) -> Claims {
+        let (mut hook, mut before, mut after) = (None, false, false);
+        let mut then = Ok(Claim::Nothing);
         for source in &self.sources {
-            let found = match source {
+            let reads_auth = source.reads_auth();
+            match source {
+                UidSource::Hook(asked) if hook.is_none() => {
+                    before = std::mem::take(&mut after);
+                    hook = Some((asked.clone(), asked.question(facts)));
+                    continue;
+                }
+                _ => {}
+            }
+            match self.claim(source, facts) {
+                Ok(None) => after |= reads_auth,
+                Ok(Some(found)) => {
+                    then = Ok(found);
+                    break;
+                }
+                Err(denied) => {
+                    then = Err(denied);
+                    break;
+                }
+            }
+        }
+        Claims { hook, then, auth_before_hook: before, auth_after_hook: after }
+    }
+
+    fn claim(&self, source: &UidSource, facts: &RequestFacts<'_>) -> Result<Option<Claim>, Denied> {
+        let head = facts.head;
+        Ok(match source {
+            UidSource::Jwt(policy, places) => {
+                token(head, places)?.map(|token| Claim::Token(policy.clone(), token.into_owned()))
+            }
+            UidSource::Query(name) if self.believes_clients => {
+                query(head, name)?.map(|uid| Claim::Uid(uid.into_owned()))
+            }
+            UidSource::Cookie(name) if self.believes_clients => {
+                cookie(head, name)?.map(|uid| Claim::Uid(uid.into_owned()))
+            }
+            UidSource::Header(name) if facts.is_from_proxy => {
+                header(head, name)?.map(|uid| Claim::Uid(uid.to_owned()))
+            }
+            UidSource::Anonymous(cookie) => Some(anonymous(facts, cookie.as_deref())?),
+            UidSource::Query(_)
+            | UidSource::Cookie(_)
+            | UidSource::Header(_)
+            | UidSource::Auth(_)
+            | UidSource::Hook(_) => None,
+        })
+    }
+
+    /// What a CONNECT packet's payload has, in the first source that reads such.
+    pub(super) fn claim_of_auth(&self, auth: &[u8]) -> Result<Claim, Denied> {
+        let fields = || serde_json::from_slice::<Map<String, Value>>(auth).ok();
+        let Some(fields) = fields().filter(|_| self.sources.iter().any(UidSource::reads_auth)) else {
+            return Ok(Claim::Nothing);
+        };
+        for source in &self.sources {
+            match source {
+                UidSource::Auth(name) if self.believes_clients => match fields.get(name) {
+                    Some(Value::String(uid)) => return Ok(Claim::Uid(uid.clone())),
+                    Some(Value::Number(uid)) if !uid.is_f64() => return Ok(Claim::Uid(uid.to_string())),
+                    None | Some(Value::Null) => {}
+                    Some(_) => return Err(invalid(&format!("auth.{name} is no text"))),
+                },
                 UidSource::Jwt(policy, places) => {
-                    token(head, places)?.map(|token| Claim::Token(policy.clone(), token.into_owned()))
+                    for place in places {
+                        let TokenPlace::Auth(name) = place else { continue };
+                        match fields.get(name) {
+                            Some(Value::String(token)) if !token.is_empty() => {
+                                return Ok(Claim::Token(policy.clone(), token.clone()));
+                            }
+                            None | Some(Value::Null | Value::String(_)) => {}
+                            Some(_) => return Err(invalid(&format!("auth.{name} is no text"))),
+                        }
+                    }
                 }
-                UidSource::Query(name) if believes => {
-                    query(head, name)?.map(|uid| Claim::Uid(uid.into_owned()))
-                }
-                UidSource::Cookie(name) if believes => {
-                    cookie(head, name)?.map(|uid| Claim::Uid(uid.into_owned()))
-                }
-                UidSource::Header(name) if facts.is_from_proxy => {
-                    header(head, name)?.map(|uid| Claim::Uid(uid.to_owned()))
-                }
-                UidSource::Query(_) | UidSource::Cookie(_) | UidSource::Header(_) => None,
-                UidSource::Anonymous(cookie) => Some(anonymous(facts, cookie.as_deref())?),
-            };
-            if let Some(found) = found {
-                return Ok(found);
+                _ => {}
             }
         }
         Ok(Claim::Nothing)
+    }
+
+    /// Its hooks.
+    pub(super) fn hooks(&self) -> impl Iterator<Item = &Hook> + Clone {
+        self.sources.iter().filter_map(|source| match source {
+            UidSource::Hook(hook) => Some(&**hook),
+            _ => None,
+        })
     }
 
     /// What a client without a uid can do.
@@ -111,16 +197,30 @@ impl UidPolicy {
                     TokenPlace::Bearer => "a JWT as 'Authorization: Bearer'".to_owned(),
                     TokenPlace::Query(name) => format!("a JWT as ?{name}= in the URL"),
                     TokenPlace::Cookie(name) => format!("a JWT in the cookie {name}"),
+                    TokenPlace::Auth(name) => format!("a JWT as auth.{name} of Socket.IO"),
                 })),
                 UidSource::Query(name) => ways.push(format!("?{name}=NAME in the URL")),
                 UidSource::Cookie(name) => ways.push(format!("the cookie {name}")),
                 UidSource::Header(name) => ways.push(format!("the header {name}, by a proxy trusted here")),
+                UidSource::Auth(name) => ways.push(format!("auth.{name} of Socket.IO")),
+                UidSource::Hook(_) => ways.push("what your application knows you by".to_owned()),
                 UidSource::Anonymous(_) => {}
             }
         }
         match ways.is_empty() {
             true => "this listener has no identity configured: ask its operator to set one".into(),
             false => format!("send {}", ways.join(", or ")),
+        }
+    }
+}
+
+impl UidSource {
+    /// Whether it reads what Socket.IO clients send when they connect to a namespace.
+    fn reads_auth(&self) -> bool {
+        match self {
+            Self::Auth(_) => true,
+            Self::Jwt(_, places) => places.iter().any(|place| matches!(place, TokenPlace::Auth(_))),
+            _ => false,
         }
     }
 }
@@ -191,6 +291,7 @@ fn token<'h>(head: &'h RequestHead<'_>, places: &[TokenPlace]) -> Result<Option<
             TokenPlace::Bearer => header(head, "authorization")?.and_then(bearer_token).map(Cow::Borrowed),
             TokenPlace::Query(name) => query(head, name)?,
             TokenPlace::Cookie(name) => cookie(head, name)?,
+            TokenPlace::Auth(_) => None,
         };
         if let Some(token) = found.filter(|token| !token.is_empty()) {
             return Ok(Some(token));

@@ -9,12 +9,14 @@ use std::sync::Arc;
 use mesh_proto::shard::{Namespaces, ProductRules};
 
 use crate::app::App;
+use crate::clock::Clock;
 use crate::config::product::{ProductConfig, UidSource as Wanted};
 use crate::config::secrets::Secrets;
 use crate::config::{Config, DEFAULT_PRODUCT};
 use crate::identity::{
-    Identity, JwtPolicy, JwtSettings, Product, ProductKind, Products, UidPolicy, UidSource,
+    Hook, Identity, JwtPolicy, JwtSettings, Product, ProductKind, Products, UidPolicy, UidSource,
 };
+use crate::tasks::Tasks;
 
 /// The products of the settings.
 pub(super) fn products(config: &Config, apps: &BTreeMap<String, App>) -> Products {
@@ -44,7 +46,7 @@ pub(super) fn products(config: &Config, apps: &BTreeMap<String, App>) -> Product
 }
 
 /// Who decides on the clients of each product.
-pub(super) fn identity(config: &Config, secrets: &Secrets) -> Identity {
+pub(super) fn identity(config: &Config, secrets: &Secrets, clock: Clock, tasks: &Tasks) -> Identity {
     let mut policies = Vec::new();
     for (name, product) in &config.products.0 {
         let jwt = secrets.jwt_keys.get(name);
@@ -57,13 +59,20 @@ pub(super) fn identity(config: &Config, secrets: &Secrets) -> Identity {
                 Wanted::Query(name) => UidSource::Query(name),
                 Wanted::Cookie(name) => UidSource::Cookie(name),
                 Wanted::Header(name) => UidSource::Header(name),
+                Wanted::Auth(name) => UidSource::Auth(name),
+                Wanted::Hook => UidSource::Hook(Arc::new(Hook::new(
+                    name.as_str().into(),
+                    product.hook()?,
+                    clock,
+                    tasks.clone(),
+                ))),
                 Wanted::Anonymous => UidSource::Anonymous(cookie.cloned()),
             })
         });
         let policy = UidPolicy {
             sources: sources.collect(),
             required: product.requires_uid(),
-            insecure: product.insecure_identity,
+            believes_clients: product.insecure_identity || config.client.open_listener().is_none(),
         };
         policies.push((Arc::from(name.as_str()), policy));
     }
@@ -106,7 +115,7 @@ mod tests {
         keys.add_secret(&[7; 32]).unwrap();
         let jwt_keys = BTreeMap::from([("chat".to_owned(), keys)]);
         let secrets = Secrets { cluster: None, api_key: None, admin_token: None, jwt_keys };
-        let identity = identity(&config, &secrets);
+        let identity = identity(&config, &secrets, Clock::start(), &Tasks::new());
         let products = products(&config, &BTreeMap::new());
         let refused = |query: &str| {
             let admitted = admitted(&products, &identity, &Asking::by_query(query));

@@ -30,6 +30,7 @@ use crate::config::Config;
 use crate::config::secrets::Secrets;
 use crate::drain::DrainControl;
 use crate::handles::{SHARD_QUEUE_LEN, ShardHandle, Shards, ToShard, ViewWatch};
+use crate::identity::{Identities, Identity};
 use crate::listener::{ClientListener, ClientPort, PortSettings};
 use crate::mesh::{EndpointConfig, Mesh, MeshConfig, MeshHandle, NodeStatusSource};
 use crate::proxy::{ByTcp, Dial, Local, Proxies, Proxy, ProxyParts, Settings, follow};
@@ -135,7 +136,9 @@ impl Parts {
         let addresses = Addresses { mesh: mesh.handle().bound(), ..addresses };
 
         let apps_of_products = options.apps.clone();
-        let first = Arc::new(port_settings(&config, secrets, &apps_of_products));
+        let who = Arc::new(identity(&config, secrets, clock, &tasks));
+        let first = Arc::new(port_settings(&config, &apps_of_products, &who));
+        let (identity_tx, identity_watch) = watch::channel(who);
         let products = first.products.clone();
         let (products_tx, products_watch) = watch::channel(products.clone());
         let (port_tx, port_watch) = watch::channel(first);
@@ -143,6 +146,9 @@ impl Parts {
         let apps =
             Apps::new(options.apps.clone(), shards.clone(), view.clone(), limits, tasks.clone(), handlers);
         let apps = Arc::new(apps);
+        let identities =
+            Identities::new(identity_watch, shards.clone(), tasks.clone(), tokio::runtime::Handle::current());
+        let identities = Arc::new(identities);
         let ids = IdKey::new(&cluster_key);
         for (handle, inbox) in shards.0.iter().zip(inboxes) {
             let parts = ShardParts {
@@ -161,6 +167,7 @@ impl Parts {
                 shards: shards.clone(),
                 outbound: Box::new(mesh.handle().clone()),
                 apps: apps.clone(),
+                identities: identities.clone(),
             };
             shard::start(parts, &tasks).map_err(|cause| StartError::System { what: "a shard", cause })?;
         }
@@ -180,6 +187,7 @@ impl Parts {
             drain: &drain,
             connections_max,
             tasks: &tasks,
+            identities: &identities,
         };
         let api = serving.api(listeners.api, secrets.api_key.as_ref())?;
         serving.admin(listeners.admin, secrets.admin_token.as_ref(), api)?;
@@ -204,10 +212,11 @@ impl Parts {
             None => None,
         };
         listeners.client.start(port, None, &client_tasks).map_err(not_started)?;
-        let (told, proxied) = (shards.clone(), proxies.clone());
+        let (told, proxied, hook_tasks) = (shards.clone(), proxies.clone(), tasks.clone());
         let start = start_proxy(&addresses.name, mesh.handle(), &shards, clock, &client_tasks);
         let apply: Apply = Box::new(move |config, secrets| {
-            let settings = port_settings(config, secrets, &apps_of_products);
+            let who = Arc::new(identity(config, secrets, clock, &hook_tasks));
+            let settings = port_settings(config, &apps_of_products, &who);
             if let Some(shown) = &shown {
                 let read = certificates(config).map_err(|e| e.to_string())?;
                 shown.switch(read).map_err(|e| e.to_string())?;
@@ -219,6 +228,7 @@ impl Parts {
             }
             proxied.take_over(proxy_settings(config), &start);
             products_tx.send_replace(products);
+            identity_tx.send_replace(who);
             port_tx.send_replace(Arc::new(settings));
             Ok(())
         });
@@ -425,7 +435,7 @@ fn mesh_config(config: &Config, addresses: &Addresses, cluster_key: ClusterKey, 
 }
 
 /// What the client port goes by.
-fn port_settings(config: &Config, secrets: &Secrets, apps: &BTreeMap<String, App>) -> PortSettings {
+fn port_settings(config: &Config, apps: &BTreeMap<String, App>, who: &Arc<Identity>) -> PortSettings {
     let policy = RoutePolicy {
         origins: Origins::from_list(&config.client.allowed_origins),
         identity_headers: identity_headers(config),
@@ -434,7 +444,7 @@ fn port_settings(config: &Config, secrets: &Secrets, apps: &BTreeMap<String, App
         proxies: TrustedProxies::from_list(&config.client.trusted_proxies).unwrap_or_default(),
     };
     let products = Arc::new(products(config, apps));
-    PortSettings { products, doorkeeper: Arc::new(identity(config, secrets)), policy }
+    PortSettings { products, doorkeeper: who.clone(), policy }
 }
 
 /// Read again: since the settings were checked somebody may have changed the files.

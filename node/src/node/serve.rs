@@ -17,7 +17,7 @@ use crate::config::{Config, SecretText};
 use crate::demo::site;
 use crate::drain::DrainControl;
 use crate::handles::Shards;
-use crate::identity::ProductsWatch;
+use crate::identity::{Identities, ProductsWatch};
 use crate::mesh::MeshHandle;
 use crate::metrics::Source;
 use crate::proxy::Proxies;
@@ -41,6 +41,7 @@ pub(super) struct Serving<'n> {
     pub(super) drain: &'n DrainControl,
     pub(super) connections_max: usize,
     pub(super) tasks: &'n Tasks,
+    pub(super) identities: &'n Arc<Identities>,
 }
 
 impl Serving<'_> {
@@ -67,7 +68,8 @@ impl Serving<'_> {
         api: Arc<Counters>,
     ) -> Result<(), StartError> {
         let (listener, access) = open(listener, self.addresses.admin, token)?;
-        let sources: Vec<Arc<dyn Source>> = vec![api, self.proxies.clone(), Arc::new(logs::Dropped)];
+        let sources: Vec<Arc<dyn Source>> =
+            vec![api, self.proxies.clone(), Arc::new(logs::Dropped), self.identities.clone()];
         let state = AdminState {
             name: self.addresses.name.clone(),
             software: env!("CARGO_PKG_VERSION").into(),

@@ -32,6 +32,7 @@ use crate::admission::ClientPlace;
 use crate::app::runtime::Apps;
 use crate::clock::Clock;
 use crate::handles::{EngineAsked, ShardReport, ToShard};
+use crate::identity::Identities;
 use clients::client_mut;
 
 /// One read, shared by all clients of the shard.
@@ -130,6 +131,7 @@ pub(super) struct Driver<M> {
     to_write: VecDeque<ClientIx>,
     outgoing: Outgoing,
     apps: Arc<Apps>,
+    identities: Arc<Identities>,
     answers: HashMap<u64, oneshot::Sender<Result<Answer, CommandFailed>>>,
     queries: u64,
     /// Requests of polling clients that came in by this shard.
@@ -149,6 +151,7 @@ impl<M: Machine> Driver<M> {
         message_bytes_max: usize,
         outgoing: Outgoing,
         apps: Arc<Apps>,
+        identities: Arc<Identities>,
     ) -> Self {
         Self {
             machine,
@@ -162,6 +165,7 @@ impl<M: Machine> Driver<M> {
             to_write: VecDeque::new(),
             outgoing,
             apps,
+            identities,
             answers: HashMap::new(),
             queries: 0,
             requests: HashMap::new(),
@@ -243,6 +247,7 @@ impl<M: Machine> Driver<M> {
                 self.requests.insert(ix, answer);
                 self.feed(now, Input::Request(ix, sid, request));
             }
+            ToShard::Identified(ix, number, said) => self.feed(now, Input::Identified(ix, number, said)),
             ToShard::App(sid, call, outcome) => self.feed(now, Input::App(sid, call, outcome)),
             ToShard::RequestGone(ix) => {
                 if self.requests.remove(&ix).is_some() {
@@ -307,6 +312,7 @@ impl<M: Machine> Driver<M> {
             Output::Close(ix, code) => {
                 self.close(now, ix, Some(code.code()), code.reason(), ClientGone::Closed);
             }
+            Output::Identify(question) => self.identities.ask(self.outgoing.shard(), question),
             Output::App(call) => self.apps.ask(self.outgoing.shard(), *call),
             Output::AppAnswered(name, answer) => self.apps.answered(name, answer),
             Output::AppGathered(name, gathered) => self.apps.gathered(name, gathered),

@@ -24,6 +24,7 @@ use super::outgoing::{Outbound, Outgoing};
 use crate::app::runtime::Apps;
 use crate::clock::Clock;
 use crate::handles::{Shards, ToShard, ViewWatch};
+use crate::identity::Identities;
 use crate::tasks::{self, OnPanic, Tasks};
 
 /// Messages of other threads taken in one turn.
@@ -45,6 +46,8 @@ pub struct ShardParts {
     pub outbound: Box<dyn Outbound>,
     /// The code of products.
     pub(crate) apps: Arc<Apps>,
+    /// Who clients are that say so when they connect to a namespace.
+    pub(crate) identities: Arc<Identities>,
 }
 
 /// Starts the thread `shard/<n>`. It ends, closing what is open without a word, when the tasks are
@@ -57,10 +60,10 @@ pub fn start(parts: ShardParts, tasks: &Tasks) -> io::Result<()> {
     let name = format!("shard/{}", parts.config.me.shard.0);
     let stopping = tasks.stopping();
     tasks.spawn_thread(name, OnPanic::EndNode, move || {
-        let ShardParts { config, clock, inbox, view, shards, outbound, apps } = parts;
+        let ShardParts { config, clock, inbox, view, shards, outbound, apps, identities } = parts;
         let message_bytes_max = config.limits.message_bytes_max;
         let outgoing = Outgoing::new(config.me, shards, outbound);
-        let driver = Driver::new(Shard::new(config), clock, message_bytes_max, outgoing, apps);
+        let driver = Driver::new(Shard::new(config), clock, message_bytes_max, outgoing, apps, identities);
         let shared = Rc::new(Shared::new(driver, clock));
         LocalSet::new().block_on(&runtime, drive(shared, inbox, view, stopping));
     })

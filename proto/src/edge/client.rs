@@ -4,13 +4,15 @@
 //! Stays out: packets and sessions (`Edge`).
 //! Units: `queued` are bytes handed to the driver in this turn, or reported by it as left over.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::identify::Identifying;
 use super::polling::Polling;
 use super::upgrade::Upgrading;
 use crate::id::ClientIx;
 use crate::limits::Limits;
-use crate::shard::{Admission, ClientProtocol, NewClient, Refusal, TimerKey, Timers};
+use crate::shard::{Admission, ClientProtocol, NewClient, Refusal, TimerKey, Timers, Uid};
 use crate::socketio::Reassembly;
 use crate::time::Instant;
 
@@ -26,6 +28,10 @@ pub(super) struct Client {
     pub(super) admission: Result<Admission, Refusal>,
     pub(super) carrier: Carrier,
     pub(super) reassembly: Reassembly,
+    /// Namespaces that it may enter once it is known who it is there.
+    pub(super) identifying: Vec<Identifying>,
+    /// Who it is in each namespace, where that was found out there.
+    pub(super) identified: Vec<(Arc<str>, Arc<str>)>,
     /// Its sessions (indices into the edge's sessions), one for each namespace, in the order they began.
     pub(super) sessions: Vec<u32>,
     /// It carries its cursors.
@@ -110,6 +116,8 @@ impl Client {
             admission: new.admission,
             carrier,
             reassembly: Reassembly::new(),
+            identifying: Vec::new(),
+            identified: Vec::new(),
             sessions: Vec::new(),
             offsets: new.offsets && new.protocol == ClientProtocol::SocketIo,
             resuming: Vec::new(),
@@ -129,6 +137,17 @@ impl Client {
             slowed_until: None,
             unconfirmed_since: None,
             timer_at: None,
+        }
+    }
+
+    /// Who it is in a namespace that it has been let into.
+    pub(super) fn uid_in(&self, namespace: &str) -> Option<Arc<str>> {
+        match &self.admission.as_ref().ok()?.uid {
+            Uid::Known(uid) => Some(uid.clone()),
+            Uid::ByAuth(_) => {
+                let known = self.identified.iter().find(|(name, _)| **name == *namespace);
+                known.map(|(_, uid)| uid.clone())
+            }
         }
     }
 

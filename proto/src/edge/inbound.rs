@@ -13,7 +13,7 @@ use super::{Edge, asks};
 use crate::engineio::{self, EnginePacket};
 use crate::id::{ClientIx, Placement};
 use crate::plain::{self, PlainRequest};
-use crate::shard::{Admission, ClientProtocol, CloseCode, Ctx, Packet};
+use crate::shard::{Admission, ClientProtocol, CloseCode, Ctx, Packet, Refusal, Uid};
 use crate::socketio::{self, ClientPacket, SocketError};
 use crate::wire::{DetachReason, Inbound, Payload, SessionIdentity};
 
@@ -48,7 +48,7 @@ impl Edge {
         self.arm(ctx, ix);
     }
 
-    fn misbehaved(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, code: CloseCode) {
+    pub(super) fn misbehaved(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, code: CloseCode) {
         ctx.stats.protocol_errors_total += 1;
         self.close(ctx, ix, code, DetachReason::ParseError);
     }
@@ -110,38 +110,64 @@ impl Edge {
         let client = self.clients[ix.0 as usize].as_deref_mut().expect("checked by the caller");
         let refusal = client.admission.as_ref().err().cloned();
         if let Some(refusal) = refusal {
-            let mut data = b"{\"code\":".to_vec();
-            crate::json::push_string(&mut data, &refusal.code);
-            data.push(b'}');
-            let data = String::from_utf8(data).unwrap_or_default();
-            let packet = socketio::encode_connect_error(namespace, &refusal.message, Some(&data));
-            self.reply(ctx, ix, packet);
-        } else if self.session_in(ix, namespace).is_some() || self.is_resuming_in(ix, namespace) {
-            self.misbehaved(ctx, ix, CloseCode::ProtocolError);
-        } else {
+            self.refuse_connect(ctx, ix, namespace, &refusal);
+        } else if !self.connects_twice(ctx, ix, namespace) {
             self.enter(ctx, ix, namespace, auth);
         }
+    }
+
+    pub(super) fn refuse_connect(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        ix: ClientIx,
+        namespace: &str,
+        refusal: &Refusal,
+    ) {
+        let mut data = b"{\"code\":".to_vec();
+        crate::json::push_string(&mut data, &refusal.code);
+        data.push(b'}');
+        let data = String::from_utf8(data).unwrap_or_default();
+        let packet = socketio::encode_connect_error(namespace, &refusal.message, Some(&data));
+        self.reply(ctx, ix, packet);
     }
 
     /// Lets a client into a namespace that its product has.
     fn enter(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, name: &str, auth: Option<&[u8]>) {
         let limits = self.limits.clone();
         let Some(client) = self.client(ix) else { return };
-        let Ok(Admission { product, .. }) = &client.admission else { return };
+        let Ok(Admission { product, uid }) = &client.admission else { return };
+        let by_auth = matches!(uid, Uid::ByAuth(_));
         let Some(namespace) = product.namespaces.find(name) else {
             let packet = socketio::encode_connect_error(name, "Invalid namespace", None);
             return self.reply(ctx, ix, packet);
         };
-        if client.sessions.len() + client.resuming.len() >= limits.namespaces_max {
-            return self.misbehaved(ctx, ix, CloseCode::Policy);
+        let taken = client.sessions.len() + client.resuming.len() + client.identifying.len();
+        if taken >= limits.namespaces_max {
+            self.misbehaved(ctx, ix, CloseCode::Policy);
+        } else if by_auth {
+            self.ask_identity(ctx, ix, namespace, auth);
+        } else {
+            self.let_in(ctx, ix, namespace, auth);
         }
+    }
+
+    /// A client enters a namespace as who it is there.
+    pub(super) fn let_in(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        ix: ClientIx,
+        namespace: Arc<str>,
+        auth: Option<&[u8]>,
+    ) {
+        let Some(client) = self.client(ix) else { return };
         match Self::resume_asked(auth).filter(|_| client.offsets) {
             Some((pid, offset)) => self.ask_resume(ctx, ix, namespace, pid, offset),
             None => self.connect_with(ctx, ix, &namespace, auth),
         }
     }
 
-    fn socket_inbound(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, packet: ClientPacket) {
+    pub(super) fn socket_inbound(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, packet: ClientPacket) {
+        let Some(packet) = self.keep_for_identity(ctx, ix, packet) else { return };
         let (namespace, inbound) = match packet {
             ClientPacket::Event { namespace, ack, payload } => (namespace, Inbound::Event { ack, payload }),
             ClientPacket::Ack { namespace, id, payload } => (namespace, Inbound::Ack { id, payload }),
@@ -242,7 +268,11 @@ impl Edge {
         let Some(client) = self.client(ix) else { return };
         client.connected();
         let (protocol, resumable) = (client.protocol, client.offsets);
-        let Ok(Admission { product, uid }) = client.admission.clone() else { return };
+        let (Ok(Admission { product, .. }), Some(uid)) =
+            (client.admission.clone(), client.uid_in(&namespace))
+        else {
+            return;
+        };
         let hello = product.is_app.then(|| Bytes::copy_from_slice(auth.unwrap_or_default()));
         let placement = Placement::of_user(&product.name, &uid);
         let mut number = [0; 8];

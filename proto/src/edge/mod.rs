@@ -16,6 +16,7 @@ mod carried;
 mod client;
 mod deliver;
 mod departed;
+mod identify;
 mod inbound;
 mod moving;
 mod older;
@@ -42,8 +43,8 @@ use crate::limits::Limits;
 use crate::marks::Marks;
 use crate::plain;
 use crate::shard::{
-    Budget, ClientGone, ClientProtocol, CloseCode, Ctx, NewClient, Output, Packet, ProductRules, RequestIx,
-    Transport,
+    Admission, Budget, ClientGone, ClientProtocol, CloseCode, Ctx, NewClient, Output, Packet, ProductRules,
+    RequestIx, Transport,
 };
 use crate::time::Instant;
 use crate::wire::{Body, DetachReason, EngineResponse, Member, Members, ToSession};
@@ -104,6 +105,8 @@ pub(crate) struct Edge {
     bounced_rooms: BTreeSet<RoomKey>,
     /// Sessions asked for on behalf of clients that come back, by question.
     resuming: BTreeMap<u64, Resuming>,
+    /// Questions who a client is, so far: the last one's name.
+    identities_asked: u64,
     resumes_asked: u64,
     /// Subscriptions asked for.
     asked: u64,
@@ -171,6 +174,7 @@ impl Edge {
             bounced_sessions: BTreeSet::new(),
             bounced_rooms: BTreeSet::new(),
             resuming: BTreeMap::new(),
+            identities_asked: 0,
             resumes_asked: 0,
             asked: 0,
             asks,
@@ -224,7 +228,11 @@ impl Edge {
         self.clients[ix.0 as usize].as_deref_mut().expect("a session never outlives its client")
     }
 
-    pub(crate) fn opened(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, new: NewClient) {
+    pub(crate) fn opened(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, mut new: NewClient) {
+        // Only Socket.IO has something to ask.
+        if new.protocol != ClientProtocol::SocketIo {
+            new.admission = new.admission.and_then(Admission::without_auth);
+        }
         let at = ix.0 as usize;
         if self.clients.len() <= at {
             self.clients.resize_with(at + 1, || None);

@@ -71,7 +71,11 @@ impl Edge {
     ) {
         let Some(client) = self.client(ix) else { return };
         client.connected();
-        let Ok(Admission { product, uid }) = client.admission.clone() else { return };
+        let (Ok(Admission { product, .. }), Some(uid)) =
+            (client.admission.clone(), client.uid_in(&namespace))
+        else {
+            return;
+        };
         client.resume_due = Some(ctx.now + RESUME_MAX);
         self.resumes_asked += 1;
         let id = self.resumes_asked;

@@ -241,7 +241,7 @@ impl Edge {
             let client = self.clients[ix.0 as usize].as_deref().filter(|client| !client.closing);
             client.is_none_or(|client| {
                 let welcomed = |index: &u32| self.sessions[*index as usize].welcomed;
-                client.sessions.iter().all(welcomed)
+                client.sessions.iter().all(welcomed) && client.identifying.is_empty()
             })
         };
         let ready: Vec<ClientIx> = self.upgrades_due.iter().copied().filter(ready).collect();
@@ -274,6 +274,7 @@ impl Edge {
             Ok(Admission { product, uid }) => Ok((product.name.clone(), uid.clone())),
             Err(refusal) => Err(refusal.clone()),
         };
+        let identified = std::mem::take(&mut client.identified);
         let (offsets, partial) = (client.offsets, std::mem::take(&mut client.reassembly).into_messages());
         let Some(polling) = client.polling_mut() else { return };
         let (sid, mut queued) = (polling.sid, polling.take_queue());
@@ -286,7 +287,8 @@ impl Edge {
             self.upgraded.pop_front();
         }
         self.behind.remove(&ix);
-        let state = Box::new(MovedClient { admission, offsets, queued, partial, sessions, resuming });
+        let state =
+            Box::new(MovedClient { admission, identified, offsets, queued, partial, sessions, resuming });
         let moved = FromEngine::Moved { sid, client: probe.client, state };
         ctx.out.send_to_address(probe.edge, lane_of(&sid), Body::FromEngine(moved));
         ctx.out.push(Output::Close(ix, CloseCode::Normal));
@@ -352,7 +354,7 @@ impl Edge {
     /// The session is here: what no GET has taken goes out first, then everything goes on.
     fn moved_here(&mut self, ctx: &mut Ctx<'_>, ix: ClientIx, state: MovedClient) {
         let limits = self.limits.clone();
-        let MovedClient { admission, offsets, queued, partial, sessions, resuming } = state;
+        let MovedClient { admission, identified, offsets, queued, partial, sessions, resuming } = state;
         let admission = admission.and_then(|(name, uid)| {
             let product = self.products.get(&name).cloned();
             let product = product.ok_or_else(|| Refusal {
@@ -366,7 +368,7 @@ impl Edge {
         let Carrier::Upgrading(upgrading) = std::mem::replace(&mut client.carrier, Carrier::WebSocket) else {
             return;
         };
-        (client.admission, client.offsets) = (admission, offsets);
+        (client.admission, client.identified, client.offsets) = (admission, identified, offsets);
         client.took_over(now, !(sessions.is_empty() && resuming.is_empty()), &limits);
         for packet in queued {
             self.write(ctx, ix, packet);

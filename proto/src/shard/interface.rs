@@ -63,7 +63,53 @@ pub struct Admission {
     /// Its product.
     pub product: Arc<ProductRules>,
     /// Its user.
-    pub uid: Arc<str>,
+    pub uid: Uid,
+}
+
+impl Admission {
+    /// For a client that says nothing more of itself.
+    pub(crate) fn without_auth(self) -> Result<Self, Refusal> {
+        let uid = match self.uid {
+            Uid::ByAuth(otherwise) => Uid::Known(otherwise?),
+            known @ Uid::Known(_) => known,
+        };
+        Ok(Self { uid, ..self })
+    }
+}
+
+/// Who a client is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Uid {
+    /// Its handshake has said so.
+    Known(Arc<str>),
+    /// What it says when it connects to a namespace decides, asked by [`Output::Identify`]; where that
+    /// names nobody it is this one, or refused. Socket.IO only.
+    ByAuth(Result<Arc<str>, Refusal>),
+}
+
+impl From<&str> for Uid {
+    fn from(uid: &str) -> Self {
+        Self::Known(uid.into())
+    }
+}
+
+impl From<String> for Uid {
+    fn from(uid: String) -> Self {
+        Self::Known(uid.into())
+    }
+}
+
+/// Whom does what a client said when it connected to a namespace speak for?
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuthQuestion {
+    /// Whose question it is.
+    pub client: ClientIx,
+    /// Its name: never given twice.
+    pub number: u64,
+    /// The client's product.
+    pub product: Arc<str>,
+    /// A whole JSON object; empty where the client sent none.
+    pub auth: Bytes,
 }
 
 /// Why a client may not connect; told in its own protocol (DESIGN §10).
@@ -225,6 +271,8 @@ pub enum Input {
     Query(u64, Query),
     /// The application's answer about a session.
     App(SocketSid, u64, AppOutcome),
+    /// The answer to [`Output::Identify`]: the user, nobody, or why it is not believed.
+    Identified(ClientIx, u64, Result<Option<Arc<str>>, Refusal>),
     /// Close all clients (their transports only: they may come back), at most so many now.
     CloseClients(usize),
     /// New products, or new rules of known ones; whether one is durable, or has code, does not change. Those
@@ -297,6 +345,8 @@ pub enum Output {
     AppAnswered(u64, Option<Payload>),
     /// What has come of a question of an application to the members of rooms.
     AppGathered(u64, Gathered),
+    /// Find out who a client is, by what it has sent; answered by [`Input::Identified`], sooner or later.
+    Identify(AuthQuestion),
     /// Answer a request.
     Respond(RequestIx, EngineResponse),
     /// Send to another node, or to another shard of this one (`to == me`).

@@ -102,6 +102,7 @@ impl Shard {
             Input::Request(ix, sid, request) => self.edge.request(&mut ctx, ix, sid, request),
             Input::RequestGone(ix) => self.edge.request_gone(&mut ctx, ix),
             Input::Query(token, query) => self.calls.begin(&mut ctx, token, query),
+            Input::Identified(ix, number, said) => self.edge.identified(&mut ctx, ix, number, said),
             Input::App(sid, call, outcome) => self.sessions.on_app(&mut ctx, sid, call, outcome),
             Input::CloseClients(count) => self.edge.close_some(&mut ctx, count),
             Input::Products(products) => {

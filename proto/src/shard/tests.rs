@@ -10,6 +10,7 @@ mod bounds;
 mod clients;
 mod crashes;
 mod histories;
+mod identity;
 mod misplaced;
 mod namespaces;
 mod owners;
@@ -90,6 +91,8 @@ struct Mesh {
     asked: Vec<(usize, AppCall)>,
     app_answered: Vec<(u64, Option<Payload>)>,
     app_gathered: Vec<(u64, Gathered)>,
+    /// Who clients are is to be found out.
+    identities: Vec<(At, AuthQuestion)>,
     /// Clients opened from here on carry their cursors.
     offsets: bool,
 }
@@ -145,6 +148,7 @@ impl Mesh {
             asked: Vec::new(),
             app_answered: Vec::new(),
             app_gathered: Vec::new(),
+            identities: Vec::new(),
             offsets: false,
         };
         mesh.views();
@@ -256,6 +260,7 @@ impl Mesh {
                     }
                     self.asked.push((at.0, *call));
                 }
+                Output::Identify(question) => self.identities.push((at, question)),
                 Output::AppAnswered(name, answer) => self.app_answered.push((name, answer)),
                 Output::AppGathered(name, gathered) => self.app_gathered.push((name, gathered)),
                 Output::Send { to, envelope, .. } => self.queue.push_back((to, envelope)),
@@ -369,9 +374,13 @@ impl Mesh {
     }
 
     fn open(&mut self, at: At, protocol: ClientProtocol, admission: Result<&str, Refusal>) -> Client {
+        let admission = admission.map(|uid| Admission { product: self.rules.clone(), uid: uid.into() });
+        self.open_as(at, protocol, admission)
+    }
+
+    fn open_as(&mut self, at: At, protocol: ClientProtocol, admission: Result<Admission, Refusal>) -> Client {
         let ix = self.clients;
         self.clients += 1;
-        let admission = admission.map(|uid| Admission { product: self.rules.clone(), uid: uid.into() });
         let transport = Transport::WebSocket;
         let new = NewClient { protocol, admission, offsets: self.offsets, transport };
         self.input(at, Input::ClientOpened(ClientIx(ix), new));

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{AskRef, Done, Inbound, OwnEntry, SessionIdentity};
 use crate::id::{Address, ClientIx, Cursor, EngineSid, Pid, RoomKey, SocketSid, Term};
-use crate::shard::{Packet, Refusal};
+use crate::shard::{Packet, Refusal, Uid};
 
 /// What an HTTP request of a polling client asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,7 +133,9 @@ pub enum FromEngine {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MovedClient {
     /// Product and user, or why it may not connect.
-    pub admission: Result<(Arc<str>, Arc<str>), Refusal>,
+    pub admission: Result<(Arc<str>, Uid), Refusal>,
+    /// Namespaces in which it has said who it is, and who.
+    pub identified: Vec<(Arc<str>, Arc<str>)>,
     /// Its events carry how far it has got.
     pub offsets: bool,
     /// What no poll has taken.

@@ -139,6 +139,8 @@ impl Cluster {
             Output::Respond(request, response) => self.responded(slot, request, response),
             // No product of a simulation has code of its own.
             Output::App(_) | Output::AppAnswered(..) | Output::AppGathered(..) => {}
+            // All clients of a simulation say who they are in their handshake.
+            Output::Identify(_) => {}
             Output::Write(index, packet) => {
                 if let Some(transport) = clients.get(&index).copied() {
                     self.write(transport, packet);

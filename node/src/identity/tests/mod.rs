@@ -1,6 +1,7 @@
 //! Who is let in as whom.
 
 use mesh_proto::shard::ProductRules;
+use serde_json::json;
 
 use super::testing::{Asking, identified};
 use super::*;
@@ -20,7 +21,8 @@ fn door(required: bool, sources: impl Fn() -> Vec<UidSource>) -> Door {
     let rooms = Product::rooms(ProductRules::open("rooms"));
     let others = [Product::rooms(ProductRules::open("chat")), Product::proxy("site")];
     let products = Products::new(rooms, others, false);
-    let policy = |name: &str| (Arc::from(name), UidPolicy { sources: sources(), required, insecure: false });
+    let policy =
+        |name: &str| (Arc::from(name), UidPolicy { sources: sources(), required, believes_clients: true });
     let identity = Identity::new(["rooms", "chat", "site"].map(policy), 128);
     Door { products, identity }
 }
@@ -45,7 +47,8 @@ impl Door {
     /// `product/uid`, or the refusal's code.
     fn admitted(&self, asking: &Asking) -> Result<String, &'static str> {
         match testing::admitted(&self.products, &self.identity, asking).client.admission {
-            Ok(admission) => Ok(format!("{}/{}", admission.product.name, admission.uid)),
+            Ok(Admission { product, uid: Uid::Known(uid) }) => Ok(format!("{}/{uid}", product.name)),
+            Ok(Admission { uid: Uid::ByAuth(_), .. }) => panic!("only Socket.IO has that"),
             Err(refusal) => {
                 let codes = [UID_REQUIRED, UID_INVALID, PRODUCT_UNKNOWN];
                 Err(codes.into_iter().find(|code| *code == refusal.code).expect("a code there is"))
@@ -119,8 +122,11 @@ fn uids_that_look_the_same_are_the_same() {
 
 #[test]
 fn elsewhere_the_uid_parameter_is_not() {
-    let foreign = Asking { loopback_listener: false, ..Asking::by_query("uid=alice") };
-    assert_eq!(with_query().admitted(&foreign), Err(UID_REQUIRED));
+    let believed = with_query();
+    let policy =
+        UidPolicy { sources: vec![UidSource::Query("uid".into())], required: true, believes_clients: false };
+    let foreign = Door { identity: Identity::new([("rooms".into(), policy)], 128), ..believed };
+    assert_eq!(foreign.admitted(&Asking::by_query("uid=alice")), Err(UID_REQUIRED));
     let signed = with_jwt(JwtSettings::default());
     assert_eq!(signed.admitted(&Asking::by_query("uid=alice")), Err(UID_REQUIRED));
     let none = Door { identity: Identity::new([], 128), ..signed };
@@ -186,7 +192,8 @@ fn an_anonymous_user_is_the_same_again_by_its_cookie_and_never_by_its_uid() {
     let came = |headers: &str| {
         let asking = Asking { headers: headers.into(), ..Asking::by_query("uid=mallory") };
         let Admitted { client, set_cookie } = testing::admitted(&door.products, &door.identity, &asking);
-        (client.admission.unwrap().uid.to_string(), set_cookie)
+        let Uid::Known(uid) = client.admission.unwrap().uid else { panic!("asked again") };
+        (uid.to_string(), set_cookie)
     };
     let (uid, set_cookie) = came("");
     let set_cookie = set_cookie.expect("a cookie");
@@ -240,4 +247,53 @@ fn offsets_go_to_browsers_and_to_whom_asks() {
         let got = carries_offsets(rule, ClientProtocol::SocketIo, &head);
         assert_eq!(got, expected, "{rule:?} {query:?} {header:?}");
     }
+}
+
+#[test]
+fn what_a_socket_io_client_says_when_it_connects_counts_in_its_turn() {
+    let policy = Arc::new(JwtPolicy::new(tokens::secret(), JwtSettings::default()));
+    let places = || vec![TokenPlace::Bearer, TokenPlace::Auth("token".into())];
+    let door = door(true, || {
+        vec![
+            UidSource::Jwt(policy.clone(), places()),
+            UidSource::Auth("user".into()),
+            UidSource::Anonymous(None),
+        ]
+    });
+    let token = signed(&good_claims());
+    let came = |asking: &Asking, protocol| {
+        testing::admitted_as(&door.products, &door.identity, asking, protocol).client.admission.unwrap().uid
+    };
+    // A token of the handshake has been asked for first.
+    let bearer = Asking::by_header(&format!("Authorization: Bearer {token}"));
+    assert_eq!(came(&bearer, ClientProtocol::SocketIo), Uid::from("alice"));
+    let Uid::ByAuth(Ok(otherwise)) = came(&Asking::by_query(""), ClientProtocol::SocketIo) else {
+        panic!("not asked")
+    };
+    assert!(otherwise.starts_with('~'), "{otherwise}");
+    assert!(matches!(came(&Asking::by_query(""), ClientProtocol::Plain), Uid::Known(_)));
+    let said = |auth: &str| match door.identity.of_auth("rooms", auth.as_bytes()) {
+        Ok(uid) => Ok(uid.map(|uid| uid.to_string())),
+        Err(refusal) => Err(refusal.code.into_owned()),
+    };
+    let known = |uid: &str| Ok(Some(uid.to_owned()));
+    assert_eq!(said(&json!({"token": token, "user": "bob"}).to_string()), known("alice"));
+    assert_eq!(said(&json!({"user": "bob"}).to_string()), known("bob"));
+    assert_eq!(said(&json!({"user": 7, "token": ""}).to_string()), known("7"));
+    assert_eq!(said(&json!({"user": "cafe\u{301}"}).to_string()), known("caf\u{e9}"));
+    for nothing in ["", "{}", "{\"token\":null}", "{\"uid\":\"bob\"}"] {
+        assert_eq!(said(nothing), Ok(None), "{nothing}");
+    }
+    for bad in [
+        json!({"token": "x", "user": "bob"}),
+        json!({"token": {"a": 1}}),
+        json!({"user": ["bob"]}),
+        json!({"user": "~bob"}),
+        json!({"user": "b\u{0}b"}),
+        json!({"user": "x".repeat(129)}),
+    ] {
+        assert_eq!(said(&bad.to_string()), Err(UID_INVALID.to_owned()), "{bad}");
+    }
+    assert_eq!(said(&json!({"user": ""}).to_string()), Err(UID_REQUIRED.to_owned()));
+    assert_eq!(door.identity.of_auth("nope", b"{\"user\":\"bob\"}"), Ok(None));
 }

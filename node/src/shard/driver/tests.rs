@@ -19,6 +19,7 @@ use super::super::thread::{Shared, drive};
 use super::*;
 use crate::admission::{Admission, AdmissionLimits};
 use crate::handles::{OpenedClient, ShardHandle, Shards};
+use crate::identity::{Identities, Identity};
 use crate::tasks::Tasks;
 
 const GREETING: &str = "hello\r\n";
@@ -104,6 +105,8 @@ impl Bench {
         let (view_tx, view) = watch::channel(Arc::new(View::new(1, me.node, Vec::new(), 1)));
         let (echo, clock) = (Echo::default(), Clock::start());
         let handlers = tokio::runtime::Handle::current();
+        let (_, identity) = watch::channel(Arc::new(Identity::new([], 128)));
+        let identities = Identities::new(identity, shards.clone(), Tasks::new(), handlers.clone());
         let apps = Apps::new(
             BTreeMap::new(),
             shards.clone(),
@@ -113,7 +116,8 @@ impl Bench {
             handlers,
         );
         let outgoing = Outgoing::new(me, shards, Box::new(NoPeers));
-        let driver = Driver::new(echo.clone(), clock, 1_000_000, outgoing, Arc::new(apps));
+        let driver =
+            Driver::new(echo.clone(), clock, 1_000_000, outgoing, Arc::new(apps), Arc::new(identities));
         let shared = Rc::new(Shared::new(driver, clock));
         let driving = tokio::task::spawn_local(drive(shared, rx, view, CancellationToken::new()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -11,7 +11,7 @@ struct Poller {
 }
 
 impl Mesh {
-    fn open_polling(&mut self, at: At, uid: &str) -> Poller {
+    fn open_polling(&mut self, at: At, uid: impl Into<Uid>) -> Poller {
         let ix = self.clients;
         self.clients += 1;
         self.requests += 1;
@@ -453,7 +453,7 @@ fn a_hole_is_known_to_the_next_edge_too() {
         let mut mesh = Mesh::new(4, 1);
         mesh.offsets = true;
         let (uid, room) = (mesh.user_at(to), mesh.room_at(2));
-        let first = mesh.open_polling((0, 0), &uid);
+        let first = mesh.open_polling((0, 0), uid.as_str());
         mesh.post((0, 0), first, &format!("40\u{1e}420[\"join\",\"{room}\"]"));
         let told = mesh.poll((0, 0), first).remove(0);
         // Owner and backup of the room at once.
@@ -563,4 +563,34 @@ fn who_is_asked_as_a_member_and_upgrades_answers_over_the_other_edge() {
     mesh.say(socket, &format!("43{id}[\"by the other\"]"));
     let Some(Ok(Answer::Gathered(all))) = mesh.answers.remove(&9) else { panic!("it has answered") };
     assert!(all.is_complete() && all.answers.len() == 1, "{all:?}");
+}
+
+#[test]
+fn an_upgrade_waits_until_it_is_known_who_the_client_is_and_takes_that_along() {
+    let mut mesh = Mesh::new(3, 1);
+    mesh.offsets = true;
+    let refusal = Refusal { code: "uid_required".into(), message: String::new() };
+    let poller = mesh.open_polling((0, 0), Uid::ByAuth(Err(refusal)));
+    assert_eq!(mesh.post((1, 0), poller, "40{\"token\":\"t\"}"), EngineResponse::Taken);
+    let socket = mesh.upgrading((2, 0), poller);
+    mesh.say(socket, "2probe");
+    assert_eq!(mesh.take(socket), ["3probe"]);
+    mesh.say(socket, "5");
+    mesh.say(socket, "421[\"join\",\"r\"]");
+    assert!(mesh.take(socket).is_empty());
+    let (at, question) = mesh.identities.remove(0);
+    mesh.input(at, Input::Identified(question.client, question.number, Ok(Some("alice".into()))));
+    mesh.settle();
+    let got = mesh.take(socket);
+    assert!(got[0].starts_with("40{\"sid\"") && got[1].starts_with("431["), "{got:?}");
+    let room = RoomKey::new(&"chat".into(), &"/".into(), "r");
+    match mesh.query(1, Query::Members { room, list: true }) {
+        Ok(Answer::Members(members)) => assert_eq!(&*members.listed[0].uid, "alice"),
+        other => panic!("{other:?}"),
+    }
+    // Where it is now, another namespace is another question.
+    mesh.say(socket, "41");
+    mesh.say(socket, "40{\"token\":\"u\"}");
+    let (at, question) = mesh.identities.remove(0);
+    assert_eq!((at, &question.auth[..]), ((2, 0), &b"{\"token\":\"u\"}"[..]));
 }
