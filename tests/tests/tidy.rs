@@ -120,7 +120,6 @@ fn tasks_start_in_one_place() {
         if !name.starts_with("node/src/")
             || name == "node/src/tasks.rs"
             || name.ends_with("tests.rs")
-            || name.contains("/tests/")
             || name.ends_with("testing.rs")
             || name.contains("/tests/")
         {
