@@ -118,7 +118,7 @@ pub fn check_mesh_state_machine(bytes: &[u8]) {
         link.check_invariants();
     };
     let mut connected = Resume { instance: 22, peer_instance: 0, epoch: 1, received: Default::default() };
-    handle(now, link::Input::Connected(connected.clone()));
+    handle(now, link::Input::Connected(connected));
     for (is_whole, piece) in pieces(bytes) {
         let Some((&head, rest)) = piece.split_first() else { continue };
         let lane = Lane(head % Lane::COUNT as u8);
@@ -140,7 +140,7 @@ pub fn check_mesh_state_machine(bytes: &[u8]) {
                 connected.instance = 22 + small(2) % 2;
                 connected.received = [small(3) % 16; Lane::COUNT];
                 handle(now, link::Input::Disconnected);
-                link::Input::Connected(connected.clone())
+                link::Input::Connected(connected)
             }
             (true, _) => {
                 now = now + Duration::from_millis(small(0) * 20);

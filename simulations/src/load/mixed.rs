@@ -38,7 +38,7 @@ struct Target {
 
 enum Running {
     Nodes { _cluster: Box<Cluster> },
-    Reference { _process: Process },
+    Reference { _process: Box<Process> },
 }
 
 impl Target {
@@ -62,7 +62,7 @@ impl Target {
         let doors = vec![Door::parse(&format!("ws://127.0.0.1:{port}"), PRODUCT)?];
         let servers = Servers::new(&[process.pid()])?;
         let name = "Socket.IO 4.8 on Node".to_owned();
-        Ok(Self { name, doors, servers, _running: Running::Reference { _process: process } })
+        Ok(Self { name, doors, servers, _running: Running::Reference { _process: process.into() } })
     }
 }
 
