@@ -98,7 +98,7 @@ fn settings_that_are_right_are_printed_with_their_origin() {
     assert_eq!(line("node.name"), "node.name a restart flag --name");
     assert_eq!(line("mesh.key "), "mesh.key *** restart env MESHD_MESH__KEY");
     assert_eq!(line("limits.message_bytes_max"), "limits.message_bytes_max 1MB restart default");
-    assert_eq!(line("products.rooms.join"), "products.rooms.join anyone restart default");
+    assert_eq!(line("products.rooms.join"), "products.rooms.join anyone live default");
 }
 
 #[test]
