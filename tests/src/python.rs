@@ -24,7 +24,7 @@ async fn install() {
     lock.lock().expect("a file lock");
     if is_older(&installed, &listed) {
         let mut python = Command::new("python3");
-        python.args(["-m", "venv"]).arg(environment());
+        python.args(["-m", "venv", "--clear"]).arg(environment());
         let mut pip = Command::new(environment().join("bin/pip"));
         pip.args(["install", "--quiet", "--disable-pip-version-check", "--requirement"]).arg(&listed);
         for mut command in [python, pip] {

@@ -8,6 +8,9 @@ use std::path::PathBuf;
 use mesh_tests::js::{run_scenario, start_scenario};
 use mesh_tests::{Cluster, http};
 
+/// What is asked for, with which fields, and the code of the refusal.
+type Lie<'l> = (&'l str, &'l [(&'l str, &'l str)], &'l str);
+
 /// As in `tests/js/identity.mjs`.
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
@@ -102,7 +105,7 @@ async fn requests_that_lie_about_who_they_are_get_a_status_of_their_own() {
         ("Sec-WebSocket-Version", "13"),
         ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
     ];
-    let cases: &[(&str, &[(&str, &str)], &str)] = &[
+    let cases: &[Lie<'_>] = &[
         ("/site", &[], "uid_required"),
         ("/site?uid=canary", &[], "uid_required"),
         ("/site", &[("X-Mesh-Uid", "canary")], "uid_required"),

@@ -1,7 +1,7 @@
 //! What of a session survives its owner.
 //!
 //! Belongs here: the replicated state, and every change of it. Owner and backup run the same code.
-//! Stays out: packets under way, effects, the wire of clients (all of the owner alone: [`super::SessionLive`]).
+//! Stays out: packets under way, effects, the wire of clients (all of the owner alone: [`super::live::SessionLive`]).
 //! Invariants: the state depends on its ops only, in their order: no clock, no limits, nothing of the node.
 //! A session is in a room once; at most [`LEFT_MAX`] leaves and [`KEYS_MAX`] keys are remembered.
 

@@ -89,7 +89,7 @@ impl UpstreamState {
     }
 }
 
-/// Something is open at an upstream; given back to [`Upstreams::ended`].
+/// Something is open at an upstream; given back to [`Upstreams::ended`](super::Upstreams::ended).
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "what is open there stays counted until it is given back"]
 pub struct Ticket {
@@ -126,7 +126,7 @@ pub enum Outcome {
 /// What to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UpstreamOutput {
-    /// Ask it how it is, and tell [`Upstreams::checked`]. After the timeout nobody listens any more.
+    /// Ask it how it is, and tell [`Upstreams::checked`](super::Upstreams::checked). After the timeout nobody listens any more.
     Check(Check),
     /// It is in another state now, to be told to people.
     Changed {
