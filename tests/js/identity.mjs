@@ -47,7 +47,7 @@ await main({
       const nobody = other.io.socket("/admin", { auth: {} });
       assert.equal((await refused(nobody)).data.code, "uid_required");
       assert.ok(a.connected && other.connected, "refused alone");
-      for (const socket of [a, other]) socket.disconnect();
+      for (const socket of [a, admin, other]) socket.disconnect();
     }
   },
 
